@@ -1,0 +1,260 @@
+"""From problems to what the model is trained on: records, chat examples with marked targets, batches, packed rows.
+
+    python data.py mini-gsm                 # shows one example, its targets in brackets
+    python data.py path/to/problems.jsonl
+
+Three steps, each a function: a record of any known form becomes a `Problem`; a problem becomes an `Example`, the token ids
+of a chat with a mark on those the model must learn to predict; the examples of a micro-batch become a `PackedBatch`, one row
+of T tokens without padding. Targets are positions, never ids: the prompt is masked, the answer and its end token are targets.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import synthetic
+from answers import extract_answer
+from runtime import UserError
+from tokenizer import Tokenizer
+
+EMBEDDED_COUNTS = {"train": 4000, "test": 500}  # problems of an embedded set, where no limit is given
+HELD_OUT = 200  # at most so many problems of a file without an evaluation file are kept for measuring
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem, whatever file it came from."""
+
+    id: str
+    question: str
+    solution: str  # the worked solution that training teaches; may be empty where a problem is only evaluated
+    answer: str  # the gold answer alone
+    level: str = ""
+    subject: str = ""
+    messages: tuple[dict, ...] = ()  # a whole chat, instead of question and solution
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one document, and for each whether the model is trained to predict it."""
+
+    ids: list[int]
+    is_target: list[bool]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Documents end to end in one row of T tokens, and the N places at which a target is predicted."""
+
+    ids: Tensor  # [T] the last token of each document is left out: nothing is predicted from it
+    lengths: list[int]  # tokens of each document in the row
+    predictors: Tensor  # [N] positions in the row whose hidden state predicts a target
+    targets: Tensor  # [N] the ids to be predicted there
+
+
+# ------------------------------------------------------------------------------------------------------------- problems
+
+
+def load_problems(name: str, split: str = "train", limit: int | None = None, seed: int = 0) -> list[Problem]:
+    """Problems of an embedded set (`mini-gsm`, `mini-math`) or of a JSON or JSONL file.
+
+    An embedded set is unlimited, so `limit` says how many; a file has no splits, and gives at most its first `limit`.
+    Raises UserError that names file and line.
+    """
+    if name in synthetic.DATASETS:
+        count = EMBEDDED_COUNTS[split] if limit is None else limit
+        return [parse_record(record, name) for record in synthetic.problems(name, split, count, seed)]
+    path = Path(name)
+    if not path.is_file():
+        known = ", ".join(synthetic.DATASETS)
+        raise UserError(f"{name}: no such file, and no data set of that name; known are {known}, or a .json or .jsonl file")
+    return read_problems(path)[:limit]
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """All problems of a JSONL file or a JSON list, told apart by the first character. Raises UserError with file:line."""
+    problems = [parse_record(record, where) for where, record in _records(path)]
+    if not problems:
+        raise UserError(f"{path}: holds no problems; expected one JSON object a line, such as {{\"question\", \"answer\"}}")
+    return problems
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if text.lstrip().startswith("["):
+        try:
+            records = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not valid JSON ({error})") from None
+        yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, 1))
+        return
+    # Not splitlines(): it also breaks at U+2028 and its like, which may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                reason = getattr(error, "msg", "nested too deep")
+                raise UserError(f"{path}:{number}: not valid JSON ({reason}); mend or remove that line") from None
+
+
+def parse_record(record: dict, where: str) -> Problem:
+    """A problem from a record in the form of GSM8K, MATH, MuggleMath/MetaMath or a chat, told apart by its keys.
+
+    `where` stands in the error message, and is the id of a record that has none.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    extras = {
+        "id": str(record.get("id", record.get("unique_id", where))),
+        "level": str(record.get("level", "")),
+        "subject": str(record.get("subject", record.get("type", ""))),
+    }
+    if "messages" in record:
+        messages = _check_messages(record["messages"], where)
+        question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+        solution = messages[-1]["content"]
+        return Problem(question=question, solution=solution, answer=extract_answer(solution) or "", messages=messages, **extras)
+    if "problem" in record and ("solution" in record or "answer" in record):
+        solution = _text(record, "solution", where) if "solution" in record else ""
+        answer = _text(record, "answer", where) if "answer" in record else extract_answer(solution) or ""
+        return Problem(question=_text(record, "problem", where), solution=solution, answer=answer, **extras)
+    for question_key, solution_key in (("question", "answer"), ("query", "response")):
+        if question_key in record and solution_key in record:
+            solution = _text(record, solution_key, where)
+            answer = extract_answer(solution) or ""
+            return Problem(question=_text(record, question_key, where), solution=solution, answer=answer, **extras)
+    found = ", ".join(map(str, list(record)[:6])) or "none"
+    raise UserError(
+        f"{where}: no known keys (found: {found}); expected question and answer, problem and solution or answer, "
+        "query and response, or messages"
+    )
+
+
+def _text(record: dict, key: str, where: str) -> str:
+    """A field as text; numbers are allowed, since some sets write answers so."""
+    value = record[key]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: {key} is {type(value).__name__}, expected text")
+    return str(value)
+
+
+def _check_messages(messages, where: str) -> tuple[dict, ...]:
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: messages must be a list of turns")
+    for turn in messages:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            raise UserError(f"{where}: each turn of messages needs a role and a content, both text")
+        if turn["role"] not in ("system", "user", "assistant"):
+            raise UserError(f"{where}: unknown role {turn['role']!r} in messages; expected system, user or assistant")
+    if messages[-1]["role"] != "assistant":
+        raise UserError(f"{where}: messages must end with a turn of the assistant, which is what is learnt")
+    return tuple(messages)
+
+
+def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
+    """Split into (train, test): about a tenth, at most `most`, chosen by a hash of the question alone.
+
+    The same question always falls on the same side, also when it stands in the file twice.
+    """
+    ranks = {p.question: synthetic.hash_of(p.question) for p in problems}
+    chosen = sorted(ranks, key=ranks.get)[: min(most, max(1, len(ranks) // 10))]
+    test = set(chosen)
+    seen: set[str] = set()
+    held = [p for p in problems if p.question in test and not (p.question in seen or seen.add(p.question))]
+    return [p for p in problems if p.question not in test], held
+
+
+# ------------------------------------------------------------------------------------------------------------- examples
+
+
+def chat_example(tokenizer: Tokenizer, problem: Problem, system: str | None) -> Example:
+    """ChatML ids of a problem with its solution; the solution and its end token are the targets."""
+    if problem.messages:
+        return Example(*tokenizer.chat(list(problem.messages), system))
+    turns = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": problem.solution}]
+    return Example(*tokenizer.chat(turns, system))
+
+
+def chat_examples(
+    tokenizer: Tokenizer, problems: list[Problem], system: str | None, max_length: int
+) -> tuple[list[Example], int]:
+    """Examples of all problems that have a solution and fit into `max_length` tokens, and how many were too long.
+
+    Too long examples are dropped, not cut: a solution without its end teaches the model not to stop.
+    """
+    examples = [chat_example(tokenizer, problem, system) for problem in problems if problem.solution or problem.messages]
+    short = [example for example in examples if len(example.ids) <= max_length]
+    return short, len(examples) - len(short)
+
+
+def show(tokenizer: Tokenizer, example: Example) -> str:
+    """The text of an example with its targets between ⟦ and ⟧, and a last line that counts them."""
+    parts, marked = [], False
+    for token, is_target in zip(example.ids, example.is_target, strict=True):
+        if is_target != marked:
+            parts.append("⟦" if is_target else "⟧")
+            marked = is_target
+        parts.append(tokenizer.show(token))
+    parts.append("⟧" if marked else "")
+    return f"{''.join(parts)}\n({len(example.ids)} tokens, {sum(example.is_target)} of them targets)"
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+def batch_indices(step: int, batch_size: int, count: int, seed: int) -> list[int]:
+    """Which of `count` examples optimiser step `step` (from 0) sees: a new order each epoch, a function of (seed, epoch).
+
+    Batches run on over the end of an epoch, so that every example is seen equally often; nothing needs to be remembered
+    to resume.
+    """
+    indices, first = [], step * batch_size
+    for epoch in range(first // count, (first + batch_size - 1) // count + 1):
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        start, stop = max(0, first - epoch * count), min(count, first + batch_size - epoch * count)
+        indices += order[start:stop].tolist()
+    return indices
+
+
+def split_by_tokens(examples: list[Example], most: int) -> list[list[Example]]:
+    """Micro-batches of at most `most` tokens each (a longer example stands alone), documents of like length together."""
+    groups: list[list[Example]] = []
+    tokens = 0
+    for example in sorted(examples, key=lambda e: len(e.ids)):
+        if not groups or tokens + len(example.ids) > most:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(example)
+        tokens += len(example.ids)
+    return groups
+
+
+def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedBatch:
+    """Lay documents end to end. Token t is predicted by the hidden state of token t-1 of the same document."""
+    ids, lengths, predictors, targets = [], [], [], []
+    for example in examples:
+        start = len(ids)
+        ids += example.ids[:-1]
+        lengths.append(len(example.ids) - 1)
+        for position, is_target in enumerate(example.is_target):
+            if is_target and position > 0:
+                predictors.append(start + position - 1)
+                targets.append(example.ids[position])
+    return PackedBatch(
+        torch.tensor(ids, device=device), lengths, torch.tensor(predictors, device=device), torch.tensor(targets, device=device)
+    )
+
+
+if __name__ == "__main__":
+    tokenizer = Tokenizer(Path(__file__).parent / "tiny")
+    print(show(tokenizer, chat_example(tokenizer, load_problems(*sys.argv[1:2] or ["mini-gsm"], limit=1)[0], None)))

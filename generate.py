@@ -1,0 +1,363 @@
+"""Completions from a key/value cache, many rows at a time, and the log-probabilities of given tokens.
+
+    python generate.py "Tom has 3 boxes of 12 pens. How many pens has he?"          # the embedded model
+    python generate.py --run runs/NAME --samples 4 --temperature 0.7 "..."          # a tuned one; `-` reads stdin
+
+A prompt goes through the model once, packed with others (prefill), and leaves its keys and values in a cache; from then
+on each step feeds one token per row. Rows are left-aligned: the token at position p lies in slot p, so that positions
+are slot numbers, a prefix simply fills the slots 0..P-1, and rows of any length stand side by side. A row that ends
+leaves, and a waiting one takes its place (continuous batching: Yu et al. 2022, Orca).
+
+Sampling: temperature, then top-k, then top-p (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751), then one
+uniform number a step through the inverse of the cumulative distribution. The uniform numbers of sample s of problem i
+come from (seed, i, s) alone, so that a sample does not depend on what else is in the batch. (What remains is rounding:
+in bf16 a batch of another shape may decide a near-tie the other way.)
+
+Shapes: B rows, S slots, V vocabulary, H heads, K key/value heads, h head size, L layers, P prefix, n prompt length.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Container, Iterator
+from dataclasses import MISSING, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from checkpoint import Run, find_model, load_model, load_run
+from flags import flag, parse_flags, run_command
+from model import Config, PackedAttention, Qwen2
+from runtime import UsageError, keep_freed_memory, pick_device, pick_dtype
+from tokenizer import Tokenizer
+
+MAX_NEW_TOKENS = 1024  # unless asked otherwise; the model's positions may leave less
+
+
+@dataclass
+class Completion:
+    """What followed prompt `problem` in its sample `sample`."""
+
+    problem: int
+    sample: int
+    ids: list[int]  # without the stop token
+    finish: str  # "stop" (a stop token came) or "length"
+    mean_log_prob: float  # nats per new token, by the untouched model, the stop token included; 0 if there is none
+
+
+@dataclass
+class _Row:
+    """A completion on its way."""
+
+    problem: int
+    sample: int
+    token: int  # read next, at `position`
+    position: int
+    limit: int  # most new tokens
+    random: np.random.Generator
+    past: list[Tensor] | None = None  # keys and values of the prompt, [2, K, P + n, h] per layer, until it has a place
+    ids: list[int] = field(default_factory=list)  # new tokens, the stop token included
+    log_prob: float = 0.0  # sum over `ids`
+    stopped: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.stopped or len(self.ids) == self.limit
+
+    def completion(self) -> Completion:
+        ids, finish = (self.ids[:-1], "stop") if self.stopped else (self.ids, "length")
+        return Completion(self.problem, self.sample, ids, finish, self.log_prob / max(1, len(self.ids)))
+
+
+class KVCache:
+    """Keys and values of the rows that are decoded, and the `attend` of a decoding step.
+
+    One tensor [2, rows, K, S, h] per layer (0 = keys, 1 = values); the rows in use are the first ones. S grows with
+    the longest row, up to `max_slots`.
+    """
+
+    def __init__(self, config: Config, rows: int, max_slots: int, dtype: torch.dtype, device: torch.device):
+        self.max_slots = max_slots
+        empty = torch.zeros(2, rows, config.num_key_value_heads, 0, config.head_dim, dtype=dtype, device=device)
+        self.layers = [empty] * config.num_hidden_layers
+
+    def grow(self, slots: int) -> None:
+        """Make room for `slots` tokens a row, and for half as many to come: each growth copies everything."""
+        have = self.layers[0].shape[3]
+        if slots > have:
+            more = min(slots + slots // 2, self.max_slots) - have
+            for index, layer in enumerate(self.layers):  # with zeros: a hidden NaN would still poison the sum
+                self.layers[index] = F.pad(layer, (0, 0, 0, more))  # [2, rows, K, S, h], longer in S
+
+    def put(self, row: int, past: list[Tensor]) -> None:
+        """Write the first tokens of a row: `past` holds [2, K, P + n, h] per layer."""
+        slots = past[0].shape[2]
+        self.grow(slots)
+        for layer, states in zip(self.layers, past):
+            layer[:, row, :, :slots] = states
+
+    def drop(self, live: list[_Row]) -> list[_Row]:
+        """Remove the rows that have ended; the last ones move into their places. Returns the rows that are left."""
+        count = sum(not row.ended for row in live)
+        holes = [i for i in range(count) if live[i].ended]
+        movers = [i for i in range(count, len(live)) if not live[i].ended]  # as many
+        if holes:
+            for layer in self.layers:
+                layer[:, holes] = layer[:, movers]
+        for hole, mover in zip(holes, movers):
+            live[hole] = live[mover]
+        return live[:count]
+
+    def begin_step(self, positions: list[int]) -> Tensor:
+        """Prepare for one new token in each of the first B rows; returns its positions [B] as a tensor."""
+        slots = max(positions) + 1
+        self.grow(slots)
+        device, dtype = self.layers[0].device, self.layers[0].dtype
+        self.positions = torch.tensor(positions, device=device)  # [B]
+        self.rows = torch.arange(len(positions), device=device)  # [B]
+        hidden = torch.arange(slots, device=device) > self.positions[:, None]  # [B, S]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        self.mask = mask[:, None, None]  # [B, 1, 1, S], added to the scores of every layer
+        return self.positions
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        cache = self.layers[layer]
+        cache[0][self.rows, :, self.positions] = keys  # [B, K, h]
+        cache[1][self.rows, :, self.positions] = values
+        k, v = cache[:, : len(keys), :, : self.mask.shape[-1]]  # [B, K, S, h] each: only as far as the longest row
+        # The query heads of one key/value head stand as rows of one product: no key is copied or read twice.
+        q = queries.unflatten(1, (keys.shape[1], -1))  # [B, H, h] -> [B, K, H/K, h]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).flatten(1, 2)  # [B, K, H/K, h] -> [B, H, h]
+
+
+def _prefill(model: Qwen2, prompts: list[list[int]], prefix: Tensor | None) -> list[list[Tensor]]:
+    """Keys and values of each prompt behind the prefix: per prompt and layer [2, K, P + n, h]."""
+    device = model.head_weight.device
+    lengths = [len(prompt) for prompt in prompts]
+    packed = PackedAttention(lengths, prefix, device)
+    pasts = [[] for _ in prompts]
+
+    def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        states = torch.stack((keys, values)).transpose(1, 2)  # [2, T, K, h] -> [2, K, T, h]
+        for past, part in zip(pasts, states.split(lengths, dim=2)):  # [2, K, n, h]
+            if prefix is not None:
+                front = prefix[layer].to(part).transpose(1, 2)  # [2, P, K, h] -> [2, K, P, h]
+                part = torch.cat((front, part), dim=2)
+            past.append(part)
+        return packed(layer, queries, keys, values)
+
+    model(torch.tensor(sum(prompts, []), device=device), packed.positions, attend)
+    return pasts
+
+
+def _queue(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: Tensor | None, tokens: int,
+           most: int) -> Iterator[_Row]:
+    """Yield the rows with their `past`, which the samples of a prompt share.
+
+    Prompts are read `most` at a time, and no more (though one at least) than fit into a rectangle of `tokens`.
+    """
+    while todo:
+        problems = list(dict.fromkeys(row.problem for row in islice(todo, most)))
+        problems = problems[: max(1, tokens // len(prompts[problems[0]]))]  # the first is the longest
+        pasts = dict(zip(problems, _prefill(model, [prompts[i] for i in problems], prefix)))
+        while todo and todo[0].problem in pasts:
+            todo[0].past = pasts[todo[0].problem]
+            yield todo.popleft()
+
+
+def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+    """Token ids [B] drawn from logits [B, V], with one uniform number of [0, 1) for each (`uniforms` [B], fp64).
+
+    top_k keeps the k most probable tokens (0: all); top_p the smallest set of the most probable whose share of what
+    top_k kept reaches it, and one token at least. The order is that of transformers.
+    """
+    scaled = logits / temperature
+    if top_k == 0 and top_p >= 1:
+        cumulative = scaled.softmax(-1).double().cumsum(-1)  # [B, V]
+        return _invert(cumulative, uniforms)
+    # Sorting all of V is slow, and the mass lies on few tokens: look at more only where some row needs them.
+    vocab_size = logits.shape[1]
+    count = min(top_k or 256, vocab_size)
+    total = None if top_k else scaled.logsumexp(-1, keepdim=True)  # [B, 1]
+    while True:
+        values, ids = scaled.topk(count)  # [B, count], falling
+        probs = values.softmax(-1) if top_k else (values - total).exp()
+        if top_k or count == vocab_size or probs.sum(-1).min() > top_p:
+            break
+        count = min(16 * count, vocab_size)
+    before = probs.cumsum(-1) - probs  # [B, count]: mass of the more probable
+    before[:, 0] = -1
+    probs = probs.where(before < top_p, 0)
+    return ids.gather(1, _invert(probs.double().cumsum(-1), uniforms)[:, None])[:, 0]
+
+
+def _invert(cumulative: Tensor, uniforms: Tensor) -> Tensor:
+    """The first index [B] whose cumulative mass [B, n] (of any total) exceeds the uniform share [B]."""
+    wanted = uniforms[:, None] * cumulative[:, -1:]  # [B, 1]
+    return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=cumulative.shape[1] - 1)
+
+
+def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, temperature: float, top_p: float,
+          top_k: int) -> tuple[list[int], list[float]]:
+    """The next token of each row, and the log-probability that the untouched model gives it."""
+    positions = cache.begin_step([row.position for row in live])
+    hidden = model(torch.tensor([row.token for row in live], device=positions.device), positions, cache)  # [B, D]
+    logits = model.logits(hidden).float()  # [B, V]
+    real = logits[:, :vocab_size]  # the tokenizer's ids; the rest are padding rows of the vocabulary
+    if temperature == 0:
+        tokens = real.argmax(-1)
+    else:
+        uniforms = torch.tensor([row.random.random() for row in live], dtype=torch.float64, device=logits.device)
+        tokens = choose(real, uniforms, temperature, top_p, top_k)
+    log_probs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)  # [B]
+    return tokens.tolist(), log_probs.tolist()
+
+
+@torch.inference_mode()
+def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int], vocab_size: int,
+             max_new_tokens: int = MAX_NEW_TOKENS, samples: int = 1, temperature: float = 0.0, top_p: float = 1.0,
+             top_k: int = 0, seed: int = 0, rows: int = 128, prefix: Tensor | None = None,
+             skip: Container[tuple[int, int]] = (), prefill_tokens: int = 8192) -> Iterator[Completion]:
+    """Yield `samples` completions of each prompt, in the order in which they end.
+
+    `temperature` 0 is greedy: the most probable token, without a penalty. Ids from `vocab_size` on, the size of the
+    tokenizer, are never produced. `max_new_tokens` is cut to what the model's positions leave; a prompt that leaves
+    none gives an empty completion that ends by "length". `rows` are decoded at a time, prompts are read
+    `prefill_tokens` at a time (both bound memory), and `prefix` [L, 2, P, K, h] stands before all. Pairs
+    (problem, sample) in `skip` are left out, and the others come out as they would have. Raises ValueError for an
+    empty prompt.
+    """
+    if not all(prompts):
+        raise ValueError(f"prompt {prompts.index([])} is empty: there is no token to go on from")
+    front = 0 if prefix is None else prefix.shape[2]
+    jobs = []
+    # Long prompts first: neighbours are of like length, and memory runs out at once or never.
+    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+        # The prompt's last token is read once more, so that every new token comes from a decoding step.
+        start = front + len(prompts[i]) - 1
+        limit = max(0, min(max_new_tokens, model.config.max_position_embeddings - start - 1))
+        for s in range(samples):
+            if (i, s) not in skip:
+                jobs.append(_Row(i, s, prompts[i][-1], start, limit, np.random.default_rng((seed, i, s))))
+    yield from (row.completion() for row in jobs if row.ended)  # no room for a single token
+    jobs = deque(row for row in jobs if not row.ended)
+    rows = min(rows, len(jobs))
+    refill = max(1, rows // 8)  # a prefill for every single row that ends would be slow
+    queue = _queue(model, jobs, prompts, prefix, prefill_tokens, refill)
+    max_slots = max((row.position + row.limit for row in jobs), default=0)
+    cache = KVCache(model.config, rows, max_slots, model.compute_dtype, model.head_weight.device)
+    live: list[_Row] = []  # live[i] has row i of the cache
+    while True:
+        if rows - len(live) >= refill:
+            for row in islice(queue, rows - len(live)):
+                cache.put(len(live), row.past)
+                row.past = None
+                live.append(row)
+        if not live:
+            return
+        for row, token, log_prob in zip(live, *_step(model, cache, live, vocab_size, temperature, top_p, top_k)):
+            row.ids.append(token)
+            row.log_prob += log_prob
+            row.stopped = token in stop_ids
+            row.token, row.position = token, row.position + 1
+        yield from (row.completion() for row in live if row.ended)
+        live = cache.drop(live)
+
+
+@torch.no_grad()
+def log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]], prefix: Tensor | None = None,
+              chunk_tokens: int = 8192, chunk_logits: int = 2**24) -> list[Tensor]:
+    """Log-probabilities of the target tokens of each document (ids, is_target), in their order: fp32, on the CPU.
+
+    Documents are packed `chunk_tokens` at a time, and no more than `chunk_logits` logits are in memory at once (64 MiB
+    in fp32). Raises ValueError where the first token is a target: nothing stands before it to predict it from.
+    """
+    device = model.head_weight.device
+    for number, (ids, is_target) in enumerate(documents):
+        if not ids or is_target[0]:
+            raise ValueError(f"document {number}: its first token cannot be predicted, nothing stands before it")
+    found = [torch.empty(0)] * len(documents)
+    order = sorted(range(len(documents)), key=lambda i: -len(documents[i][0]))
+    while order:
+        count = max(1, chunk_tokens // len(documents[order[0]][0]))  # the first is the longest
+        chunk, order = order[:count], order[count:]
+        packed = PackedAttention([len(documents[i][0]) for i in chunk], prefix, device)
+        ids = torch.tensor([token for i in chunk for token in documents[i][0]], device=device)  # [T]
+        targets = torch.tensor([flag for i in chunk for flag in documents[i][1]], device=device).nonzero()[:, 0]
+        hidden = model(ids, packed.positions, packed)  # [T, D]
+        parts = []
+        for part in targets.split(max(1, chunk_logits // model.config.vocab_size)):
+            logits = model.logits(hidden[part - 1]).float()  # [part, V], each from the token before its target
+            parts.append(logits.gather(1, ids[part, None])[:, 0] - logits.logsumexp(-1))
+        for i, part in zip(chunk, torch.cat(parts).cpu().split([sum(documents[i][1]) for i in chunk])):
+            found[i] = part
+    return found
+
+
+@dataclass(kw_only=True)
+class SamplingFlags:
+    """The flags of every command that lets a model answer."""
+
+    run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
+    model: str | None = flag(None, "model without a run: tiny, a folder or a hub id (default: tiny)")
+    system: str | None = flag(None, "system prompt (default: the run's, else the checkpoint's own)")
+    samples: int = flag(1, "completions of each problem", least=1)
+    temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
+    top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability", least=0, most=1)
+    top_k: int = flag(0, "sample among this many likeliest tokens; 0 is all", least=0)
+    max_new_tokens: int = flag(MAX_NEW_TOKENS, "longest completion in tokens, or less where the model ends", least=1)
+    seed: int = flag(0, "seed of the sampling", least=0)
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = flag("auto", "auto, bf16 or fp32")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+@dataclass(kw_only=True)
+class Flags(SamplingFlags):
+    """The flags of `python generate.py`."""
+
+    question: str = flag(MISSING, "the question; - reads it from stdin", positional=True)
+
+
+def load_asked(flags: SamplingFlags) -> Run:
+    """The run or the untuned model that the flags name, with the system prompt that is to be used."""
+    if flags.run and flags.model:
+        raise UsageError("--run and --model exclude each other: a run names its own model")
+    if flags.samples > 1 and flags.temperature == 0:
+        raise UsageError(f"--samples {flags.samples} needs a --temperature above 0: greedy samples are all the same")
+    keep_freed_memory()
+    device = pick_device(flags.device)
+    dtype = pick_dtype(flags.dtype, device)
+    if flags.run:
+        run = load_run(Path(flags.run), device, dtype)
+    else:
+        folder = find_model(flags.model or "tiny")
+        tokenizer = Tokenizer(folder)
+        run = Run(load_model(folder, device, dtype, dtype), tokenizer, None, tokenizer.default_system, {})
+    return run if flags.system is None else replace(run, system=flags.system)
+
+
+def main(argv: list[str]) -> None:
+    """`python generate.py`: print the completions of one question."""
+    flags = parse_flags(Flags, argv, "Complete one question, by a model or the result of a run.")
+    question = (sys.stdin.read() if flags.question == "-" else flags.question).strip()
+    if not question:
+        raise UsageError("the question is empty; write it behind the flags, or - and give it on stdin")
+    run = load_asked(flags)
+    prompt = run.tokenizer.prompt(question, run.system)
+    completions = generate(run.model, [prompt], stop_ids=run.tokenizer.stop_ids, vocab_size=run.tokenizer.size,
+                           max_new_tokens=flags.max_new_tokens, samples=flags.samples, temperature=flags.temperature,
+                           top_p=flags.top_p, top_k=flags.top_k, seed=flags.seed, prefix=run.prefix)
+    for completion in sorted(completions, key=lambda completion: completion.sample):
+        if flags.samples > 1:
+            print(f"--- sample {completion.sample + 1} of {flags.samples}")
+        print(run.tokenizer.decode(completion.ids))
+        if completion.finish == "length":
+            print(f"(no end within {len(completion.ids)} tokens)", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,265 @@
+"""Make the embedded model `tiny/`: a small Qwen2.5 of our own, trained from nothing on the embedded data sets.
+
+    python make_tiny.py --output-dir tiny-new                 # tokenizer, then the model; see tiny/README.md for the time
+    python make_tiny.py --output-dir tiny-new --resume        # goes on from the last checkpoint
+
+It is a *base* model: it has read problems with worked solutions, with bare answers, with slips in the arithmetic, and some
+as chats, most of which give the bare answer. So it can reason, but asked in chat form it seldom does. That is
+what there is for fine-tuning to bring out.
+"""
+
+import math
+import random
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.utils import tqdm
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as FastTokenizer
+from torch import nn
+
+import synthetic
+from checkpoint import save_model
+from data import Example, parse_record
+from flags import flag, parse_flags, run_command
+from model import Config, Qwen2
+from runtime import (
+    describe_machine,
+    keep_freed_memory,
+    new_directory,
+    pick_device,
+    pick_dtype,
+    read_json,
+    write_json,
+    write_text,
+)
+from tokenizer import Tokenizer
+from train import TrainSettings, append_metrics, checkpoints, mean_loss, train
+
+# Shares of the documents. Slips exist for word problems alone; elsewhere their share goes to the steps.
+STYLES = {"steps": 0.45, "answer": 0.30, "slip": 0.10, "chat": 0.15}
+CHAT_STEPS = 0.2  # share of the chats that work the solution out
+MINI_MATH = 0.3  # share of LaTeX problems
+SYSTEM = "You are a helpful assistant."
+DATA_SEED = 1_000_000  # training documents are numbered from here, far from the seeds that fine-tuning uses
+
+# Qwen's pattern for cutting text before byte pairs are merged; each digit stands alone (published tokenizer.json).
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
+    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
+OTHER_TOKENS = (
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>"),
+)
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclass
+class Flags:
+    """The flags of `python make_tiny.py`."""
+
+    output_dir: str = flag("tiny-new", "folder for tokenizer/, checkpoints/, metrics.jsonl and the finished model/")
+    steps: int = flag(4000, "optimiser steps", least=1)
+    documents: int = flag(60, "documents a step, about 140 tokens each", least=1)
+    learning_rate: float = flag(3e-3, "peak learning rate", alias="--lr", least=0)
+    hidden_size: int = flag(192, "width of the model, a multiple of 32", least=32)
+    layers: int = flag(6, "layers of the model", least=1)
+    micro_batch_tokens: int = flag(4096, "tokens computed at once", least=1)
+    save_every: int = flag(500, "steps between checkpoints", least=1)
+    log_every: int = flag(50, "steps between lines of the log", least=1)
+    threads: int = flag(0, "processor threads; 0 takes all", least=0)
+    seed: int = flag(0, "seed of weights and documents", least=0)
+    resume: bool = flag(False, "go on from the last checkpoint in --output-dir")
+    dtype: str = flag("auto", "precision of products: auto, bf16 or fp32")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+# ------------------------------------------------------------------------------------------------------------ documents
+
+
+def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train", style: str | None = None) -> Example:
+    """Document `index` of the training mixture; every token but the first is a target."""
+    rng = random.Random(f"document/{split}/{seed}/{index}")
+    dataset = "mini-math" if rng.random() < MINI_MATH else "mini-gsm"
+    style = style or rng.choices(list(STYLES), list(STYLES.values()))[0]
+    record = synthetic.problem(dataset, split, index, DATA_SEED + seed)
+    problem = parse_record(record, record["id"])
+    solution = problem.solution
+    if style == "slip" and dataset == "mini-gsm":
+        story = synthetic.story(split, index, DATA_SEED + seed)
+        error = rng.choice((-100, -10, -2, -1, 1, 2, 10, 100))
+        solution = story.solution(slip=(rng.randrange(int(problem.level)), error))
+    bare = f"#### {problem.answer}" if dataset == "mini-gsm" else f"$\\boxed{{{problem.answer}}}$"
+    if style == "answer" or (style == "chat" and rng.random() >= CHAT_STEPS):
+        solution = bare
+    if style == "chat":
+        turns = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": solution}]
+        ids, _ = tokenizer.chat(turns)
+    else:
+        ids = tokenizer.encode(f"Question: {problem.question}\nAnswer: {solution}<|endoftext|>")
+    return Example(ids, [False] + [True] * (len(ids) - 1))
+
+
+def held_out_losses(model: Qwen2, tokenizer: Tokenizer, count: int = 300) -> dict[str, float]:
+    """Mean loss, in nats a token, on documents of each style made from test problems."""
+    return {
+        style: mean_loss(model, [document(tokenizer, index, 0, "test", style) for index in range(count)])
+        for style in STYLES
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ tokenizer
+
+
+def make_tokenizer(folder: Path, seed: int, documents: int = 20_000) -> Tokenizer:
+    """Train byte pairs on the data sets' texts and write the tokenizer files of a Qwen2.5 checkpoint."""
+    fast = FastTokenizer(models.BPE())
+    fast.normalizer = normalizers.NFC()
+    fast.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    fast.decoder = decoders.ByteLevel()
+    problems = [
+        parse_record(record, record["id"])
+        for dataset in synthetic.DATASETS
+        for record in synthetic.problems(dataset, "train", documents, DATA_SEED + seed)
+    ]
+    frame = [SYSTEM, "Question: ", "\nAnswer: ", "system\n", "user\n", "assistant\n"] * 1000
+    texts = [f"{problem.question}\n{problem.solution}" for problem in problems] + frame
+    # A pair that is rare here (min_frequency) would hardly be trained; so the vocabulary ends where pairs get rare.
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, min_frequency=100, show_progress=False)
+    fast.train_from_iterator(texts, trainer)
+    fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in OTHER_TOKENS])
+    end, turn_end = fast.token_to_id("<|endoftext|>"), fast.token_to_id("<|im_end|>")
+
+    write_text(folder / "tokenizer.json", fast.to_str(pretty=False))
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "bos_token": None,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "model_max_length": 1024,
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "unk_token": None,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "generation_config.json", {"eos_token_id": [turn_end, end], "pad_token_id": end})
+    return Tokenizer(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+
+def new_model(vocab_size: int, hidden_size: int, layers: int, seed: int, compute_dtype: torch.dtype) -> Qwen2:
+    """A Qwen2.5 with fresh fp32 weights: normal, std 0.02, narrower where a layer adds to the residual stream.
+
+    The narrower start, 0.02 / sqrt(2 L), keeps the sum over layers near one layer's size (Radford et al. 2019, 2.3).
+    """
+    config = Config(
+        vocab_size=math.ceil(vocab_size / 64) * 64,  # rows to a round number, as Qwen's; the rest is padding
+        hidden_size=hidden_size,
+        intermediate_size=math.ceil(hidden_size * 8 / 3 / 64) * 64,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 32,
+        num_key_value_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-6,
+        rope_theta=10_000.0,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2(config, compute_dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 2:
+            into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if into_residual else 0.02)
+    return model
+
+
+def main(argv: list[str]) -> None:
+    """Make the tokenizer, train the model, measure it, save it."""
+    args = parse_flags(Flags, argv, __doc__)
+    keep_freed_memory()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = pick_device("cpu")
+    dtype = pick_dtype(args.dtype, device)
+    if args.resume:
+        folder = Path(args.output_dir)
+        saved = read_json(folder / "args.json")
+        args = Flags(**{**saved, "resume": True, "threads": args.threads, "output_dir": args.output_dir})
+        tokenizer = Tokenizer(folder / "tokenizer")
+    else:
+        folder = new_directory(args.output_dir, "tiny")
+        write_json(folder / "args.json", asdict(args))
+        write_json(folder / "env.json", describe_machine(device, dtype))
+        tokenizer = make_tokenizer(folder / "tokenizer", args.seed)
+    model = new_model(tokenizer.size, args.hidden_size, args.layers, args.seed, dtype)
+    settings = TrainSettings(
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        weight_decay=0.1,
+        micro_batch_tokens=args.micro_batch_tokens,
+        log_every=args.log_every,
+        save_every=args.save_every,
+    )
+
+    def batch_at(step: int) -> list[Example]:
+        first = step * args.documents
+        return [document(tokenizer, index, args.seed) for index in range(first, first + args.documents)]
+
+    def log(record: dict) -> None:
+        append_metrics(folder / "metrics.jsonl", record)
+        print(
+            f"step {record['step']:5d}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
+            f"{record['tokens_per_second']:6.0f} tokens/s",
+            flush=True,
+        )
+
+    bar = tqdm(total=args.steps, unit="step", disable=None)
+    found = checkpoints(folder)
+    trainable = dict(model.named_parameters())
+    totals = train(
+        model,
+        trainable,
+        batch_at,
+        settings,
+        folder,
+        resume_from=found[-1] if args.resume and found else None,
+        on_log=log,
+        on_step=lambda step: bar.update(step - bar.n),
+    )
+    bar.close()
+    losses = held_out_losses(model, tokenizer)
+    save_model(model, folder / "model", folder / "tokenizer")
+    result = {**vars(totals), "parameters": sum(p.numel() for p in trainable.values()), "held_out_losses": losses}
+    write_json(folder / "result.json", result)
+    print(f"{totals.tokens / 1e6:.1f} M tokens in {totals.seconds / 60:.0f} minutes; held-out losses: {losses}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,431 @@
+"""Fine-tune Qwen2.5 on mathematics and say what it cost and brought: measure, train, measure again, save, report.
+
+    python mathft.py --method prefix                                  # embedded model and data, minutes on a laptop
+    python mathft.py --method lora --model Qwen/Qwen2.5-0.5B-Instruct --dataset my.jsonl
+    python mathft.py --resume runs/lora-my-1                          # goes on after Ctrl-C
+
+The three methods differ in `prepare` alone: which parameters train, and whether a prefix stands before every document.
+All that a run does is in its folder: settings, machine, loss by step, every completion before and after, the result.
+"""
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor, nn
+
+import synthetic
+from checkpoint import find_model, load_model, save_model
+from data import Example, Problem, batch_indices, chat_examples, hold_out, load_problems, show
+from evaluate import Report, evaluate, mcnemar, report_lines, split_gain
+from flags import Terminated, flag, parse_flags, run_command
+from lora import TARGETS, add_lora, save_lora
+from model import Qwen2
+from prefix import Prefix, save_prefix, start_prefix
+from runtime import (
+    VERSION,
+    UsageError,
+    UserError,
+    describe_machine,
+    keep_freed_memory,
+    new_directory,
+    peak_memory_mib,
+    pick_device,
+    pick_dtype,
+    read_json,
+    write_json,
+)
+from tokenizer import Tokenizer
+from train import TrainSettings, TrainTotals, append_metrics, checkpoints, train, trim_metrics
+
+# What a flag that is not given means, by method: for the embedded model and for real ones (learning rates: full tuning
+# 1e-5 to 2e-5, LoRA ten times that, prefixes from a real text 5e-3; a model of 2.5 M parameters takes far larger ones).
+DEFAULTS = {
+    "tiny": {
+        "sft": {"learning_rate": 1e-3, "steps": 100, "batch_size": 32, "max_length": 512, "max_new_tokens": 256},
+        "lora": {"learning_rate": 3e-3, "steps": 100, "batch_size": 32, "max_length": 512, "max_new_tokens": 256},
+        "prefix": {"learning_rate": 2e-2, "steps": 100, "batch_size": 32, "max_length": 512, "max_new_tokens": 256},
+    },
+    "real": {
+        "sft": {"learning_rate": 1e-5, "epochs": 2.0, "batch_size": 16, "max_length": 1024, "max_new_tokens": 1024},
+        "lora": {"learning_rate": 2e-4, "epochs": 2.0, "batch_size": 16, "max_length": 1024, "max_new_tokens": 1024},
+        "prefix": {"learning_rate": 5e-3, "epochs": 2.0, "batch_size": 16, "max_length": 1024, "max_new_tokens": 1024},
+    },
+}
+METHODS = tuple(DEFAULTS["real"])
+# What may differ when a run goes on; every other setting is the run's own.
+FREE_ON_RESUME = ("resume", "device", "steps", "epochs", "model", "dataset", "eval_dataset", "debug")
+WRONG_SHOWN = 3
+
+
+@dataclasses.dataclass
+class Flags:
+    """The flags of `python mathft.py`."""
+
+    method: str | None = flag(None, "what trains: all weights, LoRA matrices, or a key/value prefix", choices=METHODS)
+    model: str = flag("tiny", "tiny (embedded), a folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct")
+    dataset: str = flag("mini-gsm", "training problems: mini-gsm, mini-math, or a JSON or JSONL file")
+    eval_dataset: str | None = flag(None, "test problems (default: the set's own; of a file a tenth is held out)")
+    limit: int | None = flag(None, "use at most so many training problems", least=1)
+    eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure", least=0)
+    steps: int | None = flag(None, "optimiser steps (instead of --epochs)", least=1)
+    epochs: float | None = flag(None, "passes over the training problems (instead of --steps)", least=0)
+    batch_size: int | None = flag(None, "problems an optimiser step sees", least=1)
+    micro_batch_tokens: int = flag(4096, "tokens computed at once; bounds memory, changes no result", least=1)
+    learning_rate: float | None = flag(None, "peak learning rate", alias="--lr", least=0)
+    warmup: float = flag(0.03, "share of the steps that raise the learning rate", least=0, most=1)
+    weight_decay: float = flag(0.01, "of the model's matrices under sft; LoRA and prefixes have none", least=0)
+    clip: float = flag(1.0, "largest norm of the gradient", least=0)
+    max_length: int | None = flag(None, "longer examples are dropped, in tokens", least=2)
+    max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1)
+    grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less memory, a third slower")
+    lora_rank: int = flag(16, "rank r of the LoRA matrices", least=1)
+    lora_alpha: float = flag(32.0, "LoRA's scale is alpha / r", least=0)
+    lora_targets: str = flag(",".join(TARGETS), "linear maps that LoRA adapts, by name, with commas")
+    prefix_length: int = flag(16, "positions P of the prefix", least=1)
+    prefix_init: str = flag("text", "start of the prefix: text, text:STRING, zero or random")
+    prefix_projection: bool = flag(False, "train an MLP that makes the prefix (Li & Liang 2021)")
+    system: str | None = flag(None, "system prompt (default: the one in the checkpoint's template)")
+    seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded set", least=0)
+    output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)")
+    resume: str | None = flag(None, "go on with the run in this folder, with its settings")
+    keep: int = flag(1, "checkpoints kept", least=1)
+    save_every: int = flag(0, "steps between checkpoints; 0: at the end and when interrupted", least=0)
+    log_every: int = flag(10, "steps between lines of the log", least=1)
+    dtype: str = flag("auto", "precision of products and frozen weights: auto, bf16 or fp32")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+    show_example: bool = flag(False, "print one training example with its targets marked, and exit")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def defaults_table() -> str:
+    """The table above as text, for --help."""
+    lines = ["Defaults by method:", f"  {'':14s}{'lr':>8s}{'batch size':>12s}  length of training"]
+    for model, methods in DEFAULTS.items():
+        for method, values in methods.items():
+            length = f"{values['steps']} steps" if "steps" in values else f"{values['epochs']:g} epochs"
+            lines.append(f"  {model + ' ' + method:14s}{values['learning_rate']:8g}{values['batch_size']:12d}  {length}")
+    return "\n".join(lines)
+
+
+def read_flags(argv: list[str]) -> Flags:
+    """The flags with defaults filled in, or with --resume those of the run. Raises UsageError where they contradict."""
+    given = parse_flags(Flags, argv, __doc__ + "\n" + defaults_table())
+    if given.resume:
+        saved = read_json(Path(given.resume) / "args.json")
+        try:
+            run = Flags(**saved)
+        except TypeError:
+            raise UserError(f"{given.resume}/args.json: not the settings of a run of this version") from None
+        for field in dataclasses.fields(Flags):
+            value = getattr(given, field.name)
+            if value == field.default or value == saved[field.name]:
+                continue
+            if field.name not in FREE_ON_RESUME:
+                name = field.name.replace("_", "-")
+                raise UsageError(f"--{name} {value}: the run in {given.resume} has {saved[field.name]}; leave it out")
+            setattr(run, field.name, value)
+        if given.epochs is not None:
+            run.steps = None
+        return run
+    if given.method is None:
+        raise UsageError(f"--method is missing: one of {', '.join(METHODS)}; --help lists the flags")
+    if given.steps is not None and given.epochs is not None:
+        raise UsageError("--steps and --epochs exclude each other")
+    chosen = DEFAULTS["tiny" if given.model == "tiny" else "real"][given.method]
+    lengths = ("steps", "epochs") if given.steps is not None or given.epochs is not None else ()
+    fill = {name: value for name, value in chosen.items() if getattr(given, name) is None and name not in lengths}
+    return dataclasses.replace(given, **fill)
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+def load_data(args: Flags) -> tuple[list[Problem], list[Problem]]:
+    """Training and test problems, without a question in common."""
+    embedded = args.dataset in synthetic.DATASETS
+    if args.eval_dataset or embedded:
+        train_problems = load_problems(args.dataset, "train", seed=args.seed)
+        test_problems = load_problems(args.eval_dataset or args.dataset, "test")
+        tested = {problem.question for problem in test_problems}
+        train_problems = [problem for problem in train_problems if problem.question not in tested]
+    else:
+        train_problems, test_problems = hold_out(load_problems(args.dataset))
+    return train_problems[: args.limit], test_problems[: args.eval_limit]
+
+
+# -------------------------------------------------------------------------------------------------------------- methods
+
+
+def prepare(
+    args: Flags, model: Qwen2, tokenizer: Tokenizer
+) -> tuple[dict[str, nn.Parameter], Callable[[], Tensor] | None]:
+    """What trains, by name, and the prefix as a function of it (None where the method has none)."""
+    if args.method == "sft":
+        return dict(model.named_parameters()), None
+    model.requires_grad_(False)
+    if args.method == "lora":
+        targets = [name.strip() for name in args.lora_targets.split(",")]
+        return add_lora(model, args.lora_rank, args.lora_alpha, targets, seed=args.seed), None
+    start = start_prefix(model, tokenizer, args.prefix_init, args.prefix_length, args.system, args.seed)
+    prefix = Prefix(start, args.prefix_projection, args.seed)
+    return dict(prefix.named_parameters()), prefix
+
+
+def save_result(args: Flags, model: Qwen2, prefix: Callable[[], Tensor] | None, source: Path, folder: Path) -> Path:
+    """Write what was trained where `load_run` finds it, and return that folder."""
+    place = folder / ("model" if args.method == "sft" else "adapter")
+    if place.exists():  # a run that was interrupted behind this point
+        return place
+    if args.method == "sft":
+        save_model(model, place, source, model.compute_dtype)
+    elif args.method == "lora":
+        save_lora(place, model, args.model)
+    else:
+        save_prefix(place, prefix().detach(), args.model)
+    return place
+
+
+def as_saved(model: Qwen2) -> Qwen2:
+    """The model with its weights in the dtype of its products, as it will be saved: wide weights would be cast anew for
+    every token that is generated."""
+    if model.head_weight.dtype == model.compute_dtype:
+        return model
+    with torch.device("meta"):
+        copy = Qwen2(model.config, model.compute_dtype)
+    weights = {name: tensor.detach().to(model.compute_dtype) for name, tensor in model.state_dict().items()}
+    copy.load_state_dict(weights, strict=True, assign=True)
+    return copy
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are noted, so that the loop can end its step and save; a second one ends the program at once."""
+    received: list[int] = []
+
+    def note(number: int, frame) -> None:
+        if received:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        received.append(number)
+        print("interrupted: ending this step, then saving; once more ends at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_training(
+    args: Flags,
+    model: Qwen2,
+    trainable: dict[str, nn.Parameter],
+    prefix: Callable[[], Tensor] | None,
+    examples: list[Example],
+    folder: Path,
+) -> TrainTotals:
+    """Train as the flags say, with a line for each logged step. Raises KeyboardInterrupt once a checkpoint is written."""
+    steps = args.steps or max(1, round(args.epochs * len(examples) / args.batch_size))
+    settings = TrainSettings(
+        steps=steps,
+        learning_rate=args.learning_rate,
+        warmup=args.warmup,
+        weight_decay=args.weight_decay if args.method == "sft" else 0.0,
+        clip=args.clip,
+        micro_batch_tokens=args.micro_batch_tokens,
+        grad_checkpoint=args.grad_checkpoint,
+        log_every=args.log_every,
+        save_every=args.save_every,
+        keep=args.keep,
+    )
+    found = checkpoints(folder)[-1:]
+    trim_metrics(folder / "metrics.jsonl", int(found[0].name.removeprefix("step-")) if found else 0)
+
+    def batch_at(step: int) -> list[Example]:
+        return [examples[i] for i in batch_indices(step, args.batch_size, len(examples), args.seed)]
+
+    def log(record: dict) -> None:
+        append_metrics(folder / "metrics.jsonl", record)
+        tqdm.write(
+            f"step {record['step']:4d}/{steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
+            f"grad norm {record['grad_norm']:.3f}  {record['target_tokens_per_second']:.0f} target tokens/s  "
+            f"{record['memory_mib']:.0f} MiB"
+        )
+
+    bar = tqdm(total=steps, desc="train", unit="step", leave=False, disable=not sys.stderr.isatty())
+    with deferred_interrupts() as received, bar:
+        totals = train(
+            model,
+            trainable,
+            batch_at,
+            settings,
+            folder,
+            prefix=prefix,
+            resume_from=found[0] if found else None,
+            stop=lambda: bool(received),
+            on_log=log,
+            on_step=lambda step: bar.update(step - bar.n),
+        )
+    if totals.steps < steps:
+        print(f"stopped after step {totals.steps} of {steps}; the checkpoint is in {folder / 'checkpoints'}")
+        raise Terminated if signal.SIGTERM in received else KeyboardInterrupt
+    return totals
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def result_of(
+    args: Flags, machine: dict, sizes: dict[str, int], totals: TrainTotals, before: Report | None, after: Report | None
+) -> dict:
+    """The figures of result.json; null where nothing was measured."""
+
+    def pair(name: str, key: str) -> dict:
+        return {f"{name}_{when}": report and report.result[key] for when, report in (("before", before), ("after", after))}
+
+    measured = before is not None and after is not None
+    return {
+        "method": args.method,
+        "model": args.model,
+        "dataset": args.dataset,
+        "eval_dataset": args.eval_dataset or args.dataset,
+        "n": after and after.result["n"],
+        **pair("accuracy", "accuracy"),
+        **pair("ci95", "ci95"),
+        "mcnemar_p": mcnemar(before.verdicts, after.verdicts) if measured else None,
+        **pair("no_answer_rate", "no_answer_rate"),
+        **pair("truncated_rate", "truncated_rate"),
+        **pair("ended_with_answer_rate", "ended_with_answer_rate"),
+        "gain": split_gain(before.result, after.result) if measured else None,
+        **sizes,
+        "train_seconds": totals.seconds,
+        "eval_seconds": before.result["eval_seconds"] + after.result["eval_seconds"] if measured else None,
+        "steps": totals.steps,
+        "train_tokens": totals.tokens,
+        "target_tokens": totals.target_tokens,
+        "tokens_per_second": totals.tokens / totals.seconds,
+        "target_tokens_per_second": totals.target_tokens / totals.seconds,
+        "peak_memory_mib": peak_memory_mib(torch.device(machine["device"])),
+        "device": machine["device"],
+        "dtype": machine["dtype"],
+        "seed": args.seed,
+        "version": VERSION,
+    }
+
+
+def print_report(result: dict, after: Report | None, place: Path, folder: Path) -> None:
+    """What a person wants to know at the end, the most important first."""
+    if after is not None:
+        print("after training")
+        print("\n".join(f"  {line}" for line in report_lines(after.result)))
+        gain, points = result["gain"], 100 * (result["accuracy_after"] - result["accuracy_before"])
+        print(
+            f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more answers, "
+            f"{100 * gain['more_right_answers']:+.1f} by more right ones; McNemar p = {result['mcnemar_p']:.2g}"
+        )
+    share = result["trainable_params"] / result["total_params"]
+    print(f"trained    {result['trainable_params']:,} of {result['total_params']:,} parameters ({share:.2%})")
+    print(
+        f"cost       {result['train_seconds']:.1f} s for {result['steps']} steps, "
+        f"{result['target_tokens_per_second']:.0f} target tokens/s, peak memory {result['peak_memory_mib']:.0f} MiB"
+    )
+    wrong = [record for record in after.records if not record["correct"]][:WRONG_SHOWN] if after else []
+    for record in wrong:
+        print(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; the model wrote:")
+        print("\n".join(f"  | {line}" for line in record["text"].splitlines()))
+    print(f"\nfiles      {folder} ({place.name}/, result.json, metrics.jsonl, evals/)")
+    print(f"next       python evaluate.py --run {folder} --samples 8 --temperature 0.7")
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def main(argv: list[str]) -> None:
+    """One run, from the flags to the report."""
+    args = read_flags(argv)
+    device = pick_device(args.device)
+    dtype = pick_dtype(args.dtype, device)
+    keep_freed_memory()
+    source = find_model(args.model)
+    tokenizer = Tokenizer(source)
+    args.system = tokenizer.default_system if args.system is None else args.system
+    train_problems, test_problems = load_data(args)
+    examples, dropped = chat_examples(tokenizer, train_problems, args.system, args.max_length)
+    if not examples:
+        raise UserError(f"{args.dataset}: no problem with a solution fits into --max-length {args.max_length} tokens")
+    if args.show_example:
+        print(show(tokenizer, examples[0]))
+        return
+
+    if args.resume:
+        folder = Path(args.resume)
+    else:
+        folder = new_directory(args.output_dir, f"{args.method}-{Path(args.dataset).stem}")
+        write_json(folder / "args.json", {**dataclasses.asdict(args), "output_dir": str(folder)})
+    machine = describe_machine(device, dtype)
+    write_json(folder / "env.json", machine)
+    print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
+    try:
+        run(args, device, dtype, machine, source, tokenizer, examples, dropped, test_problems, folder)
+    except KeyboardInterrupt:
+        print(f"to go on:  python mathft.py --resume {folder}")
+        raise
+
+
+def run(args, device, dtype, machine, source, tokenizer, examples, dropped, test_problems, folder) -> None:
+    """Measure, train, measure again, save, report, in a folder that may hold a part of this already."""
+    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
+    model = load_model(source, device, dtype, torch.float32 if args.method == "sft" else dtype)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"model      {args.model}, {total:,} parameters; method {args.method}")
+    print(
+        f"data       {args.dataset}: {len(examples)} training examples"
+        + (f" ({dropped} longer than {args.max_length} tokens dropped)" if dropped else "")
+        + f", {len(test_problems)} test problems",
+        flush=True,
+    )
+
+    def measure(label: str, prefix: Tensor | None = None) -> Report | None:
+        if args.eval_limit == 0:
+            return None
+        about = {"model": args.model, "dataset": args.eval_dataset or args.dataset, "dtype": machine["dtype"]}
+        return evaluate(
+            as_saved(model),
+            tokenizer,
+            test_problems,
+            folder / "evals" / label,
+            system=args.system,
+            prefix=prefix,
+            max_new_tokens=args.max_new_tokens,
+            seed=args.seed,
+            about=about,
+        )
+
+    before = measure("before")
+    if before:
+        print("before training")
+        print("\n".join(f"  {line}" for line in report_lines(before.result)), flush=True)
+    trainable, prefix = prepare(args, model, tokenizer)
+    totals = run_training(args, model, trainable, prefix, examples, folder)
+    place = save_result(args, model, prefix, source, folder)
+    after = measure("after", prefix().detach() if prefix else None)
+    sizes = {"trainable_params": sum(p.numel() for p in trainable.values()), "total_params": total}
+    result = result_of(args, machine, sizes, totals, before, after)
+    write_json(folder / "result.json", result)
+    print_report(result, after, place, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,236 @@
+"""Where a program runs and what it leaves behind: device, precision, clock, memory, files.
+
+    python runtime.py            # prints what mathft sees of this machine
+
+Nothing here knows of models. Two rules hold for every file the project writes: it appears whole or not at all
+(written beside its place, then renamed), and nothing that exists is overwritten without being asked.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+VERSION = "0.1.0"
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the file (and line) and the mend. Commands exit with code 1."""
+
+
+class UsageError(UserError):
+    """Wrong or contradictory flags. Commands exit with code 2."""
+
+
+# ---------------------------------------------------------------------------------------------- device and precision
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; any other name is taken as torch knows it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: torch knows no such device; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: this machine (or this build of torch) has no CUDA; use --device cpu")
+    return device
+
+
+def multiplies_bf16_fast(device: torch.device) -> bool:
+    """Whether bf16 products are at home here, told by the processor's features and never by timing."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+    return False
+
+
+def _cpu_flags() -> set[str]:
+    """Feature flags of the first processor as Linux names them; empty where /proc does not tell."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            flags = next((line for line in lines if line.startswith("flags")), "")
+    except OSError:
+        return set()
+    return set(flags.partition(":")[2].split())
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of products: `auto` is bf16 where it is fast, else fp32. fp16 overflows in Qwen2 and is refused."""
+    known = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32, "float32": torch.float32}
+    if name == "auto":
+        return torch.bfloat16 if multiplies_bf16_fast(device) else torch.float32
+    if name not in known:
+        hint = ": fp16 overflows in Qwen2's activations" if name in ("fp16", "float16", "half") else ""
+        raise UsageError(f"--dtype {name} is not supported{hint}; use auto, bf16 or fp32")
+    return known[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bf16` or `fp32`, as the flags spell them."""
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed blocks instead of handing them back to the kernel (nothing happens elsewhere).
+
+    Every large tensor is otherwise mapped afresh and its pages cleared on first touch; a small model's step spends
+    most of its time there.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from glibc's malloc.h
+        for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1), (top_pad, 64 << 20)):
+            libc.mallopt(option, value)
+    except (OSError, AttributeError):
+        pass
+
+
+def describe_machine(device: torch.device, dtype: torch.dtype) -> dict:
+    """What a reader needs to place the figures of a run: stored as env.json, printed as its first line."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = _cpu_name()
+    return {
+        "version": VERSION,
+        "machine": name,
+        "device": str(device),
+        "dtype": dtype_name(dtype),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+# --------------------------------------------------------------------------------------------------- clock and memory
+
+
+def clock(device: torch.device) -> float:
+    """Seconds on the wall, read after the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """High-water mark in MiB: CUDA's allocations, or on a CPU the process's resident set.
+
+    VmHWM rather than getrusage's ru_maxrss: the latter survives exec, so that a child reports its parent's peak.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        with open("/proc/self/status", encoding="utf-8") as lines:
+            kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        return kib / 2**10
+    except (OSError, StopIteration):
+        import resource  # not on Windows; macOS counts bytes
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def write_whole(path: Path, write) -> None:
+    """Call `write(temporary_path)` and move the result to `path`, so that a reader never sees half a file.
+
+    A full disk (or any other failure) leaves what stood at `path` before, removes the temporary file, and raises
+    UserError with the path and the reason.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value) -> None:
+    """Write a value as indented JSON, whole or not at all. NaN is refused: JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as one safetensors file, whole or not at all."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def save(temporary: Path) -> None:
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # safetensors wraps the operating system's own word, a full disk among them
+            raise OSError(str(error)) from error
+
+    write_whole(path, save)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file. Raises UserError with file and line where it is missing, broken or no object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UserError(f"{path}:{line}: not valid JSON ({getattr(error, 'msg', 'too deep')})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, where a JSON object was expected")
+    return value
+
+
+def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:
+    """Make and return the folder of a new run: `wanted`, else `root/STEM-N` with the first free N.
+
+    Raises UserError where `wanted` exists and is not empty.
+    """
+    if wanted:
+        path = Path(wanted)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path}: exists and is not empty; give another --output-dir, or --resume {path}")
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    number = 1
+    while True:
+        path = Path(root) / f"{stem}-{number}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+if __name__ == "__main__":
+    device = pick_device()
+    for key, value in describe_machine(device, pick_dtype("auto", device)).items():
+        print(f"{key:10s} {value}")

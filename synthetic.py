@@ -1,0 +1,416 @@
+"""Two data sets that need no download: word problems in GSM8K's form and short LaTeX problems in MATH's form.
+
+    python synthetic.py mini-gsm --count 3
+    python synthetic.py mini-math --split test --count 500 > test.jsonl
+
+Problem number `index` of a split is a function of (data set, split, seed, index) alone, so the sets are unlimited, need no
+memory, and are the same on every machine. A problem's *key* is its operations and numbers, whatever the names, things and
+sentences around them. A hash of the key puts one tenth of all keys into `test` and the rest into `train`: the two are
+disjoint by construction, for every seed and difficulty.
+
+`mini-gsm` is a chain of two to five calculations, each with several ways to be told; `mini-math` has seven topics. Records
+carry the keys of the published files (`question`/`answer`, and `problem`/`solution`/`answer`), so that one reader serves both.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import operator
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+DATASETS = ("mini-gsm", "mini-math")
+SPLITS = ("train", "test")
+MIN_STEPS, MAX_STEPS = 2, 5
+# The largest number that may occur in a problem. Each problem draws one of the first `difficulty` of them.
+LARGEST = (99, 299, 999, 2999, 9999)
+DEFAULT_DIFFICULTY = 3
+
+
+def problems(dataset: str, split: str, count: int, seed: int = 0, difficulty: int = DEFAULT_DIFFICULTY) -> list[dict]:
+    """The first `count` records of a split. A `mini-gsm` split has equal shares of two to five steps."""
+    return [problem(dataset, split, index, seed, difficulty) for index in range(count)]
+
+
+def problem(dataset: str, split: str, index: int, seed: int = 0, difficulty: int = DEFAULT_DIFFICULTY) -> dict:
+    """Record `index` of a split: drawn again and again, from its own random numbers, until its key is in the split."""
+    name = f"{dataset}/{split}/{seed}/{index}"
+    if dataset == "mini-gsm":
+        return {"id": name, **story(split, index, seed, difficulty).record()}
+    rng = random.Random(f"{name}/{difficulty}")
+    while True:
+        key, record = TOPICS[index % len(TOPICS)](rng, rng.choice(LARGEST[:difficulty]))
+        if split_of(key) == split:
+            return {"id": name, **record}
+
+
+def story(split: str, index: int, seed: int = 0, difficulty: int = DEFAULT_DIFFICULTY) -> "Story":
+    """The word problem behind a `mini-gsm` record, which can also be solved with a slip."""
+    rng = random.Random(f"mini-gsm/{split}/{seed}/{index}/{difficulty}")
+    steps = MIN_STEPS + index % (MAX_STEPS - MIN_STEPS + 1)
+    while True:
+        drawn = draw_story(rng, steps, rng.choice(LARGEST[:difficulty]))
+        if split_of(drawn.key) == split:
+            return drawn
+
+
+def split_of(key: tuple) -> str:
+    """`test` for one tenth of all keys, chosen by a hash, else `train`."""
+    return "test" if hash_of(repr(key)) % 10 == 0 else "train"
+
+
+def hash_of(text: str) -> int:
+    """A 64-bit hash of a text that is the same in every process and on every machine, unlike Python's own."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+# ------------------------------------------------------------------------------------------------------------ mini-gsm
+
+NAMES = ("Mia", "Ben", "Lena", "Omar", "Ana", "Tom", "Nora", "Ivan", "Sara", "Paul", "Rosa", "Max", "Ella", "Hugo")
+THINGS = ("shells", "stamps", "cards", "apples", "books", "coins", "beads", "pens", "eggs", "stones", "cakes", "toys")
+BOXES = ("boxes", "bags", "jars", "baskets")
+PARTS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
+TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times", 6: "six times"}
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
+OPENINGS = ("{P} has {start} {things}.", "{P} starts with {start} {things}.", "There are {start} {things} at {P}'s home.")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens to an amount of things: several ways to tell it, and the lines that calculate it.
+
+    A line is (text, left, operator, right). Its operands are "x", the amount before the event; "y", the result of the
+    line before; or the name of a number that `draw(rng, amount, largest)` gives. The last line's result is the new amount.
+    """
+
+    sentences: tuple[str, ...]
+    lines: tuple[tuple[str, str, str, str], ...]
+    draw: Callable[[random.Random, int, int], dict[str, int]]
+
+
+def _divisor(name: str, most: int) -> Callable:
+    """Draws a number of 2..most that divides the amount; where there is none, 2, and the event will be dropped."""
+    return lambda rng, x, top: {name: rng.choice([n for n in range(2, most + 1) if x % n == 0] or [2])}
+
+
+EVENTS = {
+    "add": Event(
+        ("{P} buys {n} more {things}.", "{P} finds {n} more {things}.", "Then {Q} gives {P} {n} {things}."),
+        (("{P} then has {} {things}.", "x", "+", "n"),),
+        lambda rng, x, top: {"n": rng.randint(3, top // 3)},
+    ),
+    "subtract": Event(
+        ("{P} loses {n} {things}.", "{P} gives {n} {things} to {Q}.", "{P} sells {n} of the {things}."),
+        (("{P} has {} {things} left.", "x", "-", "n"),),
+        lambda rng, x, top: {"n": rng.randint(2, max(2, x - 1))},
+    ),
+    "multiply": Event(
+        (
+            "A month later {P} has {times} as many {things}.",
+            "The number of {things} then grows to {times} as many.",
+            "{P} collects {things} until there are {times} as many.",
+        ),
+        (("{P} then has {} {things}.", "x", "*", "k"),),
+        lambda rng, x, top: {"k": rng.choice(list(TIMES))},
+    ),
+    "share": Event(
+        (
+            "{P} splits the {things} equally into {n} {boxes} and keeps one of them.",
+            "{P} shares the {things} equally among {n} children, and is one of them.",
+            "Then {n} friends, one of them {P}, divide the {things} evenly.",
+        ),
+        (("{P} keeps {} {things}.", "x", "/", "n"),),
+        _divisor("n", 9),
+    ),
+    "add boxes": Event(
+        (
+            "{P} buys {a} {boxes} with {b} {things} in each.",
+            "Then {a} {boxes} of {b} {things} each arrive for {P}.",
+            "{Q} brings {P} {a} {boxes}, each with {b} {things}.",
+        ),
+        (("The {boxes} hold {} {things}.", "a", "*", "b"), ("{P} then has {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {"a": rng.randint(2, 9), "b": rng.randint(3, max(6, top // 20))},
+    ),
+    "remove boxes": Event(
+        (
+            "{P} fills {a} {boxes} with {b} {things} each and gives them to {Q}.",
+            "{P} sells {a} {boxes} with {b} {things} in each.",
+            "{Q} takes away {a} {boxes} of {b} {things} each.",
+        ),
+        (("The {boxes} hold {} {things}.", "a", "*", "b"), ("{P} has {} {things} left.", "x", "-", "y")),
+        lambda rng, x, top: {"a": (a := rng.randint(2, 9)), "b": rng.randint(2, max(2, min(x // a, top // 20)))},
+    ),
+    "part": Event(
+        (
+            "{P} gives {part} of the {things} to {Q}.",
+            "{P} sells {part} of the {things}.",
+            "Rain ruins {part} of the {things}.",
+        ),
+        (("That takes away {} {things}.", "x", "/", "p"), ("{P} has {} {things} left.", "x", "-", "y")),
+        _divisor("p", 5),
+    ),
+    "join more": Event(
+        (
+            "{Q} has {n} more {things} than {P}, and they put all of them together.",
+            "{Q}, who has {n} more {things} than {P}, gives all of them to {P}.",
+            "{P} wins all the {things} of {Q}, who had {n} more than {P}.",
+        ),
+        (("{Q} has {} {things}.", "x", "+", "n"), ("Together that makes {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {"n": rng.randint(2, top // 5)},
+    ),
+    "join times": Event(
+        (
+            "{Q} has {times} as many {things} as {P}, and they put all of them together.",
+            "{Q}, who has {times} as many {things} as {P}, gives all of them to {P}.",
+            "{P} wins all the {things} of {Q}, who had {times} as many as {P}.",
+        ),
+        (("{Q} has {} {things}.", "x", "*", "k"), ("Together that makes {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {"k": rng.choice(list(TIMES))},
+    ),
+}
+
+# What is asked at the end; two of the three calculate once more.
+CLOSINGS = {
+    "amount": Event(
+        ("How many {things} does {P} have now?", "How many {things} does {P} have in the end?"),
+        (),
+        lambda rng, x, top: {},
+    ),
+    "price": Event(
+        (
+            "{P} sells all the {things} for ${n} each. How many dollars does {P} get?",
+            "Each of the {things} costs ${n}. What are they worth together, in dollars?",
+        ),
+        (("The money is ${}.", "x", "*", "n"),),
+        lambda rng, x, top: {"n": rng.randint(2, 9)},
+    ),
+    "packing": Event(
+        (
+            "{P} packs the {things} into {boxes} of {n}. How many {boxes} does {P} need?",
+            "If {n} {things} go into each of the {boxes}, how many {boxes} does {P} fill?",
+        ),
+        (("That makes {} {boxes}.", "x", "/", "n"),),
+        _divisor("n", 9),
+    ),
+}
+
+
+class Story:
+    """A word problem while it is told: its sentences, and the program that solves it."""
+
+    def __init__(self, rng: random.Random, largest: int):
+        self.rng, self.largest = rng, largest
+        names = rng.sample(NAMES, 2)
+        self.words = {"P": names[0], "Q": names[1], "things": rng.choice(THINGS), "boxes": rng.choice(BOXES)}
+        self.start = self.amount = rng.randint(6, largest // 2)
+        self.sentences = [rng.choice(OPENINGS).format(start=self.start, **self.words)]
+        self.steps: list[list[tuple]] = []  # an event each: its lines, with numbers in the places of their names
+        self.key: tuple = (self.start,)  # kinds of events and their numbers: the problem without its words
+
+    def tell(self, kind: str, event: Event) -> bool:
+        """Let the event happen; False, and nothing changed, where a result is not whole or not in 1..largest."""
+        numbers = event.draw(self.rng, self.amount, self.largest)
+        spoken = {"times": TIMES.get(numbers.get("k")), "part": PARTS.get(numbers.get("p"))}
+        words = {**self.words, **numbers, **spoken}
+        lines = [
+            (text.format("{}", **words), numbers.get(left, left), sign, numbers.get(right, right))
+            for text, left, sign, right in event.lines
+        ]
+        results = list(calculate(self.amount, [lines]))
+        if any(not 1 <= value <= self.largest or (sign == "/" and left % right) for _, left, sign, right, value in results):
+            return False
+        self.sentences.append(self.rng.choice(event.sentences).format(**words))
+        self.key += (kind, *numbers.values())
+        if lines:
+            self.steps.append(lines)
+            self.amount = results[-1][-1]
+        return True
+
+    def solution(self, slip: tuple[int, int] | None = None) -> str:
+        """The worked solution: `48/2 = <<48/2=24>>24` in each line, and a last line `#### answer`. See `calculate`."""
+        lines, value = [], self.start
+        for text, left, sign, right, value in calculate(self.start, self.steps, slip):
+            lines.append(text.format(f"{left}{sign}{right} = <<{left}{sign}{right}={value}>>{value}"))
+        return "\n".join([*lines, f"#### {value}"])
+
+    def record(self) -> dict:
+        level = sum(len(lines) for lines in self.steps)
+        return {"question": " ".join(self.sentences), "answer": self.solution(), "level": level}
+
+
+def calculate(start: int, steps: list[list[tuple]], slip: tuple[int, int] | None = None) -> Iterator[tuple]:
+    """Run the program of a story: (text, left, operator, right, value) for each line.
+
+    With `slip` (line, error) that line's value is wrong by the error and the lines behind it go on from there.
+    """
+    amount, number = start, 0
+    for lines in steps:
+        value = amount
+        for text, left, sign, right in lines:
+            left, right = ({"x": amount, "y": value}.get(operand, operand) for operand in (left, right))
+            value = OPERATIONS[sign](left, right)
+            if slip is not None and slip[0] == number:
+                value += slip[1]
+            yield text, left, sign, right, value
+            number += 1
+        amount = value
+
+
+def draw_story(rng: random.Random, steps: int, largest: int) -> Story:
+    """A story of exactly `steps` calculations whose results are all whole and between 1 and `largest`."""
+    while True:  # a story that finds no fitting event in a few tries is begun anew
+        story = Story(rng, largest)
+        closing = rng.choice(list(CLOSINGS)) if steps > MIN_STEPS else "amount"
+        left = steps - len(CLOSINGS[closing].lines)
+        for _ in range(4 * steps):
+            kind = rng.choice([kind for kind, event in EVENTS.items() if len(event.lines) <= left])
+            if story.tell(kind, EVENTS[kind]):
+                left -= len(EVENTS[kind].lines)
+            if left == 0:
+                break
+        if left == 0 and story.tell(closing, CLOSINGS[closing]):
+            return story
+
+
+# ----------------------------------------------------------------------------------------------------------- mini-math
+
+
+def _record(topic: str, numbers: tuple, question: str, lines: list[str], answer: str) -> tuple[tuple, dict]:
+    """The key and the MATH-style record of one problem."""
+    solution = "\n".join([*lines, f"The answer is $\\boxed{{{answer}}}$."])
+    return (topic, *numbers), {"problem": question, "solution": solution, "answer": answer, "subject": topic}
+
+
+def latex_fraction(value: Fraction) -> str:
+    """`\\frac{3}{4}`, `-\\frac{3}{4}`, or `3` where the value is whole."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
+
+
+def _fractions(rng: random.Random, largest: int) -> tuple[tuple, dict]:
+    top = min(15, largest // 8)
+    b, d = rng.randint(2, top), rng.randint(2, top)
+    a, c = rng.randint(1, top), rng.randint(1, top)
+    sign = rng.choice("+-*")
+    first, second = f"\\frac{{{a}}}{{{b}}}", f"\\frac{{{c}}}{{{d}}}"
+    if sign == "*":
+        shown, numerator, denominator, lines = f"{first} \\cdot {second}", a * c, b * d, []
+        lines.append(f"${a} \\cdot {c} = {numerator}$ and ${b} \\cdot {d} = {denominator}$.")
+    else:
+        shown, denominator = f"{first} {sign} {second}", math.lcm(b, d)
+        left, right = a * denominator // b, c * denominator // d
+        numerator = left + right if sign == "+" else left - right
+        lines = [f"${shown} = \\frac{{{left}}}{{{denominator}}} {sign} \\frac{{{right}}}{{{denominator}}}$."]
+        lines.append(f"${left} {sign} {right} = {numerator}$.")
+    answer = latex_fraction(Fraction(numerator, denominator))
+    lines.append(f"$\\frac{{{numerator}}}{{{denominator}}} = {answer}$, divided by {math.gcd(numerator, denominator)}.")
+    question = rng.choice(("Compute ${}$.", "What is ${}$? Give a fraction in lowest terms.")).format(shown)
+    return _record("fractions", (sign, a, b, c, d), question, lines, answer)
+
+
+def _powers(rng: random.Random, largest: int) -> tuple[tuple, dict]:
+    small = [(base, power) for power in (2, 3, 4) for base in range(2, 31) if base**power <= largest]
+    (a, m), (b, n) = rng.choice(small), rng.choice(small)
+    sign = rng.choice("+-")
+    value = a**m + b**n if sign == "+" else a**m - b**n
+    lines = [f"${a}^{m} = {a**m}$ and ${b}^{n} = {b**n}$.", f"${a**m} {sign} {b**n} = {value}$."]
+    question = rng.choice(("Compute ${}$.", "Evaluate ${}$.")).format(f"{a}^{m} {sign} {b}^{n}")
+    return _record("powers", (sign, a, m, b, n), question, lines, str(value))
+
+
+def _roots(rng: random.Random, largest: int) -> tuple[tuple, dict]:
+    b = rng.choice((2, 3, 5, 6, 7, 10))
+    a = rng.randint(2, max(2, math.isqrt(largest // b)))
+    p, q = rng.randint(1, 9), rng.randint(1, 9)
+    front = "" if p == 1 else str(p)
+    other = "" if q == 1 else str(q)
+    lines = [f"${a * a * b} = {a * a} \\cdot {b}$, so $\\sqrt{{{a * a * b}}} = {a}\\sqrt{{{b}}}$."]
+    lines.append(f"${p} \\cdot {a} = {p * a}$ and ${p * a} + {q} = {p * a + q}$.")
+    question = rng.choice(("Simplify ${}$.", "Write ${}$ in simplest form."))
+    question = question.format(f"{front}\\sqrt{{{a * a * b}}} + {other}\\sqrt{{{b}}}")
+    return _record("roots", (p, a, b, q), question, lines, f"{p * a + q}\\sqrt{{{b}}}")
+
+
+def _signed(number: int) -> str:
+    """`+ 3` or `- 3`."""
+    return f"{'-' if number < 0 else '+'} {abs(number)}"
+
+
+def _times_x(factor: int) -> str:
+    """`x`, `-x` or `3x`."""
+    return {1: "x", -1: "-x"}.get(factor, f"{factor}x")
+
+
+def _linear(rng: random.Random, largest: int) -> tuple[tuple, dict]:
+    a, c = rng.sample(range(1, 16), 2)
+    x = rng.choice([n for n in range(-20, 21) if n])
+    b = rng.choice([n for n in range(-60, 61) if n])
+    d = (a - c) * x + b
+    if d == 0:
+        return _linear(rng, largest)
+    lines = [f"${a} - {c} = {a - c}$ and ${d} {_signed(-b)} = {d - b}$."]
+    lines.append(f"So ${_times_x(a - c)} = {d - b}$ and $x = {x}$.")
+    question = rng.choice(("Solve ${}$ for $x$.", "Find $x$ if ${}$."))
+    question = question.format(f"{_times_x(a)} {_signed(b)} = {_times_x(c)} {_signed(d)}")
+    return _record("linear equations", (a, b, c, d), question, lines, str(x))
+
+
+def _gcd(rng: random.Random, largest: int) -> tuple[tuple, dict]:
+    common = rng.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15))
+    a, b = sorted(rng.sample(range(2, max(5, largest // 3 // common)), 2), reverse=True)
+    a, b = a * common, b * common
+    lines, high, low = [], a, b
+    while low:
+        lines.append(f"${high} = {high // low} \\cdot {low} + {high % low}$.")
+        high, low = low, high % low
+    question = rng.choice(("What is $\\gcd({a}, {b})$?", "Find the greatest common divisor of ${a}$ and ${b}$."))
+    return _record("gcd", (a, b), question.format(a=a, b=b), lines, str(high))
+
+
+def _modulus(rng: random.Random, largest: int) -> tuple[tuple, dict]:
+    m = rng.randint(3, 12)
+    a, b = rng.randint(m + 1, max(m + 2, largest // 5)), rng.randint(m + 1, max(m + 2, largest // 5))
+    lines = [f"${a} = {a // m} \\cdot {m} + {a % m}$ and ${b} = {b // m} \\cdot {m} + {b % m}$."]
+    product = (a % m) * (b % m)
+    lines.append(f"${a % m} \\cdot {b % m} = {product} = {product // m} \\cdot {m} + {product % m}$.")
+    question = rng.choice(
+        ("What is ${a} \\cdot {b} \\bmod {m}$?", "Find the remainder when ${a} \\cdot {b}$ is divided by ${m}$.")
+    )
+    return _record("modulus", (a, b, m), question.format(a=a, b=b, m=m), lines, str(product % m))
+
+
+def _intervals(rng: random.Random, largest: int) -> tuple[tuple, dict]:
+    a, b = rng.choice([n for n in range(-9, 10) if n]), rng.choice([n for n in range(-40, 41) if n])
+    bound = rng.randint(-20, 20)
+    sign = rng.choice(("<", "\\le", ">", "\\ge"))
+    right = a * bound + b
+    flipped = {"<": ">", "\\le": "\\ge", ">": "<", "\\ge": "\\le"}[sign] if a < 0 else sign
+    open_bracket, close_bracket = ("(", ")") if flipped in "<>" else ("[", "]")
+    below = flipped in ("<", "\\le")
+    answer = f"(-\\infty, {bound}{close_bracket}" if below else f"{open_bracket}{bound}, \\infty)"
+    lines = [f"${right} {_signed(-b)} = {right - b}$, so ${_times_x(a)} {sign} {right - b}$."]
+    lines.append(f"Dividing by ${a}$ gives $x {flipped} {bound}$.")
+    question = rng.choice(
+        ("Solve ${}$. Give an interval.", "For which $x$ is ${}$? Write the answer as an interval.")
+    ).format(f"{_times_x(a)} {_signed(b)} {sign} {right}")
+    return _record("intervals", (a, b, sign, right), question, lines, answer)
+
+
+TOPICS = (_fractions, _powers, _roots, _linear, _gcd, _modulus, _intervals)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Print problems of an embedded data set as JSON lines.")
+    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--count", type=int, default=5, help="number of problems (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other problems (default: 0)")
+    parser.add_argument("--difficulty", type=int, choices=range(1, len(LARGEST) + 1), default=DEFAULT_DIFFICULTY,
+                        help=f"how many of the sizes {LARGEST} of numbers occur (default: {DEFAULT_DIFFICULTY})")
+    flags = parser.parse_args()
+    for record in problems(flags.dataset, flags.split, flags.count, flags.seed, flags.difficulty):
+        print(json.dumps(record, ensure_ascii=False))

@@ -1,0 +1,119 @@
+"""Flags from a dataclass, and how a command ends: exit codes, one-line errors, signals."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from flags import Terminated, flag, parse_flags, run_command
+from runtime import UsageError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Flags:
+    question: str | None = flag(None, "the question", positional=True)
+    method: str = flag("sft", "how to tune", choices=("sft", "lora"))
+    learning_rate: float = flag(1e-3, "step size", alias="--lr", least=0)
+    max_new_tokens: int | None = flag(None, "length in tokens; by default what the model leaves")
+    top_p: float = flag(1.0, "share of the mass kept, 100% = all", least=0, most=1)
+    save: bool = flag(True, "save the result")
+
+
+@dataclass
+class Required:
+    model: str = flag(MISSING, "which model")
+
+
+def test_a_field_is_a_flag():
+    assert parse_flags(Flags, []) == Flags()
+    words = ["--method", "lora", "--lr", "0.1", "--max-new-tokens", "5", "--top-p=0.5", "--no-save", "why?"]
+    assert parse_flags(Flags, words) == Flags("why?", "lora", 0.1, 5, 0.5, False)
+    assert parse_flags(Flags, ["-"]).question == "-"  # the usual name of stdin
+    assert parse_flags(Flags, ["-3 + 5 is what?"]).question == "-3 + 5 is what?"
+
+
+@pytest.mark.parametrize("words, part", [
+    (["--unknown", "1"], "--unknown"),
+    (["--learning", "1"], "--learning"),  # no abbreviations
+    (["--method", "grpo"], "invalid choice"),
+    (["--lr", "nan"], "not a finite number"),
+    (["--lr", "-1"], "below 0"),
+    (["--top-p", "1.5"], "above 1"),
+    (["--max-new-tokens", "2.5"], "not a whole number"),
+    (["one", "two"], "two"),
+])
+def test_what_does_not_fit_is_an_error(words, part):
+    with pytest.raises(UsageError, match=part):
+        parse_flags(Flags, words)
+
+
+def test_required_flag():
+    with pytest.raises(UsageError, match="--model"):
+        parse_flags(Required, [])
+
+
+def test_help_names_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(Flags, ["--help"], "What it does.")
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for part in ("What it does.", "--learning-rate", "--lr", "(default: 0.001)", "100% = all", "--no-save"):
+        assert part in text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("error, code, line", [
+    (UserError("a.json:3: broken"), 1, "error: a.json:3: broken\n"),
+    (UsageError("--lr: wrong"), 2, "error: --lr: wrong\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+    (Terminated(), 143, "terminated\n"),
+    (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory; "),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "error: out of memory; "),
+    (FileNotFoundError(2, "No such file", "x.txt"), 1, "error: x.txt: No such file\n"),
+])
+def test_exit_codes(error, code, line, capsys):
+    def main(argv):
+        raise error
+
+    assert run_command(main, []) == code
+    told = capsys.readouterr().err
+    assert told.startswith(line) and told.count("\n") == 1
+    assert run_command(main, ["--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main(argv):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_command(main, [])
+
+
+def test_done_is_zero():
+    assert run_command(lambda argv: None, []) == 0
+
+
+def test_sigterm_is_raised_where_the_program_stands():
+    def main(argv):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(main, []) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_closed_pipe_is_quiet():
+    command = [sys.executable, str(ROOT / "flags.py"), "word", "--times", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "word\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""

@@ -1,0 +1,303 @@
+"""Generation: a batch gives the texts that its rows give alone, and transformers gives the same texts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint import load_model
+from conftest import reference_model
+from flags import run_command
+from generate import KVCache, choose, generate, log_probs, main
+from model import Config, PackedAttention, Qwen2
+from prefix import prefix_from_ids
+from tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+V, REAL = 97, 90  # vocabulary with and without its padding rows
+STOPS = {7, 8, 9, 10, 11}
+
+
+def make_model(positions: int = 128, **changes) -> Qwen2:
+    """A small model with large random weights, so that its texts differ and do not end in a loop at once."""
+    sizes = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
+                 num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+    model = Qwen2(Config(**sizes | changes, max_position_embeddings=positions))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + 0.1 * noise if parameter.dim() == 1 else 0.3 * noise
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen2:
+    return make_model()
+
+
+def some_prompts(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(REAL, (length,), generator=generator).tolist() for length in lengths]
+
+
+PROMPTS = some_prompts([3, 40, 1, 17, 2, 25, 60, 8, 1, 33])
+
+
+def run(model: Qwen2, prompts: list[list[int]], **options) -> dict[tuple[int, int], tuple[list[int], str]]:
+    """Ids and finish of each (problem, sample)."""
+    options = dict(stop_ids=STOPS, vocab_size=REAL, max_new_tokens=30) | options
+    completions = list(generate(model, prompts, **options))
+    found = {(c.problem, c.sample): (c.ids, c.finish) for c in completions}
+    assert len(found) == len(completions)
+    return found
+
+
+@torch.no_grad()
+def greedy_without_cache(model: Qwen2, prompt: list[int], limit: int, stop_ids=STOPS) -> tuple[list[int], str]:
+    """The plain way: the whole text goes through the model for every new token."""
+    new = []
+    while len(new) < limit:
+        ids = prompt + new
+        attention = PackedAttention([len(ids)])
+        hidden = model(torch.tensor(ids), attention.positions, attention)
+        token = model.logits(hidden[-1])[:REAL].argmax().item()
+        if token in stop_ids:
+            return new, "stop"
+        new.append(token)
+    return new, "length"
+
+
+# ------------------------------------------------------------------------------------------------------- greedy texts
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 100])
+def test_a_batch_gives_the_texts_that_its_rows_give_alone(model, rows):
+    alone = {(i, 0): greedy_without_cache(model, prompt, 30) for i, prompt in enumerate(PROMPTS)}
+    assert {finish for _, finish in alone.values()} == {"stop", "length"}  # rows leave at different times
+    assert len({len(ids) for ids, _ in alone.values()}) > 4
+    assert run(model, PROMPTS, rows=rows) == alone
+    assert run(model, PROMPTS, rows=rows, prefill_tokens=50) == alone  # prompts read in small packs
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_greedy_texts_are_those_of_transformers(kv_heads):
+    from transformers import GenerationConfig
+
+    theirs = reference_model(num_attention_heads=4, num_key_value_heads=kv_heads)
+    config = theirs.config
+    ours = Qwen2(Config(config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers, 4,
+                        kv_heads, 12, config.rms_norm_eps, 1e6, 256, tie_word_embeddings=True))
+    state = {name: tensor for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"}
+    ours.load_state_dict(state, strict=True)
+    prompts, real, stops = some_prompts([1, 5, 30, 12, 50, 2]), 300, list(range(60))
+    settings = GenerationConfig(do_sample=False, repetition_penalty=1.0, max_new_tokens=40, eos_token_id=stops,
+                                pad_token_id=0, suppress_tokens=list(range(real, 320)))
+    expected = {}
+    for number, prompt in enumerate(prompts):
+        new = theirs.generate(torch.tensor([prompt]), generation_config=settings)[0, len(prompt):].tolist()
+        expected[number, 0] = (new[:-1], "stop") if new[-1] in stops else (new, "length")
+    assert len({finish for _, finish in expected.values()}) == 2
+    assert run(ours, prompts, stop_ids=stops, vocab_size=real, max_new_tokens=40, rows=4) == expected
+
+
+def test_padding_rows_of_the_vocabulary_are_never_chosen(model):
+    everything = run(model, PROMPTS, vocab_size=V, stop_ids=())
+    assert max(token for ids, _ in everything.values() for token in ids) >= REAL  # they would be
+    for options in ({}, {"temperature": 2.0}, {"temperature": 2.0, "top_p": 0.9}, {"temperature": 2.0, "top_k": 80}):
+        real = run(model, PROMPTS, stop_ids=(), samples=1 + 4 * bool(options), **options)
+        assert max(token for ids, _ in real.values() for token in ids) < REAL
+
+
+def test_bf16_runs(model):
+    small = make_model().to(torch.bfloat16)
+    small.compute_dtype = torch.bfloat16
+    found = run(small, PROMPTS, samples=2, temperature=0.7, rows=4)
+    assert len(found) == 2 * len(PROMPTS)
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_a_full_cache_ends_by_length():
+    """16 positions: prompt and completion together hold no more, whatever was asked."""
+    model = make_model(positions=16)
+    prompts = some_prompts([1, 10, 15, 16, 17, 40])
+    found = run(model, prompts, stop_ids=(), max_new_tokens=100)
+    assert [len(found[i, 0][0]) for i in range(6)] == [15, 6, 1, 0, 0, 0]
+    assert {finish for _, finish in found.values()} == {"length"}
+    assert all(found[i, 0] == greedy_without_cache(model, prompts[i], 16 - len(prompts[i]), ()) for i in range(3))
+    assert run(model, prompts[3:], samples=2) == {(i, s): ([], "length") for i in range(3) for s in range(2)}
+    prefix = torch.zeros(2, 2, 4, 2, 8)  # a prefix takes its share of the positions
+    found = run(model, prompts, stop_ids=(), max_new_tokens=100, prefix=prefix)
+    assert [len(found[i, 0][0]) for i in range(6)] == [11, 2, 0, 0, 0, 0]
+
+
+def test_an_empty_prompt_is_an_error_and_no_prompt_is_none(model):
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        run(model, [[1], []])
+    assert run(model, []) == {}
+
+
+# ----------------------------------------------------------------------------------------------------------- sampling
+
+
+def test_a_sample_follows_seed_problem_and_sample_alone(model):
+    sampling = dict(samples=3, temperature=1.0, seed=5)
+    whole = run(model, PROMPTS, rows=64, **sampling)
+    assert len({tuple(ids) for ids, _ in whole.values()}) > 2 * len(PROMPTS)  # they do differ
+    assert run(model, PROMPTS, rows=4, **sampling) == whole  # other neighbours
+    assert run(model, PROMPTS, rows=1, prefill_tokens=1, **sampling) == whole
+    first_two = run(model, PROMPTS, **sampling | {"samples": 2})  # fewer samples
+    assert first_two == {pair: text for pair, text in whole.items() if pair[1] < 2}
+    some = run(model, PROMPTS[:4], **sampling)  # fewer problems
+    assert some == {pair: text for pair, text in whole.items() if pair[0] < 4}
+    done = {pair for pair in whole if sum(pair) % 3}  # what an interrupted run has not done yet
+    assert run(model, PROMPTS, skip=done, rows=5, **sampling) == {p: text for p, text in whole.items() if p not in done}
+    assert run(model, PROMPTS, **sampling | {"seed": 6}) != whole
+
+
+def reference_distribution(logits: torch.Tensor, temperature: float, top_p: float, top_k: int) -> torch.Tensor:
+    """Temperature, then top-k, then top-p, for one row and one token at a time."""
+    probs = (logits.double() / temperature).softmax(-1)
+    order = sorted(range(len(probs)), key=lambda token: -probs[token])
+    kept = order[:top_k] if top_k else order
+    mass, total, chosen = 0.0, sum(probs[token] for token in kept), []
+    for token in kept:
+        if mass / total < top_p or not chosen:
+            chosen.append(token)
+            mass += probs[token]
+    result = torch.zeros_like(probs)
+    result[chosen] = probs[chosen] / probs[chosen].sum()
+    return result
+
+
+@pytest.mark.parametrize("temperature, top_p, top_k", [
+    (1.0, 1.0, 0), (0.5, 1.0, 0), (1.0, 0.8, 0), (0.7, 0.8, 20), (1.5, 1.0, 3), (1.0, 0.0, 0), (1.0, 1.0, 1),
+    (2.0, 0.95, 0), (1.0, 0.5, 5000),
+])  # fmt: skip
+def test_temperature_top_k_and_top_p_against_a_small_reference(temperature, top_p, top_k):
+    """With uniforms spread evenly over [0, 1), the shares drawn are the probabilities themselves."""
+    draws = 4000
+    uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    # 1000 nearly equal tokens: more than the few that are looked at first. The other rows lie on few tokens.
+    flat, steep = 0.1 * torch.randn(1000, generator=torch.Generator().manual_seed(3)), torch.linspace(0, 30, 1000)
+    steep = steep[torch.randperm(1000, generator=torch.Generator().manual_seed(4))]
+    for logits in (flat, steep):
+        tokens = choose(logits.expand(draws, -1), uniforms, temperature, top_p, top_k)
+        expected = reference_distribution(logits, temperature, top_p, top_k)
+        shares = torch.bincount(tokens, minlength=1000) / draws
+        assert (shares - expected).abs().max() <= 1.01 / draws
+        assert not shares[expected == 0].any()
+    # Rows do not see each other, also where only one of them needs more tokens looked at.
+    both = choose(torch.stack((flat, steep)), uniforms[[1234, 2345]], temperature, top_p, top_k)
+    assert both[0] == choose(flat[None], uniforms[[1234]], temperature, top_p, top_k)[0]
+    assert both[1] == choose(steep[None], uniforms[[2345]], temperature, top_p, top_k)[0]
+
+
+@pytest.mark.parametrize("temperature, top_p, top_k", [(0.7, 0.8, 20), (1.3, 0.6, 0), (0.9, 1.0, 7)])
+def test_the_kept_tokens_are_those_of_transformers(temperature, top_p, top_k):
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = 2 * torch.randn(1, 400, generator=torch.Generator().manual_seed(5))
+    warpers = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    expected = LogitsProcessorList(warpers)(None, logits)[0].softmax(-1)
+    uniforms = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    tokens = choose(logits.expand(20000, -1), uniforms, temperature, top_p, top_k)
+    assert (torch.bincount(tokens, minlength=400) / 20000 - expected).abs().max() < 1e-4
+
+
+def test_a_steep_temperature_is_greedy(model):
+    assert run(model, PROMPTS, temperature=1e-4) == run(model, PROMPTS)
+
+
+# ----------------------------------------------------------------------------------- prefix and teacher-forced passes
+
+
+def test_a_prefix_of_real_keys_and_values_stands_for_its_text(model):
+    front = [5, 60, 33, 2, 71, 44]
+    with torch.no_grad():
+        prefix = prefix_from_ids(model, front)
+    assert prefix.shape == (2, 2, len(front), 2, 8)
+    whole = run(model, [front + prompt for prompt in PROMPTS])
+    assert run(model, PROMPTS, prefix=prefix, rows=4) == whole
+    assert whole != run(model, PROMPTS)
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_cached_decoding_equals_the_teacher_forced_pass(model, with_prefix, temperature):
+    """mean_log_prob comes from the cache step by step, log_probs from one pass over the whole text."""
+    prefix = torch.randn(2, 2, 5, 2, 8, generator=torch.Generator().manual_seed(6)) if with_prefix else None
+    options = dict(vocab_size=V, max_new_tokens=30, samples=2, temperature=temperature, top_k=20, rows=6, prefix=prefix)
+    stop = min(generate(model, PROMPTS, stop_ids=(), **options), key=lambda c: (c.problem, c.sample)).ids[9]
+    completions = list(generate(model, PROMPTS, stop_ids={stop}, **options))
+    assert "stop" in {completion.finish for completion in completions}
+    documents = []
+    for completion in completions:
+        prompt, new = PROMPTS[completion.problem], completion.ids + [stop] * (completion.finish == "stop")
+        documents.append((prompt + new, [False] * len(prompt) + [True] * len(new)))
+    for completion, (ids, is_target), found in zip(completions, documents, log_probs(model, documents, prefix)):
+        assert found.shape == (sum(is_target),)
+        assert completion.mean_log_prob == pytest.approx(found.mean().item(), abs=1e-5)
+
+
+def test_log_probs_in_small_chunks(model):
+    documents = [(prompt, [i > 0 and (i + n) % 3 > 0 for i in range(len(prompt))]) for n, prompt in enumerate(PROMPTS)]
+    whole = log_probs(model, documents)
+    for (ids, is_target), found in zip(documents, whole):
+        attention = PackedAttention([len(ids)])
+        with torch.no_grad():
+            table = model.logits(model(torch.tensor(ids), attention.positions, attention)).log_softmax(-1)
+        expected = torch.tensor([table[i - 1, ids[i]] for i in range(len(ids)) if is_target[i]])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for found, expected in zip(log_probs(model, documents, chunk_tokens=45, chunk_logits=4 * V), whole):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_first_token_cannot_be_a_target(model):
+    with pytest.raises(ValueError, match="document 1"):
+        log_probs(model, [([1, 2], [False, True]), ([1, 2], [True, True])])
+
+
+def test_memory_is_bounded_by_the_rows_and_their_length(model):
+    """No tensor of the cache is larger than the longest text needs, though 128 positions were allowed."""
+    cache = KVCache(model.config, 4, 100, torch.float32, torch.device("cpu"))
+    cache.begin_step([3, 9])
+    assert cache.layers[0].shape == (2, 4, 2, 15, 8)
+    cache.begin_step([99])
+    assert cache.layers[0].shape == (2, 4, 2, 100, 8)
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_prints_the_completion(tiny_folder, capsys):
+    tokenizer = Tokenizer(tiny_folder)
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    settings = dict(stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size, max_new_tokens=9)
+    [expected] = generate(model, [tokenizer.prompt("What is 1 + 2?", "Be brief.")], **settings)
+    words = ["--model", str(tiny_folder), "--system", "Be brief.", "--max-new-tokens", "9"]
+    words += ["--dtype", "fp32", "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "generate.py"), *words, "-"]
+    done = subprocess.run(command, input="What is 1 + 2?\n", capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, tokenizer.decode(expected.ids) + "\n")
+    assert run_command(main, [*words, "--samples", "2", "--temperature", "1", "What is 1 + 2?"]) == 0
+    told = capsys.readouterr().out
+    assert "--- sample 1 of 2\n" in told and "--- sample 2 of 2\n" in told
+
+
+@pytest.mark.parametrize("words, code, part", [
+    (["--model", "m", "--run", "r", "why?"], 2, "exclude each other"),
+    (["--samples", "2", "why?"], 2, "--temperature"),
+    ([" "], 2, "question is empty"),
+    (["--top-p", "2", "why?"], 2, "above 1"),
+    (["--run", "no/such/run", "why?"], 1, "no/such/run"),
+])  # fmt: skip
+def test_the_command_refuses_in_one_line(words, code, part, capsys):
+    assert run_command(main, words) == code
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith("error: ") and part in told.err and told.err.count("\n") == 1

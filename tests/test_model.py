@@ -1,0 +1,94 @@
+"""The network against transformers' own, in fp32, and documents in one row against each alone."""
+
+import pytest
+import torch
+from conftest import reference_model
+
+from checkpoint import load_model
+from model import PackedAttention
+
+SHAPES = {
+    "0.5B: tied, K = 2": dict(hidden_size=56, num_attention_heads=14, num_key_value_heads=2),
+    "7B: untied, K = 4": dict(hidden_size=56, num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False),
+    "K = H": dict(num_attention_heads=6, num_key_value_heads=6),
+    "K = 1": dict(num_attention_heads=6, num_key_value_heads=1),
+    "Math: theta 10000, larger eps": dict(
+        rope_parameters={"rope_theta": 10000, "rope_type": "default"}, rms_norm_eps=1e-5
+    ),
+    "a head size of its own": dict(head_dim=16),
+}
+
+
+def documents(*lengths: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(320, (length,), generator=generator) for length in lengths]
+
+
+def our_logits(model, docs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Logits of each document, all of them computed in one row."""
+    lengths = [len(doc) for doc in docs]
+    attention = PackedAttention(lengths)
+    with torch.no_grad():
+        logits = model.logits(model(torch.cat(docs), attention.positions, attention))
+    return list(logits.split(lengths))
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_logits_are_those_of_transformers(changes, tmp_path):
+    theirs = reference_model(**changes)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path, "cpu", torch.float32, torch.float32)
+    assert sum(p.numel() for p in ours.parameters()) == theirs.num_parameters()
+    docs = documents(23, 1, 100)  # of three lengths, in one row here, alone there
+    for doc, logits in zip(docs, our_logits(ours, docs)):
+        with torch.no_grad():
+            expected = theirs(doc[None]).logits[0]
+        assert expected.std() > 0.5  # else equality would say little
+        assert (logits - expected).abs().max() < 1e-4
+
+
+def test_documents_in_a_row_do_not_see_each_other(tiny_folder):
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    docs = documents(5, 31, 2, 17)
+    alone = [our_logits(model, [doc])[0] for doc in docs]
+    for together, single in zip(our_logits(model, docs), alone):
+        torch.testing.assert_close(together, single, atol=1e-5, rtol=0)
+
+
+def test_a_token_sees_nothing_behind_it(tiny_folder):
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    doc, changed = documents(20)[0], documents(20)[0].clone()
+    changed[12:] = 7
+    before, after = our_logits(model, [doc])[0], our_logits(model, [changed])[0]
+    torch.testing.assert_close(before[:12], after[:12], atol=1e-5, rtol=0)
+    assert not torch.allclose(before[12], after[12])
+
+
+@pytest.mark.parametrize("prefix", [None, torch.randn(3, 2, 4, 2, 8)], ids=["plain", "with a prefix"])
+def test_gradients_with_checkpointing_are_the_same(tiny_folder, prefix):
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    docs = documents(9, 14)
+    gradients = []
+    for grad_checkpoint in (False, True):
+        model.zero_grad()
+        attention = PackedAttention([9, 14], prefix)
+        model(torch.cat(docs), attention.positions, attention, grad_checkpoint).pow(2).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for kept, recomputed in zip(*gradients):
+        torch.testing.assert_close(kept, recomputed)
+
+
+def test_bf16_products_stay_near_fp32(tiny_folder):
+    docs = documents(40)
+    exact = our_logits(load_model(tiny_folder, "cpu", torch.float32, torch.float32), docs)[0]
+    for weight_dtype in (torch.bfloat16, torch.float32):  # frozen weights, and weights that train
+        model = load_model(tiny_folder, "cpu", torch.bfloat16, weight_dtype)
+        rough = our_logits(model, docs)[0]
+        assert rough.dtype == torch.bfloat16 and model.head_weight.dtype == weight_dtype
+        assert (rough.float() - exact).abs().mean() < 0.05 * exact.std()
+
+
+def test_a_tied_model_has_one_matrix_for_both_ends(tiny_folder):
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    assert model.head_weight is model.model.embed_tokens.weight
+    assert "lm_head.weight" not in model.state_dict()

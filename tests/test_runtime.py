@@ -1,0 +1,192 @@
+"""Device and precision, clock and memory, and files that appear whole or not at all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import runtime
+from runtime import UsageError, UserError
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
+
+
+# ---------------------------------------------------------------------------------------------- device and precision
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch):
+    for available, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        assert runtime.pick_device("auto").type == device
+    assert runtime.pick_device("cpu") == CPU
+    with pytest.raises(UsageError, match="--device cuda: .* has no CUDA; use --device cpu"):
+        runtime.pick_device("cuda")
+    with pytest.raises(UsageError, match="--device toaster: torch knows no such device"):
+        runtime.pick_device("toaster")
+
+
+def test_auto_is_bf16_where_the_processor_multiplies_it(monkeypatch):
+    for flags, dtype in (
+        ({"avx2", "avx512_bf16"}, torch.bfloat16),
+        ({"amx_bf16"}, torch.bfloat16),
+        ({"avx2", "avx512f"}, torch.float32),
+        (set(), torch.float32),  # no /proc/cpuinfo
+    ):
+        monkeypatch.setattr(runtime, "_cpu_flags", lambda: flags)
+        assert runtime.pick_dtype("auto", CPU) == dtype
+
+
+def test_dtypes_by_name():
+    for name in ("bf16", "bfloat16"):
+        assert runtime.pick_dtype(name, CPU) == torch.bfloat16
+    for name in ("fp32", "float32"):
+        assert runtime.pick_dtype(name, CPU) == torch.float32
+    for dtype in (torch.bfloat16, torch.float32):
+        assert runtime.pick_dtype(runtime.dtype_name(dtype), CPU) == dtype
+    for name in ("fp16", "float16", "half"):
+        with pytest.raises(UsageError, match="overflows in Qwen2"):
+            runtime.pick_dtype(name, CPU)
+    with pytest.raises(UsageError, match="--dtype fp8 is not supported; use auto, bf16 or fp32"):
+        runtime.pick_dtype("fp8", CPU)
+
+
+def test_the_machine_is_described_in_json():
+    described = runtime.describe_machine(CPU, torch.float32)
+    assert described["device"] == "cpu" and described["dtype"] == "fp32" and described["torch"] == torch.__version__
+    assert json.loads(json.dumps(described)) == described
+
+
+# --------------------------------------------------------------------------------------------------- clock and memory
+
+
+def test_clock_runs_forward():
+    before = runtime.clock(CPU)
+    assert runtime.clock(CPU) >= before
+
+
+def test_peak_memory_stays_after_the_memory_is_given_back():
+    before = runtime.peak_memory_mib(CPU)
+    size = int(before) * 2**20 + 2**28  # surely above all that was held before, in bytes
+    large = torch.ones(size, dtype=torch.uint8)
+    with_it = runtime.peak_memory_mib(CPU)
+    del large
+    assert with_it > before + 100
+    assert runtime.peak_memory_mib(CPU) >= with_it
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="read from /proc, which Linux has")
+def test_peak_memory_is_not_the_parents():
+    """getrusage's ru_maxrss outlives exec: a small child would report the peak of the large process that started it."""
+    ballast = torch.ones(2**29, dtype=torch.uint8)
+    script = "import runtime, torch; print(runtime.peak_memory_mib(torch.device('cpu')))"
+    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(child.stdout) < runtime.peak_memory_mib(CPU) - 100
+    del ballast
+
+
+def test_keeping_freed_memory_is_harmless_anywhere(monkeypatch):
+    runtime.keep_freed_memory()
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: object())  # a C library without mallopt
+    runtime.keep_freed_memory()
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_files_are_written_with_their_folders(tmp_path):
+    runtime.write_text(tmp_path / "a" / "b" / "text", "é\n")
+    runtime.write_json(tmp_path / "a" / "x.json", {"name": "é", "n": [1, None]})
+    runtime.write_tensors(tmp_path / "a" / "t.safetensors", {"t": torch.arange(6).view(2, 3).T})
+    assert (tmp_path / "a" / "b" / "text").read_bytes() == "é\n".encode()
+    assert runtime.read_json(tmp_path / "a" / "x.json") == {"name": "é", "n": [1, None]}
+    assert load_file(tmp_path / "a" / "t.safetensors")["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["b", "t.safetensors", "x.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "result.json"
+    runtime.write_json(path, {"n": 1})
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("half a fi")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"result.json: cannot be written \(No space left on device\); nothing was"):
+        runtime.write_whole(path, half)
+    with pytest.raises(ValueError):  # JSON has no NaN: a mistake of ours, not of the user's
+        runtime.write_json(path, {"n": float("nan")})
+    assert runtime.read_json(path) == {"n": 1}
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a disk without room, on Linux")
+def test_a_full_disk_is_a_user_error(tmp_path):
+    def fill(temporary: Path) -> None:
+        with open("/dev/full", "w") as full:
+            full.write("x" * 10_000)
+
+    with pytest.raises(UserError, match="No space left on device"):
+        runtime.write_whole(tmp_path / "text", fill)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/below: cannot be written"):
+        runtime.write_text(tmp_path / "file" / "below", "x")
+    (tmp_path / "folder").mkdir()
+    for write in (runtime.write_text, lambda path, _: runtime.write_tensors(path, {"t": torch.ones(2)})):
+        with pytest.raises(UserError, match="folder: cannot be written"):
+            write(tmp_path / "folder", "x")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'{"a": 1,\n "b": 2,\n}', "x.json:3: not valid JSON"),
+        (b'{\n\n\n\n\n\n"a" 1}', "x.json:7: not valid JSON"),
+        (b"", "x.json:1: not valid JSON"),
+        (b"[1, 2]", "x.json: holds a list, where a JSON object was expected"),
+        (b'{"a": "\xff"}', "x.json: cannot be read"),
+        (b"[" * 100_000, "x.json:1: not valid JSON (too deep)"),
+    ],
+    ids=["comma", "line 7", "empty", "list", "not UTF-8", "deep"],
+)
+def test_broken_json_is_named_with_its_line(content, message, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        runtime.read_json(tmp_path / "x.json")
+    assert str(error.value).startswith(str(tmp_path)) and message in str(error.value)
+
+
+def test_json_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="x.json: no such file"):
+        runtime.read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        runtime.read_json(tmp_path)
+
+
+def test_a_run_takes_the_first_free_number(tmp_path):
+    root = str(tmp_path / "runs")
+    made = [runtime.new_directory(None, "lora-mini-gsm", root) for _ in range(2)]
+    assert [path.name for path in made] == ["lora-mini-gsm-1", "lora-mini-gsm-2"]
+    made[0].rmdir()
+    assert runtime.new_directory(None, "lora-mini-gsm", root) == made[0]
+
+
+def test_a_given_directory_must_be_new_or_empty(tmp_path):
+    wanted = tmp_path / "a" / "mine"
+    assert runtime.new_directory(str(wanted), "stem") == wanted and wanted.is_dir()
+    assert runtime.new_directory(str(wanted), "stem") == wanted  # still empty
+    (wanted / "args.json").write_text("{}")
+    for taken in (wanted, wanted / "args.json"):
+        with pytest.raises(UserError, match="exists and is not empty; give another --output-dir, or --resume"):
+            runtime.new_directory(str(taken), "stem")
+    assert (wanted / "args.json").read_text() == "{}"
