@@ -11,11 +11,8 @@ What is written appears whole or not at all: into a folder beside its place, whi
 Source: the layout of Qwen2.5's published checkpoints, as transformers 4 and 5 write it.
 """
 
-import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from torch import Tensor
 from lora import load_lora
 from model import Config, Qwen2
 from prefix import load_prefix
-from runtime import UserError, read_json, write_json, write_tensors
+from runtime import UserError, read_json, whole_folder, write_json, write_tensors
 from tokenizer import Tokenizer
 
 # All that is used of a repository on the hub. The first four are also what a saved model takes over from its source.
@@ -221,29 +218,6 @@ def _check_tensors(file: Path, weights, expected: dict[str, Tensor]) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- saving
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name at the end, or vanishes when something fails.
-
-    Raises UserError where `folder` exists and is not empty, and where it cannot be written.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty, nothing was written; give another name")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had the same number
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, folder)
-    except UserError as error:  # of a file inside: name the place it was meant for
-        raise UserError(str(error).replace(str(temporary), str(folder))) from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); nothing was kept of it") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_model(model: Qwen2, folder: Path, source: Path, dtype: torch.dtype = torch.bfloat16) -> None:

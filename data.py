@@ -46,6 +46,7 @@ class Example:
 
     ids: list[int]
     is_target: list[bool]
+    name: str = ""  # the id of its problem, to be named in a message
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     if text.lstrip().startswith("["):
         try:
-            records = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            records = _parse(text)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not valid JSON ({error})") from None
         yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, 1))
         return
@@ -101,10 +102,17 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = getattr(error, "msg", "nested too deep")
+                yield f"{path}:{number}", _parse(line)
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", None) or str(error)
                 raise UserError(f"{path}:{number}: not valid JSON ({reason}); mend or remove that line") from None
+
+
+def _parse(text: str) -> dict | list:
+    """Parsed JSON. Raises RecursionError, or ValueError: JSONDecodeError, and for what is JSON but neither text nor number."""
+    value = json.loads(text)  # a number of 5,000 digits is a plain ValueError
+    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair (\ud800) could be written to no file
+    return value
 
 
 def parse_record(record: dict, where: str) -> Problem:
@@ -179,10 +187,11 @@ def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Proble
 
 def chat_example(tokenizer: Tokenizer, problem: Problem, system: str | None) -> Example:
     """ChatML ids of a problem with its solution; the solution and its end token are the targets."""
-    if problem.messages:
-        return Example(*tokenizer.chat(list(problem.messages), system))
-    turns = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": problem.solution}]
-    return Example(*tokenizer.chat(turns, system))
+    turns = list(problem.messages)
+    if not turns:
+        turns = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": problem.solution}]
+    ids, is_target = tokenizer.chat(turns, system)
+    return Example(ids, is_target, problem.id)
 
 
 def chat_examples(

@@ -102,7 +102,7 @@ class Report:
 def evaluate(
     model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder: Path, *, system: str | None = None,
     prefix: Tensor | None = None, samples: int = 1, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
-    max_new_tokens: int = MAX_NEW_TOKENS, seed: int = 0, rows: int = 128, about: dict | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS, seed: int = 0, rows: int | None = None, about: dict | None = None,
 ) -> Report:
     """Generate `samples` completions of each problem, grade them, and write all of it to `folder`.
 
@@ -195,8 +195,10 @@ def grade(problem: Problem, completion: Completion, text: str) -> dict:
     """The record of one completion: what generations.jsonl holds a line of.
 
     A completion that was cut is graded only by an answer it marked itself (a box, `####`): the number that happens to
-    stand last where it was cut is no answer.
+    stand last where it was cut is no answer. Raises UserError where the log-probability is no finite number.
     """
+    if not math.isfinite(completion.mean_log_prob):
+        raise UserError(f"{problem.id}: the model gives no finite probabilities; are its weights NaN or infinite?")
     answer = extract_answer(text, strict=completion.finish != "stop")
     return {
         "id": problem.id,

@@ -34,6 +34,8 @@ from model import Config, PackedAttention, Qwen2
 from runtime import UsageError, keep_freed_memory, pick_device, pick_dtype
 from tokenizer import Tokenizer
 
+CACHE_BYTES = 2 << 30  # what keys and values of all rows may take, unless the number of rows is given
+MOST_ROWS = 256  # more are hardly faster: attention then takes the time
 MAX_NEW_TOKENS = 1024  # unless asked otherwise; the model's positions may leave less
 
 
@@ -66,6 +68,12 @@ class _Row:
     @property
     def ended(self) -> bool:
         return self.stopped or len(self.ids) == self.limit
+
+    def add(self, token: int, log_prob: float, stops: bool) -> None:
+        self.ids.append(token)
+        self.log_prob += log_prob
+        self.stopped = stops
+        self.token, self.position = token, self.position + 1
 
     def completion(self) -> Completion:
         ids, finish = (self.ids[:-1], "stop") if self.stopped else (self.ids, "length")
@@ -176,8 +184,7 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 
     """
     scaled = logits / temperature
     if top_k == 0 and top_p >= 1:
-        cumulative = scaled.softmax(-1).double().cumsum(-1)  # [B, V]
-        return _invert(cumulative, uniforms)
+        return _invert(scaled.softmax(-1), uniforms)
     # Sorting all of V is slow, and the mass lies on few tokens: look at more only where some row needs them.
     vocab_size = logits.shape[1]
     count = min(top_k or 256, vocab_size)
@@ -189,15 +196,14 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 
             break
         count = min(16 * count, vocab_size)
     before = probs.cumsum(-1) - probs  # [B, count]: mass of the more probable
-    before[:, 0] = -1
-    probs = probs.where(before < top_p, 0)
-    return ids.gather(1, _invert(probs.double().cumsum(-1), uniforms)[:, None])[:, 0]
+    before[:, 0] = -1  # the first one stays, whatever top_p
+    return ids.gather(1, _invert(probs.where(before < top_p, 0), uniforms)[:, None])[:, 0]
 
 
-def _invert(cumulative: Tensor, uniforms: Tensor) -> Tensor:
-    """The first index [B] whose cumulative mass [B, n] (of any total) exceeds the uniform share [B]."""
-    wanted = uniforms[:, None] * cumulative[:, -1:]  # [B, 1]
-    return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=cumulative.shape[1] - 1)
+def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The index [B] where the running sum of probs [B, n], of any total, first exceeds the share `uniforms` [B]."""
+    sums = probs.double().cumsum(-1)  # in fp32, V small terms would blur the borders
+    return torch.searchsorted(sums, uniforms[:, None] * sums[:, -1:], right=True)[:, 0].clamp(max=probs.shape[1] - 1)
 
 
 def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, temperature: float, top_p: float,
@@ -219,14 +225,14 @@ def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, tempe
 @torch.inference_mode()
 def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int], vocab_size: int,
              max_new_tokens: int = MAX_NEW_TOKENS, samples: int = 1, temperature: float = 0.0, top_p: float = 1.0,
-             top_k: int = 0, seed: int = 0, rows: int = 128, prefix: Tensor | None = None,
+             top_k: int = 0, seed: int = 0, rows: int | None = None, prefix: Tensor | None = None,
              skip: Container[tuple[int, int]] = (), prefill_tokens: int = 8192) -> Iterator[Completion]:
     """Yield `samples` completions of each prompt, in the order in which they end.
 
     `temperature` 0 is greedy: the most probable token, without a penalty. Ids from `vocab_size` on, the size of the
     tokenizer, are never produced. `max_new_tokens` is cut to what the model's positions leave; a prompt that leaves
-    none gives an empty completion that ends by "length". `rows` are decoded at a time, prompts are read
-    `prefill_tokens` at a time (both bound memory), and `prefix` [L, 2, P, K, h] stands before all. Pairs
+    none gives an empty completion that ends by "length". `rows` are decoded at a time (by default as many as CACHE_BYTES
+    hold), prompts are read `prefill_tokens` at a time; both bound memory. `prefix` [L, 2, P, K, h] stands before all. Pairs
     (problem, sample) in `skip` are left out, and the others come out as they would have. Raises ValueError for an
     empty prompt.
     """
@@ -244,10 +250,10 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
                 jobs.append(_Row(i, s, prompts[i][-1], start, limit, np.random.default_rng((seed, i, s))))
     yield from (row.completion() for row in jobs if row.ended)  # no room for a single token
     jobs = deque(row for row in jobs if not row.ended)
-    rows = min(rows, len(jobs))
+    max_slots = max((row.position + row.limit for row in jobs), default=0)
+    rows = min(rows or _rows_that_fit(model, max_slots), len(jobs))
     refill = max(1, rows // 8)  # a prefill for every single row that ends would be slow
     queue = _queue(model, jobs, prompts, prefix, prefill_tokens, refill)
-    max_slots = max((row.position + row.limit for row in jobs), default=0)
     cache = KVCache(model.config, rows, max_slots, model.compute_dtype, model.head_weight.device)
     live: list[_Row] = []  # live[i] has row i of the cache
     while True:
@@ -259,12 +265,15 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
         if not live:
             return
         for row, token, log_prob in zip(live, *_step(model, cache, live, vocab_size, temperature, top_p, top_k)):
-            row.ids.append(token)
-            row.log_prob += log_prob
-            row.stopped = token in stop_ids
-            row.token, row.position = token, row.position + 1
+            row.add(token, log_prob, token in stop_ids)
         yield from (row.completion() for row in live if row.ended)
         live = cache.drop(live)
+
+
+def _rows_that_fit(model: Qwen2, slots: int) -> int:
+    c = model.config
+    row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * model.compute_dtype.itemsize * max(1, slots)
+    return max(1, min(MOST_ROWS, CACHE_BYTES // row))
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import Linear
-from runtime import UserError, read_json, write_json, write_tensors
+from runtime import UserError, read_json, whole_folder, write_json, write_tensors
 
 # The linear maps of one layer, by the last part of their name.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -137,7 +137,7 @@ def save_lora(folder: Path, model: nn.Module, base_name: str) -> None:
 
     rsLoRA is written as the plain α·√r it amounts to, because llama.cpp passes over the flag.
     """
-    folder, modules = Path(folder), _adapted(model)
+    modules = _adapted(model)
     first = next(iter(modules.values()))
     # Servers look for the short names; full ones are right only where some layers are left out.
     targets = {name.rpartition(".")[2] for name in modules}
@@ -161,8 +161,9 @@ def save_lora(folder: Path, model: nn.Module, base_name: str) -> None:
     }
     parameters = model.named_parameters()
     tensors = {_peft_key(name): p for name, p in parameters if name.endswith((".lora_A", ".lora_B"))}
-    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-    write_json(folder / "adapter_config.json", settings)
+    with whole_folder(folder) as temporary:
+        write_tensors(temporary / "adapter_model.safetensors", tensors, {"format": "pt"})
+        write_json(temporary / "adapter_config.json", settings)
 
 
 def load_lora(folder: Path, model: nn.Module) -> dict[str, nn.Parameter]:

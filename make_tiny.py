@@ -107,8 +107,10 @@ def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train", 
         turns = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": solution}]
         ids, _ = tokenizer.chat(turns)
     else:
-        ids = tokenizer.encode(f"Question: {problem.question}\nAnswer: {solution}<|endoftext|>")
-    return Example(ids, [False] + [True] * (len(ids) - 1))
+        # Appended as an id: in a text the marker's letters are but letters. A chat ends on the other of the two stops.
+        (end_of_text,) = tokenizer.stop_ids - {tokenizer.end_id}
+        ids = [*tokenizer.encode(f"Question: {problem.question}\nAnswer: {solution}"), end_of_text]
+    return Example(ids, [False] + [True] * (len(ids) - 1), problem.id)
 
 
 def held_out_losses(model: Qwen2, tokenizer: Tokenizer, count: int = 300) -> dict[str, float]:

@@ -9,6 +9,7 @@ All that a run does is in its folder: settings, machine, loss by step, every com
 """
 
 import dataclasses
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -183,8 +184,8 @@ def prepare(
 def save_result(args: Flags, model: Qwen2, prefix: Callable[[], Tensor] | None, source: Path, folder: Path) -> Path:
     """Write what was trained where `load_run` finds it, and return that folder."""
     place = folder / ("model" if args.method == "sft" else "adapter")
-    if place.exists():  # a run that was interrupted behind this point
-        return place
+    # Whatever stands there is half of a save that failed, or older than what is trained now; the checkpoint has all of it.
+    shutil.rmtree(place, ignore_errors=True)
     if args.method == "sft":
         save_model(model, place, source, model.compute_dtype)
     elif args.method == "lora":
@@ -251,7 +252,10 @@ def run_training(
         keep=args.keep,
     )
     found = checkpoints(folder)[-1:]
-    trim_metrics(folder / "metrics.jsonl", int(found[0].name.removeprefix("step-")) if found else 0)
+    done = int(found[0].name.removeprefix("step-")) if found else 0
+    trim_metrics(folder / "metrics.jsonl", done)
+    if done < steps:  # a run that had ended goes on with more --steps: its weights will be measured anew
+        shutil.rmtree(folder / "evals" / "after", ignore_errors=True)
 
     def batch_at(step: int) -> list[Example]:
         return [examples[i] for i in batch_indices(step, args.batch_size, len(examples), args.seed)]
@@ -278,7 +282,7 @@ def run_training(
             on_log=log,
             on_step=lambda step: bar.update(step - bar.n),
         )
-    if totals.steps < steps:
+    if received:  # in the last step, too: who presses Ctrl-C does not want to wait for the measuring
         print(f"stopped after step {totals.steps} of {steps}; the checkpoint is in {folder / 'checkpoints'}")
         raise Terminated if signal.SIGTERM in received else KeyboardInterrupt
     return totals

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lora import check_tensors, read_adapter
 from model import Config, PackedAttention, Qwen2
-from runtime import UsageError, UserError, write_json, write_tensors
+from runtime import UsageError, UserError, whole_folder, write_json, write_tensors
 
 # Follows the system prompt in the default text to start from.
 INSTRUCTION = "Solve the problem step by step, check every calculation, and end with the final answer."
@@ -138,8 +138,9 @@ def save_prefix(folder: Path, prefix: Tensor, base_name: str) -> None:
         "encoder_hidden_size": heads * head_dim,
         "prefix_projection": False,
     }
-    write_tensors(Path(folder) / "adapter_model.safetensors", {"prompt_embeddings": flat}, {"format": "pt"})
-    write_json(Path(folder) / "adapter_config.json", settings)
+    with whole_folder(folder) as temporary:
+        write_tensors(temporary / "adapter_model.safetensors", {"prompt_embeddings": flat}, {"format": "pt"})
+        write_json(temporary / "adapter_config.json", settings)
 
 
 def load_prefix(folder: Path, config: Config) -> Tensor:

@@ -6,12 +6,15 @@ Nothing here knows of models. Two rules hold for every file the project writes: 
 (written beside its place, then renamed), and nothing that exists is overwritten without being asked.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import platform
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -166,7 +169,31 @@ def write_whole(path: Path, write) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed there") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made it need not go
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name at the end, or vanishes when something fails.
+
+    Raises UserError where `folder` exists and is not empty, and where it cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty, nothing was written; give another name")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had the same number
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, folder)
+    except UserError as error:  # of a file inside: name the place it was meant for
+        raise UserError(str(error).replace(str(temporary), str(folder))) from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); nothing was kept of it") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -189,6 +216,9 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
         except SafetensorError as error:  # safetensors wraps the operating system's own word, a full disk among them
             raise OSError(str(error)) from error
+        umask = os.umask(0)  # can only be read by setting it
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors makes its files private, whatever the user's other files are
 
     write_whole(path, save)
 

@@ -66,7 +66,7 @@ class Tokenizer:
             settings = read_json(file) if file.exists() else {}
             rows = settings.get("vocab_size")
             if isinstance(rows, int) and rows < self.size:
-                raise UserError(f"{file}: vocab_size is {rows}, but the tokenizer has {self.size} ids; get the right one")
+                raise UserError(f"{file}: vocab_size is {rows}, the tokenizer has {self.size} ids; get the right one")
             declared = settings.get("eos_token_id")
             declared = declared if isinstance(declared, list) else [declared]
             stops.update(number for number in declared if isinstance(number, int))

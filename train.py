@@ -208,9 +208,10 @@ def train(
             loss += part_loss.item()
         grad_norm = nn.utils.clip_grad_norm_(parameters, settings.clip).item()
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            names = ", ".join(example.name for example in examples)
             raise UserError(
-                f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, on a batch that begins with ids "
-                f"{examples[0].ids[:8]}; lower --lr, or look at that batch"
+                f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}; lower --lr, or look at the "
+                f"problems of this batch: {names}"
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -258,8 +259,11 @@ def drop_old_checkpoints(folder: Path, keep: int) -> None:
 
 def append_metrics(path: Path, record: dict) -> None:
     """Add one line to metrics.jsonl."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space, then --resume") from error
 
 
 def trim_metrics(path: Path, step: int) -> None:

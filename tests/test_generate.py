@@ -263,6 +263,13 @@ def test_the_first_token_cannot_be_a_target(model):
         log_probs(model, [([1, 2], [False, True]), ([1, 2], [True, True])])
 
 
+def test_between_two_completions_gradients_are_on(model):
+    """Generation computes none, but does not switch them off for who reads its completions one by one."""
+    completions = generate(model, PROMPTS, stop_ids=STOPS, vocab_size=REAL, max_new_tokens=5)
+    next(completions)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
 def test_memory_is_bounded_by_the_rows_and_their_length(model):
     """No tensor of the cache is larger than the longest text needs, though 128 positions were allowed."""
     cache = KVCache(model.config, 4, 100, torch.float32, torch.device("cpu"))

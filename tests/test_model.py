@@ -5,7 +5,7 @@ import torch
 from conftest import reference_model
 
 from checkpoint import load_model
-from model import PackedAttention
+from model import Config, PackedAttention, Qwen2
 
 SHAPES = {
     "0.5B: tied, K = 2": dict(hidden_size=56, num_attention_heads=14, num_key_value_heads=2),
@@ -45,6 +45,28 @@ def test_logits_are_those_of_transformers(changes, tmp_path):
             expected = theirs(doc[None]).logits[0]
         assert expected.std() > 0.5  # else equality would say little
         assert (logits - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "layers, hidden, heads, kv_heads, inner, vocab, tied, parameters, tensors",
+    [
+        (24, 896, 14, 2, 4864, 151936, True, 494_032_768, 290),
+        (28, 1536, 12, 2, 8960, 151936, True, 1_543_714_304, 338),
+        (36, 2048, 16, 2, 11008, 151936, True, 3_085_938_688, 434),
+        (28, 3584, 28, 4, 18944, 152064, False, 7_615_616_512, 339),
+    ],
+    ids=["0.5B", "1.5B", "3B", "7B"],
+)
+def test_the_published_sizes(layers, hidden, heads, kv_heads, inner, vocab, tied, parameters, tensors):
+    """Parameters and tensors of the real checkpoints, counted on the meta device, where they take no memory."""
+    config = Config(
+        vocab_size=vocab, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=hidden // heads, rms_norm_eps=1e-6,
+        rope_theta=1e6, max_position_embeddings=32768, tie_word_embeddings=tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        state = Qwen2(config).state_dict()
+    assert len(state) == tensors and sum(tensor.numel() for tensor in state.values()) == parameters
 
 
 def test_documents_in_a_row_do_not_see_each_other(tiny_folder):

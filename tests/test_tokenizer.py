@@ -128,7 +128,7 @@ def test_decode_gives_the_text_back_without_special_tokens(tokenizer_folder):
     assert tokenizer.decode(tokenizer.encode(text) + [tokenizer.end_id]) == text
 
 
-# ----------------------------------------------------------------------------------------------- the default system text
+# --------------------------------------------------------------------------------------------- the default system text
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -200,7 +200,7 @@ def break_file(folder: Path, name: str, text: str | None) -> None:
         ("tokenizer_config.json", '{\n"eos_token": }', "tokenizer_config.json:2: not valid JSON"),
         ("tokenizer_config.json", "{}", "tokenizer_config.json: names no eos_token"),
         ("tokenizer_config.json", '{"eos_token": "</s>"}', "tokenizer.json: has no token '</s>'"),
-        ("config.json", '{"vocab_size": 100}', "config.json: vocab_size is 100, but the tokenizer"),
+        ("config.json", '{"vocab_size": 100}', "config.json: vocab_size is 100, the tokenizer"),
     ],
 )
 def test_bad_files_are_named(name, text, message, tmp_path):
