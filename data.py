@@ -109,7 +109,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _parse(text: str) -> dict | list:
-    """Parsed JSON. Raises RecursionError, or ValueError: JSONDecodeError, and for what is JSON but neither text nor number."""
+    """Parsed JSON. Raises ValueError or RecursionError, also for what is valid JSON but no usable text or number."""
     value = json.loads(text)  # a number of 5,000 digits is a plain ValueError
     json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair (\ud800) could be written to no file
     return value
@@ -265,5 +265,8 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
 
 
 if __name__ == "__main__":
-    tokenizer = Tokenizer(Path(__file__).parent / "tiny")
-    print(show(tokenizer, chat_example(tokenizer, load_problems(*sys.argv[1:2] or ["mini-gsm"], limit=1)[0], None)))
+    try:
+        tokenizer = Tokenizer(Path(__file__).parent / "tiny")
+        print(show(tokenizer, chat_example(tokenizer, load_problems(*sys.argv[1:2] or ["mini-gsm"], limit=1)[0], None)))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -22,13 +22,11 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from answers import equivalent, extract_answer
-from checkpoint import find_model, load_model, load_run
 from data import Problem, load_problems
 from flags import flag, parse_flags, run_command
-from generate import MAX_NEW_TOKENS, Completion, generate
+from generate import MAX_NEW_TOKENS, Completion, SamplingFlags, generate, load_asked
 from model import Qwen2
-from runtime import (UsageError, UserError, clock, describe_machine, keep_freed_memory, new_directory, pick_device,
-                     pick_dtype, read_json, write_json, write_text)
+from runtime import UserError, clock, describe_machine, new_directory, read_json, write_json, write_text
 from tokenizer import Tokenizer
 from vote import majority, pass_at_k
 
@@ -297,46 +295,21 @@ def report_lines(result: dict) -> list[str]:
     return lines
 
 
-@dataclass
-class Flags:
+@dataclass(kw_only=True)
+class Flags(SamplingFlags):
     """The flags of `python evaluate.py`."""
 
-    run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
-    model: str | None = flag(None, "model without a run: tiny, a folder or a hub id (default: tiny)")
     dataset: str = flag("mini-gsm", "mini-gsm, mini-math, or a JSON or JSONL file")
     limit: int | None = flag(None, "number of problems (default: 500 of an embedded set, all of a file)", least=1)
-    samples: int = flag(1, "completions of each problem", least=1)
-    temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
-    top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability", least=0, most=1)
-    top_k: int = flag(0, "sample among this many likeliest tokens; 0 is all", least=0)
-    max_new_tokens: int = flag(MAX_NEW_TOKENS, "longest completion in tokens, or less where the model ends", least=1)
-    seed: int = flag(0, "seed of the sampling", least=0)
-    system: str | None = flag(None, "system prompt (default: the run's, else the checkpoint's own)")
     output_dir: str | None = flag(None, "folder of the results; an unfinished evaluation there goes on "
                                   "(default: evals/DATASET-N in the run, else runs/eval-DATASET-N)")
-    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
-    dtype: str = flag("auto", "auto, bf16 or fp32")
-    debug: bool = flag(False, "show the traceback of an error")
 
 
 def main(argv: list[str]) -> None:
     """`python evaluate.py`: load, evaluate, print the report."""
     flags = parse_flags(Flags, argv, "Measure a model's accuracy on a data set.")
-    if flags.run and flags.model:
-        raise UsageError("--run and --model exclude each other: a run names its own model")
-    if flags.samples > 1 and flags.temperature == 0:
-        raise UsageError(f"--samples {flags.samples} needs a --temperature above 0: greedy samples are all the same")
     problems = load_problems(flags.dataset, split="test", limit=flags.limit)
-    device = pick_device(flags.device)
-    dtype = pick_dtype(flags.dtype, device)
-    keep_freed_memory()
-    if flags.run:
-        run = load_run(Path(flags.run), device, dtype)
-        model, tokenizer, prefix, system = run.model, run.tokenizer, run.prefix, run.system
-    else:
-        source = find_model(flags.model or "tiny")
-        model, tokenizer, prefix, system = load_model(source, device, dtype, dtype), Tokenizer(source), None, None
-    system = system if flags.system is None else flags.system
+    run = load_asked(flags)
 
     stem = Path(flags.dataset).stem
     if flags.output_dir and (Path(flags.output_dir) / "generations.jsonl").exists():
@@ -345,14 +318,14 @@ def main(argv: list[str]) -> None:
         folder = new_directory(flags.output_dir, stem, f"{flags.run}/evals")
     else:
         folder = new_directory(flags.output_dir, f"eval-{stem}")
-    machine = describe_machine(device, dtype)
+    machine = describe_machine(run.model.head_weight.device, run.model.compute_dtype)
     name = flags.run or flags.model or "tiny"
     print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
     print(f"model      {name}")
     print(f"data       {flags.dataset}, {len(problems)} problems, {flags.samples} completion(s) each, "
           + (f"temperature {flags.temperature}" if flags.temperature else "greedy"), flush=True)
-    report = evaluate(model, tokenizer, problems, folder, system=system, prefix=prefix, samples=flags.samples,
-                      temperature=flags.temperature, top_p=flags.top_p, top_k=flags.top_k,
+    report = evaluate(run.model, run.tokenizer, problems, folder, system=run.system, prefix=run.prefix,
+                      samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p, top_k=flags.top_k,
                       max_new_tokens=flags.max_new_tokens, seed=flags.seed,
                       about={"model": name, "dataset": flags.dataset, "dtype": machine["dtype"]})
     print("\n".join(report_lines(report.result)))

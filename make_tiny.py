@@ -26,6 +26,7 @@ from data import Example, parse_record
 from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
 from runtime import (
+    UsageError,
     describe_machine,
     keep_freed_memory,
     new_directory,
@@ -36,7 +37,7 @@ from runtime import (
     write_text,
 )
 from tokenizer import Tokenizer
-from train import TrainSettings, append_metrics, checkpoints, mean_loss, train
+from train import TrainSettings, append_metrics, checkpoints, mean_loss, train, trim_metrics
 
 # Shares of the documents. Slips exist for word problems alone; elsewhere their share goes to the steps.
 STYLES = {"steps": 0.45, "answer": 0.30, "slip": 0.10, "chat": 0.15}
@@ -73,7 +74,7 @@ class Flags:
     steps: int = flag(4000, "optimiser steps", least=1)
     documents: int = flag(60, "documents a step, about 140 tokens each", least=1)
     learning_rate: float = flag(3e-3, "peak learning rate", alias="--lr", least=0)
-    hidden_size: int = flag(192, "width of the model, a multiple of 32", least=32)
+    hidden_size: int = flag(192, "width of the model, a multiple of 64", least=64)
     layers: int = flag(6, "layers of the model", least=1)
     micro_batch_tokens: int = flag(4096, "tokens computed at once", least=1)
     save_every: int = flag(500, "steps between checkpoints", least=1)
@@ -205,6 +206,11 @@ def new_model(vocab_size: int, hidden_size: int, layers: int, seed: int, compute
 def main(argv: list[str]) -> None:
     """Make the tokenizer, train the model, measure it, save it."""
     args = parse_flags(Flags, argv, __doc__)
+    if args.resume:
+        saved = read_json(Path(args.output_dir) / "args.json")
+        args = Flags(**{**saved, "resume": True, "threads": args.threads, "output_dir": args.output_dir})
+    if args.hidden_size % 64:  # heads of 32, and two of them share a key/value head at least
+        raise UsageError(f"--hidden-size {args.hidden_size} is no multiple of 64")
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -212,8 +218,6 @@ def main(argv: list[str]) -> None:
     dtype = pick_dtype(args.dtype, device)
     if args.resume:
         folder = Path(args.output_dir)
-        saved = read_json(folder / "args.json")
-        args = Flags(**{**saved, "resume": True, "threads": args.threads, "output_dir": args.output_dir})
         tokenizer = Tokenizer(folder / "tokenizer")
     else:
         folder = new_directory(args.output_dir, "tiny")
@@ -243,7 +247,8 @@ def main(argv: list[str]) -> None:
         )
 
     bar = tqdm(total=args.steps, unit="step", disable=None)
-    found = checkpoints(folder)
+    found = checkpoints(folder)[-1:]
+    trim_metrics(folder / "metrics.jsonl", int(found[0].name.removeprefix("step-")) if found else 0)
     trainable = dict(model.named_parameters())
     totals = train(
         model,
@@ -251,7 +256,7 @@ def main(argv: list[str]) -> None:
         batch_at,
         settings,
         folder,
-        resume_from=found[-1] if args.resume and found else None,
+        resume_from=found[0] if found else None,
         on_log=log,
         on_step=lambda step: bar.update(step - bar.n),
     )

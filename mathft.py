@@ -28,34 +28,25 @@ from flags import Terminated, flag, parse_flags, run_command
 from lora import TARGETS, add_lora, save_lora
 from model import Qwen2
 from prefix import Prefix, save_prefix, start_prefix
-from runtime import (
-    VERSION,
-    UsageError,
-    UserError,
-    describe_machine,
-    keep_freed_memory,
-    new_directory,
-    peak_memory_mib,
-    pick_device,
-    pick_dtype,
-    read_json,
-    write_json,
-)
+from runtime import (VERSION, UsageError, UserError, describe_machine, keep_freed_memory, new_directory,
+                     peak_memory_mib, pick_device, pick_dtype, read_json, write_json)
 from tokenizer import Tokenizer
-from train import TrainSettings, TrainTotals, append_metrics, checkpoints, train, trim_metrics
+from train import TrainSettings, TrainTotals, append_metrics, checkpoints, step_of, train, trim_metrics
 
 # What a flag that is not given means, by method: for the embedded model and for real ones (learning rates: full tuning
 # 1e-5 to 2e-5, LoRA ten times that, prefixes from a real text 5e-3; a model of 2.5 M parameters takes far larger ones).
+TINY = {"steps": 100, "batch_size": 32, "micro_batch_tokens": 4096, "max_length": 512, "max_new_tokens": 256}
+REAL = {"epochs": 2.0, "batch_size": 16, "micro_batch_tokens": 1024, "max_length": 1024, "max_new_tokens": 1024}
 DEFAULTS = {
     "tiny": {
-        "sft": {"learning_rate": 1e-3, "steps": 100, "batch_size": 32, "max_length": 512, "max_new_tokens": 256},
-        "lora": {"learning_rate": 3e-3, "steps": 100, "batch_size": 32, "max_length": 512, "max_new_tokens": 256},
-        "prefix": {"learning_rate": 2e-2, "steps": 100, "batch_size": 32, "max_length": 512, "max_new_tokens": 256},
+        "sft": {"learning_rate": 1e-3, **TINY},
+        "lora": {"learning_rate": 3e-3, **TINY},
+        "prefix": {"learning_rate": 2e-2, **TINY},
     },
     "real": {
-        "sft": {"learning_rate": 1e-5, "epochs": 2.0, "batch_size": 16, "max_length": 1024, "max_new_tokens": 1024},
-        "lora": {"learning_rate": 2e-4, "epochs": 2.0, "batch_size": 16, "max_length": 1024, "max_new_tokens": 1024},
-        "prefix": {"learning_rate": 5e-3, "epochs": 2.0, "batch_size": 16, "max_length": 1024, "max_new_tokens": 1024},
+        "sft": {"learning_rate": 1e-5, **REAL},
+        "lora": {"learning_rate": 2e-4, **REAL},
+        "prefix": {"learning_rate": 5e-3, **REAL},
     },
 }
 METHODS = tuple(DEFAULTS["real"])
@@ -77,7 +68,7 @@ class Flags:
     steps: int | None = flag(None, "optimiser steps (instead of --epochs)", least=1)
     epochs: float | None = flag(None, "passes over the training problems (instead of --steps)", least=0)
     batch_size: int | None = flag(None, "problems an optimiser step sees", least=1)
-    micro_batch_tokens: int = flag(4096, "tokens computed at once; bounds memory, changes no result", least=1)
+    micro_batch_tokens: int | None = flag(None, "tokens computed at once; bounds memory, changes no result", least=1)
     learning_rate: float | None = flag(None, "peak learning rate", alias="--lr", least=0)
     warmup: float = flag(0.03, "share of the steps that raise the learning rate", least=0, most=1)
     weight_decay: float = flag(0.01, "of the model's matrices under sft; LoRA and prefixes have none", least=0)
@@ -102,6 +93,32 @@ class Flags:
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     show_example: bool = flag(False, "print one training example with its targets marked, and exit")
     debug: bool = flag(False, "show the traceback of an error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: the settings and everything that was read before the model."""
+
+    args: Flags
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    machine: dict
+    source: Path  # the model's folder
+    tokenizer: Tokenizer
+    examples: list[Example]
+    dropped: int  # examples longer than --max-length
+    test_problems: list[Problem]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.args.steps or max(1, round(self.args.epochs * len(self.examples) / self.args.batch_size))
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where a run that goes on goes on from."""
+        return next(reversed(checkpoints(self.folder)), None)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -166,9 +183,7 @@ def load_data(args: Flags) -> tuple[list[Problem], list[Problem]]:
 # -------------------------------------------------------------------------------------------------------------- methods
 
 
-def prepare(
-    args: Flags, model: Qwen2, tokenizer: Tokenizer
-) -> tuple[dict[str, nn.Parameter], Callable[[], Tensor] | None]:
+def prepare(args: Flags, model: Qwen2, tokenizer: Tokenizer) -> tuple[dict[str, nn.Parameter], Callable | None]:
     """What trains, by name, and the prefix as a function of it (None where the method has none)."""
     if args.method == "sft":
         return dict(model.named_parameters()), None
@@ -181,17 +196,17 @@ def prepare(
     return dict(prefix.named_parameters()), prefix
 
 
-def save_result(args: Flags, model: Qwen2, prefix: Callable[[], Tensor] | None, source: Path, folder: Path) -> Path:
+def save_result(job: Job, model: Qwen2, prefix: Callable[[], Tensor] | None) -> Path:
     """Write what was trained where `load_run` finds it, and return that folder."""
-    place = folder / ("model" if args.method == "sft" else "adapter")
-    # Whatever stands there is half of a save that failed, or older than what is trained now; the checkpoint has all of it.
-    shutil.rmtree(place, ignore_errors=True)
-    if args.method == "sft":
-        save_model(model, place, source, model.compute_dtype)
-    elif args.method == "lora":
-        save_lora(place, model, args.model)
+    method, base_name = job.args.method, job.args.model
+    place = job.folder / ("model" if method == "sft" else "adapter")
+    shutil.rmtree(place, ignore_errors=True)  # a run that was interrupted behind this point has left the same
+    if method == "sft":
+        save_model(model, place, job.source, model.compute_dtype)
+    elif method == "lora":
+        save_lora(place, model, base_name)
     else:
-        save_prefix(place, prefix().detach(), args.model)
+        save_prefix(place, prefix().detach(), base_name)
     return place
 
 
@@ -229,61 +244,35 @@ def deferred_interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def run_training(
-    args: Flags,
-    model: Qwen2,
-    trainable: dict[str, nn.Parameter],
-    prefix: Callable[[], Tensor] | None,
-    examples: list[Example],
-    folder: Path,
-) -> TrainTotals:
+def run_training(job: Job, model: Qwen2, trainable: dict[str, nn.Parameter],
+                 prefix: Callable[[], Tensor] | None) -> TrainTotals:
     """Train as the flags say, with a line for each logged step. Raises KeyboardInterrupt once a checkpoint is written."""
-    steps = args.steps or max(1, round(args.epochs * len(examples) / args.batch_size))
+    args, count, steps, last = job.args, len(job.examples), job.steps, job.last_checkpoint
     settings = TrainSettings(
-        steps=steps,
-        learning_rate=args.learning_rate,
-        warmup=args.warmup,
-        weight_decay=args.weight_decay if args.method == "sft" else 0.0,
-        clip=args.clip,
-        micro_batch_tokens=args.micro_batch_tokens,
-        grad_checkpoint=args.grad_checkpoint,
-        log_every=args.log_every,
-        save_every=args.save_every,
-        keep=args.keep,
-    )
-    found = checkpoints(folder)[-1:]
-    done = int(found[0].name.removeprefix("step-")) if found else 0
-    trim_metrics(folder / "metrics.jsonl", done)
-    if done < steps:  # a run that had ended goes on with more --steps: its weights will be measured anew
-        shutil.rmtree(folder / "evals" / "after", ignore_errors=True)
+        steps=steps, learning_rate=args.learning_rate, warmup=args.warmup, clip=args.clip,
+        weight_decay=args.weight_decay if args.method == "sft" else 0.0, micro_batch_tokens=args.micro_batch_tokens,
+        grad_checkpoint=args.grad_checkpoint, log_every=args.log_every, save_every=args.save_every, keep=args.keep)
+    done = step_of(last) if last else 0
+    trim_metrics(job.folder / "metrics.jsonl", done)
+    if done < steps:  # then a second measurement that is there belongs to a shorter run
+        shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
 
     def batch_at(step: int) -> list[Example]:
-        return [examples[i] for i in batch_indices(step, args.batch_size, len(examples), args.seed)]
+        return [job.examples[i] for i in batch_indices(step, args.batch_size, count, args.seed)]
 
     def log(record: dict) -> None:
-        append_metrics(folder / "metrics.jsonl", record)
-        tqdm.write(
-            f"step {record['step']:4d}/{steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
-            f"grad norm {record['grad_norm']:.3f}  {record['target_tokens_per_second']:.0f} target tokens/s  "
-            f"{record['memory_mib']:.0f} MiB"
-        )
+        append_metrics(job.folder / "metrics.jsonl", record)
+        tqdm.write(f"step {record['step']:4d}/{steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
+                   f"grad norm {record['grad_norm']:.3f}  {record['target_tokens_per_second']:.0f} target tokens/s  "
+                   f"{record['memory_mib']:.0f} MiB")
 
     bar = tqdm(total=steps, desc="train", unit="step", leave=False, disable=not sys.stderr.isatty())
     with deferred_interrupts() as received, bar:
-        totals = train(
-            model,
-            trainable,
-            batch_at,
-            settings,
-            folder,
-            prefix=prefix,
-            resume_from=found[0] if found else None,
-            stop=lambda: bool(received),
-            on_log=log,
-            on_step=lambda step: bar.update(step - bar.n),
-        )
-    if received:  # in the last step, too: who presses Ctrl-C does not want to wait for the measuring
-        print(f"stopped after step {totals.steps} of {steps}; the checkpoint is in {folder / 'checkpoints'}")
+        totals = train(model, trainable, batch_at, settings, job.folder, prefix=prefix,
+                       resume_from=last, stop=lambda: bool(received), on_log=log,
+                       on_step=lambda step: bar.update(step - bar.n))
+    if received:
+        print(f"stopped after step {totals.steps} of {steps}; the checkpoint is in {job.folder / 'checkpoints'}")
         raise Terminated if signal.SIGTERM in received else KeyboardInterrupt
     return totals
 
@@ -291,77 +280,91 @@ def run_training(
 # --------------------------------------------------------------------------------------------------------------- report
 
 
-def result_of(
-    args: Flags, machine: dict, sizes: dict[str, int], totals: TrainTotals, before: Report | None, after: Report | None
-) -> dict:
+def result_of(job: Job, sizes: dict[str, int], totals: TrainTotals, before: Report | None, after: Report | None) -> dict:
     """The figures of result.json; null where nothing was measured."""
 
-    def pair(name: str, key: str) -> dict:
-        return {f"{name}_{when}": report and report.result[key] for when, report in (("before", before), ("after", after))}
+    def pair(name: str) -> dict:
+        reports = (("before", before), ("after", after))
+        return {f"{name}_{when}": report and report.result[name] for when, report in reports}
 
-    measured = before is not None and after is not None
+    args, measured = job.args, before is not None and after is not None
     return {
-        "method": args.method,
-        "model": args.model,
-        "dataset": args.dataset,
-        "eval_dataset": args.eval_dataset or args.dataset,
-        "n": after and after.result["n"],
-        **pair("accuracy", "accuracy"),
-        **pair("ci95", "ci95"),
+        "method": args.method, "model": args.model, "dataset": args.dataset,
+        "eval_dataset": args.eval_dataset or args.dataset, "n": len(job.test_problems) if measured else None,
+        **pair("accuracy"), **pair("ci95"), **pair("no_answer_rate"), **pair("truncated_rate"),
+        **pair("ended_with_answer_rate"),
         "mcnemar_p": mcnemar(before.verdicts, after.verdicts) if measured else None,
-        **pair("no_answer_rate", "no_answer_rate"),
-        **pair("truncated_rate", "truncated_rate"),
-        **pair("ended_with_answer_rate", "ended_with_answer_rate"),
         "gain": split_gain(before.result, after.result) if measured else None,
         **sizes,
         "train_seconds": totals.seconds,
         "eval_seconds": before.result["eval_seconds"] + after.result["eval_seconds"] if measured else None,
-        "steps": totals.steps,
-        "train_tokens": totals.tokens,
-        "target_tokens": totals.target_tokens,
+        "steps": totals.steps, "train_tokens": totals.tokens, "target_tokens": totals.target_tokens,
         "tokens_per_second": totals.tokens / totals.seconds,
         "target_tokens_per_second": totals.target_tokens / totals.seconds,
-        "peak_memory_mib": peak_memory_mib(torch.device(machine["device"])),
-        "device": machine["device"],
-        "dtype": machine["dtype"],
-        "seed": args.seed,
-        "version": VERSION,
+        "peak_memory_mib": peak_memory_mib(job.device),
+        "device": job.machine["device"], "dtype": job.machine["dtype"], "seed": args.seed, "version": VERSION,
     }
 
 
-def print_report(result: dict, after: Report | None, place: Path, folder: Path) -> None:
+def print_report(job: Job, result: dict, after: Report | None, place: Path) -> None:
     """What a person wants to know at the end, the most important first."""
     if after is not None:
-        print("after training")
-        print("\n".join(f"  {line}" for line in report_lines(after.result)))
+        print("after training", *report_lines(after.result), sep="\n  ")
         gain, points = result["gain"], 100 * (result["accuracy_after"] - result["accuracy_before"])
-        print(
-            f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more answers, "
-            f"{100 * gain['more_right_answers']:+.1f} by more right ones; McNemar p = {result['mcnemar_p']:.2g}"
-        )
-    share = result["trainable_params"] / result["total_params"]
-    print(f"trained    {result['trainable_params']:,} of {result['total_params']:,} parameters ({share:.2%})")
-    print(
-        f"cost       {result['train_seconds']:.1f} s for {result['steps']} steps, "
-        f"{result['target_tokens_per_second']:.0f} target tokens/s, peak memory {result['peak_memory_mib']:.0f} MiB"
-    )
-    wrong = [record for record in after.records if not record["correct"]][:WRONG_SHOWN] if after else []
-    for record in wrong:
+        print(f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more answers, "
+              f"{100 * gain['more_right_answers']:+.1f} by more right ones; McNemar p = {result['mcnemar_p']:.2g}")
+    trained, total = result["trainable_params"], result["total_params"]
+    print(f"trained    {trained:,} parameters, {trained / total:.2%} of the model's {total:,}")
+    print(f"cost       {result['train_seconds']:.1f} s for {result['steps']} steps, "
+          f"{result['target_tokens_per_second']:.0f} target tokens/s, peak memory {result['peak_memory_mib']:.0f} MiB")
+    wrong = [record for record in after.records if not record["correct"]] if after else []
+    for record in wrong[:WRONG_SHOWN]:
         print(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; the model wrote:")
-        print("\n".join(f"  | {line}" for line in record["text"].splitlines()))
-    print(f"\nfiles      {folder} ({place.name}/, result.json, metrics.jsonl, evals/)")
-    print(f"next       python evaluate.py --run {folder} --samples 8 --temperature 0.7")
+        print(*(f"  | {line}" for line in record["text"].splitlines()), sep="\n")
+    print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, evals/)")
+    print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7")
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
+def run(job: Job) -> None:
+    """Measure, train, measure again, save, report, in a folder that may hold a part of this already."""
+    args = job.args
+    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
+    model = load_model(job.source, job.device, job.dtype, torch.float32 if args.method == "sft" else job.dtype)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"model      {args.model}, {total:,} parameters; method {args.method}")
+    dropped = f" ({job.dropped} longer than {args.max_length} tokens dropped)" if job.dropped else ""
+    print(f"data       {args.dataset}: {len(job.examples)} training examples{dropped}, "
+          f"{len(job.test_problems)} test problems", flush=True)
+
+    def measure(label: str, prefix: Tensor | None = None) -> Report | None:
+        if args.eval_limit == 0:
+            return None
+        about = {"model": args.model, "dataset": args.eval_dataset or args.dataset, "dtype": job.machine["dtype"]}
+        return evaluate(as_saved(model), job.tokenizer, job.test_problems, job.folder / "evals" / label, prefix=prefix,
+                        system=args.system, max_new_tokens=args.max_new_tokens, seed=args.seed, about=about)
+
+    before = measure("before")
+    if before:
+        print("before training", *report_lines(before.result), sep="\n  ", flush=True)
+    trainable, prefix = prepare(args, model, job.tokenizer)
+    totals = run_training(job, model, trainable, prefix)
+    place = save_result(job, model, prefix)
+    after = measure("after", prefix().detach() if prefix else None)
+    sizes = {"trainable_params": sum(p.numel() for p in trainable.values()), "total_params": total}
+    result = result_of(job, sizes, totals, before, after)
+    write_json(job.folder / "result.json", result)
+    print_report(job, result, after, place)
+
+
 def main(argv: list[str]) -> None:
-    """One run, from the flags to the report."""
+    """Read the flags and the data, make the run's folder, and run."""
     args = read_flags(argv)
+    keep_freed_memory()
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
-    keep_freed_memory()
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
@@ -372,7 +375,6 @@ def main(argv: list[str]) -> None:
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
-
     if args.resume:
         folder = Path(args.resume)
     else:
@@ -382,53 +384,10 @@ def main(argv: list[str]) -> None:
     write_json(folder / "env.json", machine)
     print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
     try:
-        run(args, device, dtype, machine, source, tokenizer, examples, dropped, test_problems, folder)
+        run(Job(args, folder, device, dtype, machine, source, tokenizer, examples, dropped, test_problems))
     except KeyboardInterrupt:
         print(f"to go on:  python mathft.py --resume {folder}")
         raise
-
-
-def run(args, device, dtype, machine, source, tokenizer, examples, dropped, test_problems, folder) -> None:
-    """Measure, train, measure again, save, report, in a folder that may hold a part of this already."""
-    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
-    model = load_model(source, device, dtype, torch.float32 if args.method == "sft" else dtype)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    print(f"model      {args.model}, {total:,} parameters; method {args.method}")
-    print(
-        f"data       {args.dataset}: {len(examples)} training examples"
-        + (f" ({dropped} longer than {args.max_length} tokens dropped)" if dropped else "")
-        + f", {len(test_problems)} test problems",
-        flush=True,
-    )
-
-    def measure(label: str, prefix: Tensor | None = None) -> Report | None:
-        if args.eval_limit == 0:
-            return None
-        about = {"model": args.model, "dataset": args.eval_dataset or args.dataset, "dtype": machine["dtype"]}
-        return evaluate(
-            as_saved(model),
-            tokenizer,
-            test_problems,
-            folder / "evals" / label,
-            system=args.system,
-            prefix=prefix,
-            max_new_tokens=args.max_new_tokens,
-            seed=args.seed,
-            about=about,
-        )
-
-    before = measure("before")
-    if before:
-        print("before training")
-        print("\n".join(f"  {line}" for line in report_lines(before.result)), flush=True)
-    trainable, prefix = prepare(args, model, tokenizer)
-    totals = run_training(args, model, trainable, prefix, examples, folder)
-    place = save_result(args, model, prefix, source, folder)
-    after = measure("after", prefix().detach() if prefix else None)
-    sizes = {"trainable_params": sum(p.numel() for p in trainable.values()), "total_params": total}
-    result = result_of(args, machine, sizes, totals, before, after)
-    write_json(folder / "result.json", result)
-    print_report(result, after, place, folder)
 
 
 if __name__ == "__main__":

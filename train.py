@@ -1,5 +1,8 @@
 """The loss and the one loop that trains everything: all weights, LoRA's matrices, a prefix, and the embedded model itself.
 
+    python mathft.py --method lora              # the loop at work, with a line for every tenth step
+    python -m pytest tests/test_train.py -v     # what it promises, one by one
+
 What differs between methods is which parameters train and whether a prefix stands before every document; both are arguments.
 
 The loss is a sum over target tokens divided by all target tokens of the optimiser step. However the step's examples are cut
@@ -246,7 +249,12 @@ def train(
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = (folder / "checkpoints").glob("step-*")
-    return sorted((p for p in found if p.name.removeprefix("step-").isdigit()), key=lambda p: int(p.name[5:]))
+    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps that a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def drop_old_checkpoints(folder: Path, keep: int) -> None:

@@ -1,0 +1,110 @@
+"""The order of the house: who imports whom, what is never used, and that the README's two commands are the real ones."""
+
+import ast
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# A module imports only from those before it: problems -> ids and targets -> hidden states -> loss -> weights -> scores.
+ROOMS = """answers synthetic runtime flags tokenizer vote model lora prefix checkpoint data generate train evaluate mathft
+    make_tiny""".split()
+PACKAGES = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy"}
+TEST_PACKAGES = PACKAGES | {"pytest", "transformers", "peft"}
+# The core that is read in an afternoon.
+CORE = ("model", "lora", "prefix", "data", "train", "evaluate", "mathft")
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> set[str]:
+    """First names of all that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: the house is flat, and has no relative imports"
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in ROOT.glob("*.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_module_imports_only_from_those_above_it(room):
+    allowed = {*ROOMS[: ROOMS.index(room)], *PACKAGES, *sys.stdlib_module_names}
+    assert imports(ROOT / f"{room}.py") <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.stem)
+def test_a_test_needs_no_more_than_the_test_packages(path):
+    assert imports(path) <= {*ROOMS, *TEST_PACKAGES, "conftest", *sys.stdlib_module_names}
+
+
+def test_every_module_has_its_tests():
+    missing = [room for room in ROOMS if not (ROOT / "tests" / f"test_{room}.py").exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_nothing_read_is_ever_run(room):
+    """No pickle, no eval, no shell: a file or a completion is data, whatever it holds."""
+    banned = {"pickle", "cPickle", "dill", "shelve", "marshal", "subprocess", "importlib", "runpy", "code"}
+    assert not imports(ROOT / f"{room}.py") & banned
+    for node in ast.walk(tree(ROOT / f"{room}.py")):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile", "__import__"), node.lineno
+        if isinstance(node, ast.Attribute):
+            whose = node.value.id if isinstance(node.value, ast.Name) else ""
+            assert f"{whose}.{node.attr}" not in ("torch.load", "torch.save", "os.system", "os.popen", "np.load"), (
+                node.lineno
+            )
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_module_says_what_it_is_and_how_to_run_it(room):
+    described = ast.get_docstring(tree(ROOT / f"{room}.py")) or ""
+    assert f"python {room}.py" in described or "python " in described.partition("\n\n")[2], room
+
+
+def test_the_core_can_be_read_in_an_afternoon():
+    lines = sum(len((ROOT / f"{room}.py").read_text(encoding="utf-8").splitlines()) for room in CORE)
+    assert lines < 2000
+
+
+def requirements(name: str) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def test_the_requirements_are_those_of_pyproject():
+    """`pip install -r requirements.txt` and `uv run` give the same five packages."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert requirements("requirements.txt") == project["project"]["dependencies"]
+    assert {line.partition("==")[0].replace("-", "_") for line in requirements("requirements.txt")} == PACKAGES
+    developers = requirements("requirements-dev.txt")
+    assert developers == ["-r requirements.txt", *project["dependency-groups"]["dev"]]
+    assert {line.partition("==")[0] for line in developers[1:]} == TEST_PACKAGES - PACKAGES
+
+
+def test_the_readme_begins_with_the_two_commands():
+    """One line installs and runs the main job, one installs and tests; the continuous integration runs these very lines."""
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```bash\n")[1:3]
+    assert [block.partition("```")[0] for block in blocks] == [
+        "pip install -r requirements.txt && python mathft.py --method prefix\n",
+        "pip install -r requirements-dev.txt && python -m pytest\n",
+    ]
+
+
+def test_every_version_is_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    from runtime import VERSION
+
+    assert project["project"]["version"] == VERSION

@@ -1,0 +1,455 @@
+"""mathft.py: a run from the flags to the report, interrupted and resumed, with each method, on a small random model.
+
+The problems ask for sums but are all answered "7", which even this model learns in some dozen steps.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import evaluate
+import mathft
+import train
+from checkpoint import load_run
+from flags import run_command
+from mathft import METHODS, load_data, main, read_flags
+from runtime import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_after ci95_before ci95_after mcnemar_p
+    no_answer_rate_before no_answer_rate_after truncated_rate_before truncated_rate_after trainable_params total_params
+    train_seconds eval_seconds steps train_tokens target_tokens tokens_per_second target_tokens_per_second peak_memory_mib
+    device dtype seed version""".split()
+RATES = {"sft": "0.01", "lora": "0.03", "prefix": "0.3"}
+
+
+def write_problems(path: Path, count: int, first: int = 0) -> str:
+    records = [{"question": f"What is {n} + {n + 1}?", "answer": "#### 7"} for n in range(first, first + count)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+@pytest.fixture
+def common(tiny_folder, tmp_path) -> list[str]:
+    """The flags of a short run of this model on these problems, measured on eight others."""
+    data, test = write_problems(tmp_path / "sums.jsonl", 40), write_problems(tmp_path / "test.jsonl", 9, first=100)
+    return [
+        *(
+            "--model",
+            str(tiny_folder),
+            "--dataset",
+            data,
+            "--eval-dataset",
+            test,
+            "--eval-limit",
+            "8",
+            "--dtype",
+            "fp32",
+        ),
+        *("--device", "cpu", "--batch-size", "4", "--max-new-tokens", "8", "--log-every", "2", "--system", "Add."),
+    ]
+
+
+def lora(common: list[str], folder: Path, *more: str) -> list[str]:
+    return ["--method", "lora", *common, "--lr", "0.03", "--output-dir", str(folder), *more]
+
+
+def command(argv: list[str], capsys) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    capsys.readouterr()
+    code = run_command(main, argv)
+    return code, *capsys.readouterr()
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def generations(folder: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in (folder / "generations.jsonl").read_text().splitlines()]
+
+
+def assert_same_adapter(a: Path, b: Path) -> None:
+    ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (a, b))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ----------------------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
+    """Measure, train, measure again, save, report; and the evaluation command finds the model as it was measured."""
+    folder = tmp_path / "run"
+    argv = ["--method", method, *common, "--steps", "30", "--lr", RATES[method], "--output-dir", str(folder)]
+    code, out, _ = command(argv, capsys)
+    assert code == 0
+
+    # What a person sees, in this order.
+    seen = ["machine ", "model ", "data ", "before training", "step   10/30", "step   30/30", "after training"]
+    seen += ["accuracy ", "95 % interval", "McNemar p =", "trained ", "peak memory", f"files      {folder}"]
+    seen += [f"next       python evaluate.py --run {folder}"]
+    places, start = [], 0
+    for text in seen:
+        start = out.index(text, start)
+        places.append(start)
+    assert "40 training examples, 8 test problems" in out
+    assert out.count("\nstep ") == 15 and "grad norm" in out and "target tokens/s" in out
+
+    # What the run directory holds.
+    result, args = read(folder / "result.json"), read(folder / "args.json")
+    assert set(RESULT_KEYS) <= set(result)
+    assert (result["method"], result["n"], result["steps"], result["dtype"]) == (method, 8, 30, "fp32")
+    assert (args["method"], args["system"], args["seed"]) == (method, "Add.", 0)
+    assert result["total_params"] > result["trainable_params"] or method == "sft"
+    assert result["accuracy_before"] == 0 and result["ci95_before"][0] == 0 < result["ci95_before"][1] < 0.5
+    gain = result["accuracy_after"] - result["accuracy_before"]
+    assert gain == pytest.approx(sum(result["gain"].values()))
+    if method != "prefix":  # a random model offers a prefix nothing to bring out
+        assert result["accuracy_after"] == 1.0 and result["mcnemar_p"] == pytest.approx(2 / 2**8)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in metrics] == list(range(2, 31, 2))
+    assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
+    assert read(folder / "env.json")["device"] == "cpu"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-30"]
+    before, after = folder / "evals" / "before", folder / "evals" / "after"
+    assert generations(before) != generations(after) and read(after / "result.json")["n"] == 8
+    assert out.count("still wrong") == min(3, 8 - round(8 * result["accuracy_after"]))
+
+    # What was trained is found again, and gives the same texts.
+    run = load_run(folder, "cpu", torch.float32)
+    assert (run.prefix is not None) == (method == "prefix") and run.system == "Add."
+    flags = ["--run", str(folder), "--dataset", str(tmp_path / "test.jsonl"), "--limit", "8", "--max-new-tokens", "8"]
+    assert run_command(evaluate.main, [*flags, "--dtype", "fp32", "--device", "cpu"]) == 0
+    assert generations(folder / "evals" / "test-1") == generations(after)
+    assert read(folder / "evals" / "test-1" / "result.json")["accuracy"] == result["accuracy_after"]
+
+
+def test_without_measuring_and_with_a_held_out_tenth(common, tmp_path, capsys, monkeypatch):
+    """--eval-limit 0 trains alone; the test problems of a file are its own, and never trained on."""
+    monkeypatch.chdir(tmp_path)
+    at = common.index("--eval-dataset")
+    argv = ["--method", "prefix", *common[:at], *common[at + 2 :], "--epochs", "0.5", "--prefix-length", "3"]
+    code, out, _ = command([*argv, "--eval-limit", "0"], capsys)
+    assert code == 0 and "36 training examples, 0 test problems" in out
+    result = read(tmp_path / "runs" / "prefix-sums-1" / "result.json")  # the default folder
+    assert result["steps"] == 4  # half of 36 problems in fours, rounded
+    assert [result[key] for key in ("n", "accuracy_before", "ci95_after", "mcnemar_p", "gain", "eval_seconds")] == [
+        None
+    ] * 6
+    assert not (tmp_path / "runs" / "prefix-sums-1" / "evals").exists()
+    assert "still wrong" not in out and "after training" not in out
+
+    train_problems, test_problems = load_data(read_flags(argv))
+    assert len(train_problems) == 36 and len(test_problems) == 4
+    assert not {p.question for p in train_problems} & {p.question for p in test_problems}
+
+
+def test_a_question_of_the_test_file_is_not_trained_on(tmp_path):
+    """Whoever gives the same problems twice measures honestly all the same."""
+    data, test = write_problems(tmp_path / "a.jsonl", 30), write_problems(tmp_path / "b.jsonl", 10, first=25)
+    flags = read_flags(["--method", "sft", "--dataset", data, "--eval-dataset", test, "--limit", "20"])
+    train_problems, test_problems = load_data(flags)
+    assert len(train_problems) == 20 and len(test_problems) == 10
+    assert not {p.question for p in train_problems} & {p.question for p in test_problems}
+
+
+def test_embedded_problems_differ_by_seed_and_are_measured_on_the_same(tmp_path):
+    (train_0, test_0), (train_1, test_1) = (load_data(read_flags(["--method", "sft", "--seed", seed])) for seed in "01")
+    assert test_0 == test_1 and len(test_0) == 500 and train_0 != train_1 and len(train_0) > 3900
+    assert not {p.question for p in train_0 + train_1} & {p.question for p in test_0}
+
+
+# ---------------------------------------------------------------------------------------------- interrupted and resumed
+
+# Runs the command, and sends it a real signal in the middle of its fourth step.
+STRIKE = """
+import os, signal, sys, mathft, train
+from flags import run_command
+
+plan = train.learning_rate_at
+
+def strike(step, settings):
+    if step == 3:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    return plan(step, settings)
+
+train.learning_rate_at = strike
+sys.exit(run_command(mathft.main, sys.argv[2:]))
+"""
+
+
+def strike(name: str, argv: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", STRIKE, name, *argv], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_after_ctrl_c_a_run_goes_on_to_the_same_result(common, tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert command(lora(common, whole, "--steps", "8"), capsys)[0] == 0
+    done = strike("SIGINT", lora(common, cut, "--steps", "8"))
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert "interrupted: ending this step, then saving" in done.stderr
+    assert "stopped after step 4 of 8" in done.stdout
+    assert done.stdout.endswith(f"to go on:  python mathft.py --resume {cut}\n")
+    assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-4"]
+    assert not (cut / "adapter").exists() and not (cut / "result.json").exists()
+
+    code, out, _ = command(["--resume", str(cut)], capsys)
+    assert code == 0 and "step    6/8" in out and "step    4/8" not in out
+    assert_same_adapter(whole, cut)
+    same = [key for key in RESULT_KEYS if "second" not in key and key != "peak_memory_mib"]
+    results = read(whole / "result.json"), read(cut / "result.json")
+    assert [results[0][key] for key in same] == [results[1][key] for key in same]
+    steps = [
+        [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, cut)
+    ]
+    assert steps == [[2, 4, 6, 8]] * 2
+    assert generations(whole / "evals" / "after") == generations(cut / "evals" / "after")
+
+
+def test_after_a_kill_a_run_goes_on_from_its_last_checkpoint(common, tmp_path, capsys):
+    """SIGKILL leaves no time to save: step 3, and its line in the log, are done again."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ("--eval-limit", "0", "--steps", "6", "--save-every", "2", "--log-every", "1")
+    assert command(lora(common, whole, *more), capsys)[0] == 0
+    done = strike("SIGKILL", lora(common, cut, *more))
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-2"]
+    assert command(["--resume", str(cut)], capsys)[0] == 0
+    assert_same_adapter(whole, cut)
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, cut)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+@pytest.mark.parametrize("step, steps", [(1, 5), (4, 5)], ids=["in the middle", "in the last step"])
+def test_sigterm_saves_too(step, steps, common, tmp_path, capsys, monkeypatch):
+    plan = train.learning_rate_at
+    monkeypatch.setattr(
+        train,
+        "learning_rate_at",
+        lambda at, settings: (at == step and os.kill(os.getpid(), signal.SIGTERM), plan(at, settings))[1],
+    )
+    code, out, err = command(lora(common, tmp_path / "run", "--steps", str(steps)), capsys)
+    assert code == 143 and err.splitlines()[-1] == "terminated"
+    assert f"stopped after step {step + 1} of {steps}" in out and "after training" not in out
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step + 1}"]
+    monkeypatch.undo()
+    assert command(["--resume", str(tmp_path / "run")], capsys)[0] == 0
+    assert read(tmp_path / "run" / "result.json")["steps"] == steps
+
+
+def test_ctrl_c_while_measuring_keeps_what_is_measured(common, tmp_path, capsys, monkeypatch):
+    folder, grade = tmp_path / "run", evaluate.grade
+    graded = []
+
+    def interrupted(problem, completion, text):
+        graded.append(problem.id)
+        if len(graded) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return grade(problem, completion, text)
+
+    monkeypatch.setattr(evaluate, "grade", interrupted)
+    code, out, _ = command(lora(common, folder, "--steps", "2"), capsys)
+    assert code == 130 and out.endswith(f"to go on:  python mathft.py --resume {folder}\n")
+    kept = len(generations(folder / "evals" / "before"))
+    assert 2 <= kept < 8
+    monkeypatch.undo()
+    assert command(["--resume", str(folder)], capsys)[0] == 0
+    assert len(generations(folder / "evals" / "before")) == 8
+
+
+def test_a_run_that_had_ended_can_go_on_with_more_steps(common, tmp_path, capsys):
+    """Then adapter, second measurement and result are those of the longer run, and the first measurement stays."""
+    folder = tmp_path / "run"
+    assert command(lora(common, folder, "--steps", "2"), capsys)[0] == 0
+    shutil.copytree(folder, tmp_path / "short")
+    code, out, _ = command(["--resume", str(folder), "--steps", "30"], capsys)
+    assert code == 0
+    with pytest.raises(AssertionError):
+        assert_same_adapter(folder, tmp_path / "short")
+    assert generations(folder / "evals" / "before") == generations(tmp_path / "short" / "evals" / "before")
+    result = read(folder / "result.json")
+    assert result["steps"] == 30 and result["accuracy_after"] == 1.0
+    assert result["accuracy_after"] == read(folder / "evals" / "after" / "result.json")["accuracy"]
+
+    # And a run that has nothing left to do gives the same again.
+    shutil.rmtree(tmp_path / "short")
+    shutil.copytree(folder, tmp_path / "short")
+    assert command(["--resume", str(folder)], capsys)[0] == 0
+    assert_same_adapter(folder, tmp_path / "short")
+
+
+def test_half_a_saved_adapter_is_not_taken_for_a_whole_one(common, tmp_path, capsys, monkeypatch):
+    """The disk fills up just while the adapter is written: the run fails, and saves it whole when it goes on."""
+    folder = tmp_path / "run"
+
+    def full(place, *_):
+        place.mkdir()
+        raise UserError(f"{place}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(mathft, "save_lora", full)
+    code, _, err = command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)
+    assert code == 1 and "No space left" in err
+    monkeypatch.undo()
+    assert command(["--resume", str(folder)], capsys)[0] == 0
+    assert load_run(folder, "cpu", torch.float32).model is not None
+
+
+# Runs the command on a disk where no file may grow beyond 100 kB: too little for a checkpoint.
+FULL_DISK = """
+import resource, sys, mathft
+from flags import run_command
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+sys.exit(run_command(mathft.main, sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on files are Unix's")
+def test_a_full_disk_while_saving(common, tmp_path, capsys):
+    """One line, nothing half written; with room again, the run goes on."""
+    folder = tmp_path / "run"
+    argv = lora(common, folder, "--steps", "2", "--eval-limit", "0")
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {folder / 'checkpoints' / 'step-2'}") and "cannot be written" in line
+    assert list((folder / "checkpoints").iterdir()) == [] and not (folder / "adapter").exists()
+    assert command(["--resume", str(folder)], capsys)[0] == 0
+    assert read(folder / "result.json")["steps"] == 2
+
+
+# ------------------------------------------------------------------------------------------------- wrong flags and data
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        ([], "--method is missing: one of sft, lora, prefix"),
+        (["--method", "qlora"], "invalid choice: 'qlora'"),
+        (["--method", "lora", "--lora-rang", "3"], "unrecognized arguments: --lora-rang 3"),
+        (["--method", "lora", "--steps", "5", "--epochs", "1"], "--steps and --epochs exclude each other"),
+        (["--method", "lora", "--steps", "0"], "0 is below 1"),
+        (["--method", "lora", "--lr", "nan"], "'nan' is not a finite number"),
+        (["--method", "lora", "--dtype", "fp16"], "--dtype fp16 is not supported: fp16 overflows"),
+    ],
+)
+def test_wrong_usage_is_code_2_and_one_line(argv, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(argv, capsys)
+    assert code == 2 and out == "" and err.startswith("error: ") and said in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_what_makes_no_run_leaves_no_folder(common, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    broken = tmp_path / "sums.jsonl"
+    for more, said in [
+        (("--max-length", "20"), "sums.jsonl: no problem with a solution fits into --max-length 20 tokens"),
+        (("--dataset", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+        (("--model", "nowhere"), "nowhere: no such folder"),
+    ]:
+        code, _, err = command(["--method", "lora", *common, *more], capsys)
+        assert code == 1 and err.startswith("error: ") and said in err and err.count("\n") == 1
+    broken.write_text(broken.read_text().replace('"question": "What is 6', '"question" "What is 6'))
+    code, _, err = command(["--method", "lora", *common], capsys)
+    assert code == 1 and f"{broken}:7: not valid JSON" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_long_examples_are_dropped_and_told(common, tmp_path, capsys):
+    with open(tmp_path / "sums.jsonl", "a") as file:
+        file.write(json.dumps({"question": "q", "answer": "so " * 500 + "#### 7"}) + "\n")
+    code, out, _ = command(
+        lora(common, tmp_path / "run", "--steps", "1", "--eval-limit", "0", "--max-length", "200"), capsys
+    )
+    assert code == 0 and "40 training examples (1 longer than 200 tokens dropped), 0 test problems" in out
+
+
+def test_show_example_prints_one_and_exits(common, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command(["--method", "sft", *common, "--show-example"], capsys)
+    assert code == 0 and "system\nAdd.<|im_end|>" in out and "⟦#### 7<|im_end|>⟧" in out and "of them targets" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_is_taken_stays_as_it_is(common, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("all of it")
+    code, _, err = command(lora(common, tmp_path / "run", "--steps", "1"), capsys)
+    assert code == 1 and f"{tmp_path / 'run'}: exists and is not empty" in err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("method, measured, said", [
+    ("sft", False, "error: step 1: the loss is nan, the gradient's norm nan; lower --lr, or look at the problems of this batch: "),
+    ("prefix", True, "the model gives no finite probabilities; are its weights NaN or infinite?"),
+])  # fmt: skip
+def test_a_model_that_is_broken_is_told_in_one_line(method, measured, said, common, tiny_folder, tmp_path, capsys):
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    argv = ["--method", method, *common, "--model", str(folder), "--output-dir", str(tmp_path / "run"), "--steps", "2"]
+    code, _, err = command([*argv, "--eval-limit", "8" if measured else "0"], capsys)
+    assert code == 1 and said in err and err.count("\n") == 1
+    if not measured:  # the batch is named by file and line
+        assert err.count(f"{tmp_path / 'sums.jsonl'}:") == 4
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_resumed_run_keeps_its_settings(common, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)[0] == 0
+    before = (folder / "args.json").read_text()
+    for more, said in [
+        (("--lr", "0.5"), f"error: --learning-rate 0.5: the run in {folder} has 0.03; leave it out"),
+        (("--method", "sft"), "--method sft: the run in"),
+        (("--seed", "7"), "--seed 7: the run in"),
+    ]:
+        code, _, err = command(["--resume", str(folder), *more], capsys)
+        assert code == 2 and said in err and err.count("\n") == 1
+    same = read_flags(["--resume", str(folder), "--lr", "0.03", "--steps", "4", "--device", "cpu"])
+    assert (same.method, same.learning_rate, same.steps, same.lora_rank) == ("lora", 0.03, 4, 16)
+    assert (folder / "args.json").read_text() == before
+
+
+def test_resuming_what_is_no_run(tmp_path, capsys):
+    code, _, err = command(["--resume", str(tmp_path)], capsys)
+    assert code == 1 and f"{tmp_path / 'args.json'}: no such file" in err
+    (tmp_path / "args.json").write_text('{"method": "lora", "colour": "blue"}')
+    code, _, err = command(["--resume", str(tmp_path)], capsys)
+    assert code == 1 and "args.json: not the settings of a run of this version" in err
+
+
+def test_help_shows_every_flag_and_the_defaults_of_each_method(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for field in mathft.dataclasses.fields(mathft.Flags):
+        assert f"--{field.name.replace('_', '-')}" in out
+    for model, methods in mathft.DEFAULTS.items():
+        for method, values in methods.items():
+            (line,) = [line for line in out.splitlines() if line.split()[:2] == [model, method]]
+            assert f"{values['learning_rate']:g}" in line.split() and str(values["batch_size"]) in line.split()
+
+
+def test_defaults_hang_on_model_and_method():
+    tiny, real = read_flags(["--method", "lora"]), read_flags(["--method", "lora", "--model", "Qwen/Qwen2.5-0.5B"])
+    assert tiny.steps is not None and tiny.epochs is None
+    assert real.epochs is not None and real.steps is None and real.learning_rate < tiny.learning_rate
+    given = read_flags(["--method", "lora", "--epochs", "3", "--lr", "0.5"])
+    assert (given.epochs, given.steps, given.learning_rate, given.batch_size) == (3.0, None, 0.5, tiny.batch_size)

@@ -1,0 +1,445 @@
+"""train.py: the loss of packed documents, the optimiser step, and a run that goes on to the same bits."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import train as module
+from data import Example
+from lora import add_lora
+from model import Config, PackedAttention, Qwen2
+from prefix import Prefix, prefix_from_ids
+from runtime import UserError
+from train import (
+    SummedCrossEntropy,
+    TrainSettings,
+    append_metrics,
+    checkpoints,
+    count_targets,
+    learning_rate_at,
+    make_optimizer,
+    mean_loss,
+    summed_loss,
+    train,
+    trim_metrics,
+)
+
+V = 64
+METHODS = ("full", "lora", "prefix", "projected prefix")
+
+
+def make_model(dtype: torch.dtype = torch.float32, **changes) -> Qwen2:
+    """A small model of fixed random weights."""
+    sizes = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=256,
+                 tie_word_embeddings=True)  # fmt: skip
+    model = Qwen2(Config(**sizes | changes), dtype)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + 0.1 * noise if parameter.dim() == 1 else 0.15 * noise
+    return model
+
+
+def prepare(method: str) -> tuple[Qwen2, dict[str, nn.Parameter], Callable[[], Tensor] | None]:
+    """A fresh model, what trains of it, and its prefix."""
+    model = make_model()
+    if method == "full":
+        return model, dict(model.named_parameters()), None
+    if method == "lora":
+        return model, add_lora(model, rank=4, alpha=8.0), None
+    model.requires_grad_(False)
+    prefix = Prefix(prefix_from_ids(model, [5, 6, 7]), projection=method != "prefix")
+    return model, dict(prefix.named_parameters()), prefix
+
+
+def some_examples(count: int, seed: int = 0) -> list[Example]:
+    """Documents of 6 to 25 tokens; about the last half of each are targets."""
+    generator = torch.Generator().manual_seed(seed)
+    examples = []
+    for number in range(count):
+        length = 6 + (7 * number + seed) % 20
+        ids = torch.randint(V, (length,), generator=generator).tolist()
+        examples.append(Example(ids, [i > length // 2 for i in range(length)], f"problem {number}"))
+    return examples
+
+
+EIGHT = some_examples(8)
+
+
+def settings(steps: int, **changes) -> TrainSettings:
+    return TrainSettings(steps, **{"learning_rate": 3e-3, "warmup": 0.2, "log_every": 1} | changes)
+
+
+def run(method: str, folder: Path, steps: int = 10, **options) -> tuple[dict[str, Tensor], list[dict]]:
+    """Train on batches of three; the trained tensors afterwards, and the records of the log."""
+    model, trainable, prefix = prepare(method)
+    examples, records = some_examples(12), []
+
+    def batch_at(step: int) -> list[Example]:
+        return [examples[(3 * step + i) % 12] for i in range(3)]
+
+    changes = {
+        name: options.pop(name) for name in ("save_every", "keep", "clip", "micro_batch_tokens") if name in options
+    }
+    train(
+        model, trainable, batch_at, settings(steps, **changes), folder, prefix=prefix, on_log=records.append, **options
+    )
+    return {name: p.detach().clone() for name, p in trainable.items()}, records
+
+
+def gradients(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in parameters.items()}
+    for p in parameters.values():
+        p.grad = None
+    return found
+
+
+def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (a[name] - b[name]).abs().max() <= tolerance, name
+
+
+# ----------------------------------------------------------------------------------------------------------------- loss
+
+
+@pytest.mark.parametrize("rows", (1, 300, 700))
+@pytest.mark.parametrize("chunk", (256, 299, 1000))
+def test_the_chunked_cross_entropy_is_torchs(rows, chunk, monkeypatch):
+    """Loss and both gradients, whether the rows fit one chunk, fill some exactly, or leave a rest."""
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", chunk * 50)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(rows, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    targets = torch.randint(50, (rows,))
+    (SummedCrossEntropy.apply(hidden, weight, targets) / 7).backward()
+    ours = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    (expected / 7).backward()
+    assert SummedCrossEntropy.apply(hidden, weight, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+    for our, theirs in zip(ours, (hidden.grad, weight.grad)):
+        assert (our - theirs).abs().max() <= 1e-6 * max(1.0, theirs.abs().max())
+
+
+def test_no_gradient_is_made_for_what_does_not_train():
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(20, 8)
+    SummedCrossEntropy.apply(hidden, weight, torch.arange(5)).backward()
+    assert hidden.grad is not None and weight.grad is None
+    with torch.no_grad():
+        assert SummedCrossEntropy.apply(hidden, weight, torch.arange(5)) > 0
+
+
+def test_the_cross_entropy_in_bf16_has_fp32_sums():
+    """Products in bf16, weights and their gradient in fp32: within bf16's three digits of the exact one."""
+    torch.manual_seed(0)
+    wide, weight = torch.randn(600, 32), torch.randn(50, 32, requires_grad=True)
+    hidden, targets = wide.bfloat16().requires_grad_(), torch.randint(50, (600,))
+    loss = SummedCrossEntropy.apply(hidden, weight, targets)
+    loss.backward()
+    assert loss.dtype == weight.grad.dtype == torch.float32 and hidden.grad.dtype == torch.bfloat16
+    exact = weight.detach().clone().requires_grad_()
+    expected = F.cross_entropy(wide @ exact.T, targets, reduction="sum")
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
+    assert (weight.grad - exact.grad).norm() < 0.02 * exact.grad.norm()
+
+
+@pytest.mark.parametrize("with_prefix", (False, True))
+def test_the_packed_loss_is_the_loss_of_each_document_alone(with_prefix):
+    """Documents in one row do not see each other: their losses add up. Alone means: no packing at all, plain torch."""
+    model = make_model()
+    prefix = prefix_from_ids(model, [9, 3, 4, 1]) if with_prefix else None
+    with torch.no_grad():
+        alone = []
+        for example in EIGHT:
+            attention = PackedAttention([len(example.ids)], prefix)
+            log_probs = model.logits(model(torch.tensor(example.ids), attention.positions, attention)).log_softmax(-1)
+            wanted = [t for t in range(1, len(example.ids)) if example.is_target[t]]
+            alone.append(-sum(log_probs[t - 1, example.ids[t]] for t in wanted).item())
+            assert summed_loss(model, [example], prefix).item() == pytest.approx(alone[-1], rel=1e-6)
+        assert summed_loss(model, EIGHT, prefix).item() == pytest.approx(sum(alone), rel=1e-6)
+    assert mean_loss(model, EIGHT, prefix, micro_batch_tokens=40) == pytest.approx(
+        sum(alone) / count_targets(EIGHT), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cutting_a_batch_changes_nothing(method):
+    """One batch of 8 = 2 x 4 = 8 x 1, loss and gradients: the sum is divided by the targets of the whole step."""
+    model, trainable, prefix = prepare(method)
+    targets = count_targets(EIGHT)
+    found = []
+    for size in (8, 4, 1):
+        loss = 0.0
+        for start in range(0, 8, size):
+            part = summed_loss(model, EIGHT[start : start + size], prefix() if prefix else None) / targets
+            part.backward()
+            loss += part.item()
+        found.append((loss, gradients(trainable)))
+    assert sum(grad.abs().sum() for grad in found[0][1].values()) > 0.1
+    for loss, grads in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        assert_close(grads, found[0][1], 1e-6)
+
+
+def test_the_loop_cuts_by_tokens_and_logs_the_same_figures(tmp_path):
+    """The same through `train`: --micro-batch-tokens changes neither loss nor gradient norm."""
+    logs = [run("full", tmp_path / str(most), steps=2, micro_batch_tokens=most)[1] for most in (1, 30, 10_000)]
+    for log in logs[1:]:
+        for record, first in zip(log, logs[0], strict=True):
+            assert record["loss"] == pytest.approx(first["loss"], abs=1e-6)
+            assert record["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_checkpointing_gives_equal_gradients(method):
+    model, trainable, prefix = prepare(method)
+    both = []
+    for grad_checkpoint in (False, True):
+        summed_loss(model, EIGHT, prefix() if prefix else None, grad_checkpoint).backward()
+        both.append(gradients(trainable))
+    assert_close(*both, 1e-6)
+
+
+def test_targets_are_counted_without_the_first_token():
+    assert count_targets([Example([1, 2, 3], [True, True, True]), Example([1, 2], [False, False])]) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ optimiser
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+    plan = TrainSettings(100, learning_rate=2.0, warmup=0.1)
+    rates = [learning_rate_at(step, plan) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])  # reaches the peak at the tenth
+    assert rates[10] == 2.0 and rates[55] == pytest.approx(1.0)  # half-way down at half of the rest
+    assert rates[32] == pytest.approx(1 + math.cos(math.pi * 22 / 90))
+    assert rates[10:] == sorted(rates[10:], reverse=True) and 0 < rates[99] < 0.001
+    assert learning_rate_at(0, TrainSettings(1, learning_rate=2.0)) == 2.0
+    assert learning_rate_at(0, TrainSettings(50, learning_rate=2.0, warmup=0.0)) == 2.0
+    assert [learning_rate_at(step, TrainSettings(4, 2.0, warmup=1.0)) for step in range(4)] == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_the_loop_uses_that_rate(tmp_path):
+    _, records = run("lora", tmp_path, steps=6)
+    assert [record["learning_rate"] for record in records] == [learning_rate_at(step, settings(6)) for step in range(6)]
+
+
+def test_weight_decay_is_on_matrices_only():
+    """Without any gradient a matrix still shrinks by lr · decay, and a norm's scale or a bias does not."""
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make_optimizer(dict(model.named_parameters()), settings(10, learning_rate=0.1, weight_decay=0.5))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in model.named_parameters():
+        shrunk = before[name] * (1 - 0.1 * 0.5) if p.ndim == 2 else before[name]
+        assert (p - shrunk).abs().max() < 1e-7, name
+    assert {p.ndim for p in model.parameters()} == {1, 2}
+
+
+def test_the_optimiser_is_adamw():
+    """Three steps against the paper's own lines (Loshchilov & Hutter 2019, algorithm 2)."""
+    torch.manual_seed(0)
+    matrix = nn.Parameter(torch.randn(3, 4))
+    optimizer = make_optimizer({"matrix": matrix}, settings(3, learning_rate=0.1, weight_decay=0.2))
+    x, m, v = matrix.detach().clone().double(), 0.0, 0.0
+    for t in range(1, 4):
+        gradient = torch.randn(3, 4)
+        matrix.grad = gradient.clone()
+        optimizer.step()
+        g = gradient.double()
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+        x = x - 0.1 * (m / (1 - 0.9**t) / ((v / (1 - 0.95**t)).sqrt() + 1e-8) + 0.2 * x)
+        assert (matrix - x).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("clip", (0.01, 1e6))
+def test_the_gradient_is_clipped_to_its_norm(clip, tmp_path, monkeypatch):
+    """What the optimiser gets is no longer than `clip`, in the same direction; what is logged is the norm before."""
+    norms = []
+
+    def watched(trainable, plan):
+        optimizer = make_optimizer(trainable, plan)
+        optimizer.register_step_pre_hook(
+            lambda *_: norms.append(torch.stack([p.grad.norm() for p in trainable.values()]).norm().item())
+        )
+        return optimizer
+
+    monkeypatch.setattr(module, "make_optimizer", watched)
+    _, records = run("full", tmp_path, steps=3, clip=clip)
+    logged = [record["grad_norm"] for record in records]
+    assert min(logged) > 0.01
+    assert norms == pytest.approx([clip] * 3 if clip < 1 else logged, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------- the loop
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ten_steps_are_five_a_kill_and_five_more_bit_for_bit(method, tmp_path):
+    """The run dies in step 7, two steps behind its checkpoint; it goes on from step 5 to the same bits."""
+    whole, log = run(method, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def die(step: int) -> None:
+        if step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(method, tmp_path / "cut", save_every=5, on_step=die)
+    (last,) = checkpoints(tmp_path / "cut")
+    assert last.name == "step-5"
+    resumed, log_behind = run(method, tmp_path / "cut", resume_from=last)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    exact = ("step", "loss", "learning_rate", "grad_norm")
+    assert [[r[key] for key in exact] for r in log_behind] == [[r[key] for key in exact] for r in log[5:]]
+
+
+def test_an_interrupted_run_ends_its_step_saves_and_goes_on(tmp_path):
+    whole, _ = run("lora", tmp_path / "whole")
+    model, trainable, _ = prepare("lora")
+    asked = iter([False, False, True])
+    examples = some_examples(12)
+
+    def batch_at(step: int) -> list[Example]:
+        return [examples[(3 * step + i) % 12] for i in range(3)]
+
+    totals = train(model, trainable, batch_at, settings(10), tmp_path / "cut", stop=lambda: next(asked))
+    assert (totals.steps, totals.interrupted) == (3, True)
+    (last,) = checkpoints(tmp_path / "cut")
+    assert last.name == "step-3"
+    resumed, _ = run("lora", tmp_path / "cut", resume_from=last)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_totals_go_on_too(tmp_path):
+    model, trainable, _ = prepare("lora")
+    plan, folder = settings(2), tmp_path
+    train(model, trainable, lambda step: EIGHT, settings(4), folder, stop=lambda: True)
+    totals = train(model, trainable, lambda step: EIGHT, plan, folder, resume_from=checkpoints(folder)[0])
+    assert totals.steps == 2 and not totals.interrupted and totals.seconds > 0
+    assert totals.tokens == 2 * sum(len(example.ids) for example in EIGHT)
+    assert totals.target_tokens == 2 * count_targets(EIGHT)
+
+
+def test_a_run_that_is_done_does_nothing_more(tmp_path):
+    before, _ = run("lora", tmp_path, steps=3)
+    after, log = run("lora", tmp_path, steps=3, resume_from=checkpoints(tmp_path)[0])
+    assert log == [] and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_state_of_another_method_is_refused(tmp_path):
+    run("lora", tmp_path, steps=1)
+    with pytest.raises(UserError, match="step-1: holds the state of other parameters than this method trains"):
+        run("prefix", tmp_path, steps=2, resume_from=checkpoints(tmp_path)[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_on_one_batch_falls_and_the_frozen_rest_stays(method, tmp_path):
+    model, trainable, prefix = prepare(method)
+    ids = {id(p) for p in trainable.values()}
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if id(p) not in ids}
+    rate = {"full": 3e-3, "lora": 1e-2}.get(method, 0.1)
+    start = mean_loss(model, EIGHT, prefix() if prefix else None)
+    losses = []
+    train(model, trainable, lambda step: EIGHT, settings(30, learning_rate=rate), tmp_path, prefix=prefix,
+          on_log=lambda record: losses.append(record["loss"]))  # fmt: skip
+    assert losses[0] == pytest.approx(start, abs=1e-5)
+    assert mean_loss(model, EIGHT, prefix() if prefix else None) < losses[-1] < 0.93 * losses[0]
+    now = dict(model.named_parameters())
+    assert (method == "full") == (not frozen)
+    assert all(torch.equal(frozen[name], now[name]) for name in frozen)
+
+
+def test_a_loss_that_is_no_number_stops_and_names_step_and_batch(tmp_path):
+    """The third batch meets a broken weight: no parameter is touched in that step, and nothing is saved of it."""
+    model, trainable, _ = prepare("lora")
+    kept = {}
+
+    def batch_at(step: int) -> list[Example]:
+        if step == 2:
+            kept.update({name: p.detach().clone() for name, p in trainable.items()})
+            model.model.norm.weight.data[0] = float("nan")
+        return EIGHT[2 * step : 2 * step + 2]
+
+    with pytest.raises(UserError) as error:
+        train(model, trainable, batch_at, settings(5), tmp_path)
+    assert str(error.value).startswith("step 3: the loss is nan")
+    assert str(error.value).endswith("this batch: problem 4, problem 5")
+    assert all(torch.equal(kept[name], p) for name, p in trainable.items())
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_gradient_that_overflows_stops_too(tmp_path):
+    model, trainable, _ = prepare("full")
+    trainable["model.norm.weight"].register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(UserError, match="step 1: the loss is [0-9.]+, the gradient's norm (nan|inf)"):
+        train(model, trainable, lambda step: EIGHT, settings(2), tmp_path)
+
+
+@pytest.mark.parametrize("keep, left", [(1, [7]), (2, [6, 7]), (10, [2, 4, 6, 7])])
+def test_only_the_last_checkpoints_are_kept(keep, left, tmp_path):
+    run("lora", tmp_path, steps=7, save_every=2, keep=keep)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step}" for step in left]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == sorted(f"step-{step}" for step in left)
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    for name in ("step-9", "step-10", "step-100", "step-x", ".step-11.77.tmp", "other"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-9", "step-10", "step-100"]
+    assert checkpoints(tmp_path / "nowhere") == []
+
+
+# -------------------------------------------------------------------------------------------------------------- the log
+
+
+def test_what_a_line_of_the_log_holds(tmp_path):
+    model, trainable, _ = prepare("lora")
+    records, steps = [], []
+    train(
+        model,
+        trainable,
+        lambda step: EIGHT,
+        settings(7, log_every=3),
+        tmp_path,
+        on_log=records.append,
+        on_step=steps.append,
+    )
+    assert [record["step"] for record in records] == [3, 6, 7] and steps == list(range(1, 8))
+    assert list(records[0]) == [
+        *("step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "target_tokens_per_second", "memory_mib")
+    ]
+    tokens = sum(len(example.ids) for example in EIGHT)
+    for record in records:
+        ratio = record["target_tokens_per_second"] / record["tokens_per_second"]
+        assert ratio == pytest.approx(count_targets(EIGHT) / tokens)
+    json.dumps(records, allow_nan=False)
+
+
+def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    trim_metrics(path, 5)  # nothing there yet
+    for step in range(1, 8):
+        append_metrics(path, {"step": step, "loss": 1.0})
+    with open(path, "a") as file:
+        file.write('{"step": 8, "lo')  # the line in which the run was killed
+    trim_metrics(path, 5)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a disk without room, on Linux")
+def test_a_log_that_cannot_be_written_is_named():
+    with pytest.raises(UserError, match="/dev/full: cannot be written .No space left on device.; free some space"):
+        append_metrics(Path("/dev/full"), {"step": 1})
