@@ -172,9 +172,12 @@ def _check_messages(messages, where: str) -> tuple[dict, ...]:
 def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
     """Split into (train, test): about a tenth, at most `most`, chosen by a hash of the question alone.
 
-    The same question always falls on the same side, also when it stands in the file twice.
+    The same question always falls on the same side, also when it stands in the file twice. Raises UserError where there
+    is but one.
     """
     ranks = {p.question: synthetic.hash_of(p.question) for p in problems}
+    if len(ranks) < 2:
+        raise UserError("one problem alone cannot be held out and trained on; give more, or an --eval-dataset")
     chosen = sorted(ranks, key=ranks.get)[: min(most, max(1, len(ranks) // 10))]
     test = set(chosen)
     seen: set[str] = set()

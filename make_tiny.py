@@ -40,8 +40,8 @@ from tokenizer import Tokenizer
 from train import TrainSettings, append_metrics, checkpoints, mean_loss, train, trim_metrics
 
 # Shares of the documents. Slips exist for word problems alone; elsewhere their share goes to the steps.
-STYLES = {"steps": 0.45, "answer": 0.30, "slip": 0.10, "chat": 0.15}
-CHAT_STEPS = 0.2  # share of the chats that work the solution out
+STYLES = {"steps": 0.45, "answer": 0.25, "slip": 0.10, "chat": 0.20}
+CHAT_STEPS = 0.3  # share of the chats that work the solution out
 MINI_MATH = 0.3  # share of LaTeX problems
 SYSTEM = "You are a helpful assistant."
 DATA_SEED = 1_000_000  # training documents are numbered from here, far from the seeds that fine-tuning uses
@@ -71,13 +71,13 @@ class Flags:
     """The flags of `python make_tiny.py`."""
 
     output_dir: str = flag("tiny-new", "folder for tokenizer/, checkpoints/, metrics.jsonl and the finished model/")
-    steps: int = flag(4000, "optimiser steps", least=1)
-    documents: int = flag(60, "documents a step, about 140 tokens each", least=1)
+    steps: int = flag(2200, "optimiser steps", least=1)
+    documents: int = flag(80, "documents a step, about 95 tokens each", least=1)
     learning_rate: float = flag(3e-3, "peak learning rate", alias="--lr", least=0)
     hidden_size: int = flag(192, "width of the model, a multiple of 64", least=64)
     layers: int = flag(6, "layers of the model", least=1)
-    micro_batch_tokens: int = flag(4096, "tokens computed at once", least=1)
-    save_every: int = flag(500, "steps between checkpoints", least=1)
+    micro_batch_tokens: int = flag(8192, "tokens computed at once", least=1)
+    save_every: int = flag(200, "steps between checkpoints", least=1)
     log_every: int = flag(50, "steps between lines of the log", least=1)
     threads: int = flag(0, "processor threads; 0 takes all", least=0)
     seed: int = flag(0, "seed of weights and documents", least=0)

@@ -126,11 +126,11 @@ class Job:
 
 def defaults_table() -> str:
     """The table above as text, for --help."""
-    lines = ["Defaults by method:", f"  {'':14s}{'lr':>8s}{'batch size':>12s}  length of training"]
+    lines = ["Defaults by model and method:"]
     for model, methods in DEFAULTS.items():
         for method, values in methods.items():
-            length = f"{values['steps']} steps" if "steps" in values else f"{values['epochs']:g} epochs"
-            lines.append(f"  {model + ' ' + method:14s}{values['learning_rate']:8g}{values['batch_size']:12d}  {length}")
+            flags = "  ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+            lines.append(f"  {model:5s}{method:7s}{flags}")
     return "\n".join(lines)
 
 
@@ -265,6 +265,7 @@ def run_training(job: Job, model: Qwen2, trainable: dict[str, nn.Parameter],
         tqdm.write(f"step {record['step']:4d}/{steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
                    f"grad norm {record['grad_norm']:.3f}  {record['target_tokens_per_second']:.0f} target tokens/s  "
                    f"{record['memory_mib']:.0f} MiB")
+        sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
 
     bar = tqdm(total=steps, desc="train", unit="step", leave=False, disable=not sys.stderr.isatty())
     with deferred_interrupts() as received, bar:

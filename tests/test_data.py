@@ -95,7 +95,8 @@ def test_every_turn_of_the_assistant_is_learnt_in_a_chat(tokenizer):
     example = chat_example(tokenizer, parse_record(record, "file:1"), "this system prompt is not used")
     assert show(tokenizer, example) == (
         "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n⟦2<|im_end|>⟧\n"
-        f"<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n⟦4<|im_end|>⟧\n({len(example.ids)} tokens, 4 of them targets)"
+        "<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n⟦4<|im_end|>⟧\n"
+        f"({len(example.ids)} tokens, 4 of them targets)"
     )
 
 
@@ -266,6 +267,11 @@ def test_a_tenth_is_held_out_and_200_at_most(count, held):
     train, test = hold_out(many(count))
     assert len(test) == held and len(train) == count - held
     assert not {p.question for p in train} & {p.question for p in test}
+
+
+def test_one_problem_cannot_be_on_both_sides():
+    with pytest.raises(UserError, match="one problem alone cannot be held out and trained on"):
+        hold_out(many(1) * 3)
 
 
 def test_who_is_held_out_hangs_on_the_question_alone():

@@ -26,8 +26,8 @@ from runtime import UserError
 ROOT = Path(__file__).resolve().parent.parent
 RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_after ci95_before ci95_after mcnemar_p
     no_answer_rate_before no_answer_rate_after truncated_rate_before truncated_rate_after trainable_params total_params
-    train_seconds eval_seconds steps train_tokens target_tokens tokens_per_second target_tokens_per_second peak_memory_mib
-    device dtype seed version""".split()
+    train_seconds eval_seconds steps train_tokens target_tokens tokens_per_second target_tokens_per_second
+    peak_memory_mib device dtype seed version""".split()
 RATES = {"sft": "0.01", "lora": "0.03", "prefix": "0.3"}
 
 
@@ -156,9 +156,10 @@ def test_without_measuring_and_with_a_held_out_tenth(common, tmp_path, capsys, m
 def test_a_question_of_the_test_file_is_not_trained_on(tmp_path):
     """Whoever gives the same problems twice measures honestly all the same."""
     data, test = write_problems(tmp_path / "a.jsonl", 30), write_problems(tmp_path / "b.jsonl", 10, first=25)
-    flags = read_flags(["--method", "sft", "--dataset", data, "--eval-dataset", test, "--limit", "20"])
-    train_problems, test_problems = load_data(flags)
-    assert len(train_problems) == 20 and len(test_problems) == 10
+    argv = ["--method", "sft", "--dataset", data, "--eval-dataset", test]
+    train_problems, test_problems = load_data(read_flags(argv))
+    assert len(train_problems) == 25 and len(test_problems) == 10
+    assert len(load_data(read_flags([*argv, "--limit", "20"]))[0]) == 20
     assert not {p.question for p in train_problems} & {p.question for p in test_problems}
 
 
@@ -293,13 +294,13 @@ def test_half_a_saved_adapter_is_not_taken_for_a_whole_one(common, tmp_path, cap
     """The disk fills up just while the adapter is written: the run fails, and saves it whole when it goes on."""
     folder = tmp_path / "run"
 
-    def full(place, *_):
-        place.mkdir()
-        raise UserError(f"{place}: cannot be written (No space left on device)")
+    def full(path, _):
+        raise UserError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(mathft, "save_lora", full)
+    monkeypatch.setattr("lora.write_json", full)  # the second of its two files
     code, _, err = command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)
-    assert code == 1 and "No space left" in err
+    assert code == 1 and f"error: {folder / 'adapter' / 'adapter_config.json'}: cannot be written" in err
+    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "checkpoints", "env.json", "metrics.jsonl"]
     monkeypatch.undo()
     assert command(["--resume", str(folder)], capsys)[0] == 0
     assert load_run(folder, "cpu", torch.float32).model is not None
@@ -393,7 +394,7 @@ def test_a_folder_that_is_taken_stays_as_it_is(common, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method, measured, said", [
-    ("sft", False, "error: step 1: the loss is nan, the gradient's norm nan; lower --lr, or look at the problems of this batch: "),
+    ("sft", False, "error: step 1: the loss is nan, the gradient's norm nan; lower --lr, or look at the "),
     ("prefix", True, "the model gives no finite probabilities; are its weights NaN or infinite?"),
 ])  # fmt: skip
 def test_a_model_that_is_broken_is_told_in_one_line(method, measured, said, common, tiny_folder, tmp_path, capsys):
