@@ -60,7 +60,12 @@ def _number(kind: type, least: float | None, most: float | None) -> Callable[[st
 
 
 def parse_flags(cls: type, argv: list[str], description: str | None = None):
-    """An instance of the dataclass `cls` from command-line words.
+    """An instance of the dataclass `cls` from command-line words, with its defaults where a flag is not given."""
+    return cls(**given_flags(cls, argv, description))
+
+
+def given_flags(cls: type, argv: list[str], description: str | None = None) -> dict:
+    """The flags of the dataclass `cls` that stand on the command line, by field name.
 
     Types are str, int, float, bool (--name / --no-name) and each of them `| None`. Raises UsageError for an unknown
     flag or a value that does not fit; `--help` prints and exits.
@@ -92,7 +97,7 @@ def parse_flags(cls: type, argv: list[str], description: str | None = None):
         else:
             names = [f"--{field.name.replace('_', '-')}"] + [about["alias"]] * bool(about["alias"])
             parser.add_argument(*names, dest=field.name, required=required, **options)
-    return cls(**vars(parser.parse_args(argv)))
+    return vars(parser.parse_args(argv))
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:

@@ -342,11 +342,11 @@ def load_asked(flags: SamplingFlags) -> Run:
     dtype = pick_dtype(flags.dtype, device)
     if flags.run:
         run = load_run(Path(flags.run), device, dtype)
-    else:
-        folder = find_model(flags.model or "tiny")
-        tokenizer = Tokenizer(folder)
-        run = Run(load_model(folder, device, dtype, dtype), tokenizer, None, tokenizer.default_system, {})
-    return run if flags.system is None else replace(run, system=flags.system)
+        return run if flags.system is None else replace(run, system=flags.system)
+    folder = find_model(flags.model or "tiny")
+    tokenizer = Tokenizer(folder)
+    system = tokenizer.default_system if flags.system is None else flags.system
+    return Run(load_model(folder, device, dtype, dtype), tokenizer, None, system, {})
 
 
 def main(argv: list[str]) -> None:

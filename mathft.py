@@ -24,7 +24,7 @@ import synthetic
 from checkpoint import find_model, load_model, save_model
 from data import Example, Problem, batch_indices, chat_examples, hold_out, load_problems, show
 from evaluate import Report, evaluate, mcnemar, report_lines, split_gain
-from flags import Terminated, flag, parse_flags, run_command
+from flags import Terminated, flag, given_flags, run_command
 from lora import TARGETS, add_lora, save_lora
 from model import Qwen2
 from prefix import Prefix, save_prefix, start_prefix
@@ -66,13 +66,13 @@ class Flags:
     limit: int | None = flag(None, "use at most so many training problems", least=1)
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure", least=0)
     steps: int | None = flag(None, "optimiser steps (instead of --epochs)", least=1)
-    epochs: float | None = flag(None, "passes over the training problems (instead of --steps)", least=0)
+    epochs: float | None = flag(None, "passes over the training problems (instead of --steps)", least=0.001)
     batch_size: int | None = flag(None, "problems an optimiser step sees", least=1)
     micro_batch_tokens: int | None = flag(None, "tokens computed at once; bounds memory, changes no result", least=1)
     learning_rate: float | None = flag(None, "peak learning rate", alias="--lr", least=0)
     warmup: float = flag(0.03, "share of the steps that raise the learning rate", least=0, most=1)
     weight_decay: float = flag(0.01, "of the model's matrices under sft; LoRA and prefixes have none", least=0)
-    clip: float = flag(1.0, "largest norm of the gradient", least=0)
+    clip: float = flag(1.0, "largest norm of the gradient", least=1e-6)
     max_length: int | None = flag(None, "longer examples are dropped, in tokens", least=2)
     max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1)
     grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less memory, a third slower")
@@ -102,7 +102,6 @@ class Job:
     args: Flags
     folder: Path
     device: torch.device
-    dtype: torch.dtype
     machine: dict
     source: Path  # the model's folder
     tokenizer: Tokenizer
@@ -136,24 +135,21 @@ def defaults_table() -> str:
 
 def read_flags(argv: list[str]) -> Flags:
     """The flags with defaults filled in, or with --resume those of the run. Raises UsageError where they contradict."""
-    given = parse_flags(Flags, argv, __doc__ + "\n" + defaults_table())
+    words = given_flags(Flags, argv, __doc__ + "\n" + defaults_table())
+    given = Flags(**words)
     if given.resume:
         saved = read_json(Path(given.resume) / "args.json")
         try:
             run = Flags(**saved)
         except TypeError:
             raise UserError(f"{given.resume}/args.json: not the settings of a run of this version") from None
-        for field in dataclasses.fields(Flags):
-            value = getattr(given, field.name)
-            if value == field.default or value == saved[field.name]:
-                continue
-            if field.name not in FREE_ON_RESUME:
-                name = field.name.replace("_", "-")
-                raise UsageError(f"--{name} {value}: the run in {given.resume} has {saved[field.name]}; leave it out")
-            setattr(run, field.name, value)
+        for name, value in words.items():
+            if name not in FREE_ON_RESUME and value != saved[name]:
+                spelled = "--" + name.replace("_", "-")
+                raise UsageError(f"{spelled} {value}: the run in {given.resume} has {saved[name]}; leave it out")
         if given.epochs is not None:
             run.steps = None
-        return run
+        return dataclasses.replace(run, **{name: value for name, value in words.items() if name in FREE_ON_RESUME})
     if given.method is None:
         raise UsageError(f"--method is missing: one of {', '.join(METHODS)}; --help lists the flags")
     if given.steps is not None and given.epochs is not None:
@@ -329,11 +325,9 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-def run(job: Job) -> None:
+def run(job: Job, model: Qwen2) -> None:
     """Measure, train, measure again, save, report, in a folder that may hold a part of this already."""
     args = job.args
-    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
-    model = load_model(job.source, job.device, job.dtype, torch.float32 if args.method == "sft" else job.dtype)
     total = sum(parameter.numel() for parameter in model.parameters())
     print(f"model      {args.model}, {total:,} parameters; method {args.method}")
     dropped = f" ({job.dropped} longer than {args.max_length} tokens dropped)" if job.dropped else ""
@@ -376,16 +370,18 @@ def main(argv: list[str]) -> None:
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
+    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
+    model = load_model(source, device, dtype, torch.float32 if args.method == "sft" else dtype)
     if args.resume:
         folder = Path(args.resume)
-    else:
+    else:  # only now, so that a model that cannot be loaded leaves no folder behind
         folder = new_directory(args.output_dir, f"{args.method}-{Path(args.dataset).stem}")
         write_json(folder / "args.json", {**dataclasses.asdict(args), "output_dir": str(folder)})
     machine = describe_machine(device, dtype)
     write_json(folder / "env.json", machine)
     print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
     try:
-        run(Job(args, folder, device, dtype, machine, source, tokenizer, examples, dropped, test_problems))
+        run(Job(args, folder, device, machine, source, tokenizer, examples, dropped, test_problems), model)
     except KeyboardInterrupt:
         print(f"to go on:  python mathft.py --resume {folder}")
         raise

@@ -1,5 +1,7 @@
 """Qwen2.5 as one reads it in a diagram: embedding, L layers of attention and SwiGLU, norm, logits.
 
+    python -m pytest tests/test_model.py -v     # equal to transformers, shape by shape
+
 The model knows of no adapter, no file and no cache. It is given the token ids, their positions, and `attend`: a function
 that says which keys and values each query may look at. Training passes `PackedAttention` below, where documents stand end
 to end and do not see each other; generation passes one that reads and writes a key/value cache. Everything else of the

@@ -25,7 +25,8 @@ from fractions import Fraction
 DATASETS = ("mini-gsm", "mini-math")
 SPLITS = ("train", "test")
 MIN_STEPS, MAX_STEPS = 2, 5
-# The largest number that may occur in a problem. Each problem draws one of the first `difficulty` of them.
+# Each problem draws one of the first `difficulty` of these. In mini-gsm it is the largest number that occurs; in mini-math
+# it sets the size of powers, roots, fractions and divisors.
 LARGEST = (99, 299, 999, 2999, 9999)
 DEFAULT_DIFFICULTY = 3
 

@@ -1,7 +1,10 @@
 """What several tests share: a small tokenizer of Qwen's kind, and small random models made by transformers."""
 
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes in: small products only wait for a second thread
 
 import pytest
 import torch
