@@ -86,7 +86,7 @@ class SummedCrossEntropy(torch.autograd.Function):
             if wants_hidden:
                 grad_hidden[start : start + rows] = grad @ matrix
             if wants_weight:
-                grad_weight += (grad.T @ part).to(weight.dtype)
+                grad_weight.add_(grad.T @ part)  # in place and without a wide copy: this matrix is the largest there is
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -94,8 +94,8 @@ class SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
-            None if grad_hidden is None else grad_hidden * grad_output.to(grad_hidden.dtype),
-            None if grad_weight is None else grad_weight * grad_output.to(grad_weight.dtype),
+            None if grad_hidden is None else grad_hidden.mul_(grad_output),
+            None if grad_weight is None else grad_weight.mul_(grad_output),
             None,
         )
 
