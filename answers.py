@@ -3,65 +3,97 @@ r"""Find the final answer in a completion, and tell whether it equals the gold o
     python answers.py '\dfrac{3}{4}' 'So the answer is $0.75$.'        # 0.75: equal
 
 A completion gives its answer in a box (MATH's form), after `####` (GSM8K's form), in words ("the answer is"), or by
-ending on a number. Two answers are equal when they are the same text once typography is gone, or the same rational
-number, exactly: nothing here is rounded, and nothing is ever run. Texts come from a model and may be anything, so each
-function works in time linear in the length of its text, and raises nothing.
+ending on a number. Two answers are equal when they are the same text once typography is gone, or when both can be read
+as mathematics (latex.py) and are of one kind with equal values (compare.py). Nothing is rounded but where a decimal of six digits or
+more stands for an exact value, nothing is ever run, no function raises, and each comparison has a fixed budget of steps.
 
 Forms as in GSM8K (arXiv 2110.14168) and MATH (arXiv 2103.03874).
 """
 
 import sys
 from collections.abc import Iterator
-from fractions import Fraction
+from functools import lru_cache
 
-DIGITS = "0123456789"
-LONGEST_NUMBER = 1000  # characters; longer ones are compared as text (Python itself refuses integers of 4,300 digits)
+from compare import Comparison
+from latex import parse
+from scanner import DIGITS, UNICODE, Budget, Unreadable
 
-# One character for one: full-width digits and the typographic minus become ASCII; direction marks vanish.
-PLAIN = {0xFF10 + i: digit for i, digit in enumerate(DIGITS)} | {0x2212: "-", 0x200E: None, 0x200F: None}
+BUDGET = 10_000  # steps that one comparison may take, some 20 ms: a quarter to read either answer, half to compare
+LONGEST = 2000  # characters; longer answers are compared as they stand
+
 LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # str.lower may change the length
-
 # LaTeX that says how a value looks and not what it is.
 TYPOGRAPHY = {"$", r"\$", r"\left", r"\right", r"\,", r"\!", r"\;", r"\:", r"\(", r"\)", r"\[", r"\]"}
 SPACES = {"~", r"\ ", r"\quad", r"\qquad"}
 SAME = {r"\dfrac": r"\frac", r"\tfrac": r"\frac"} | {space: " " for space in SPACES}
 WRAPPERS = {r"\text", r"\textbf", r"\mathrm", r"\mathbf", r"\mbox"}  # the braces after them go, what they hold stays
+BOXES = {r"\boxed", r"\fbox"}
+
+
+# ----------------------------------------------------------------------------------------------------------- extraction
 
 
 def extract_answer(text: str, strict: bool = False) -> str | None:
     r"""The final answer a text gives, or None.
 
-    The last `\boxed{...}` that is closed and not empty; else the rest of the line after the last `####`; else after the
-    last "answer is" or "answer:"; else the last number. `strict` takes the first two only: what the text itself marks.
+    The last `\boxed{...}` or `\fbox{...}` that is closed and not empty, with those joined to it by "and", "or" or a
+    comma; else the rest of the line after the last `####`; else what follows the last "answer is", "answer:" or (where a line
+    begins) "A:"; else the last number. `strict` takes the first two only: what the text itself marks.
     """
-    box = _last_box(text)
+    box = _last_boxes(text)
     if box:
         return box
-    markers = [["####"]] if strict else [["####"], ["answer is", "answer:"]]
-    lower = text.translate(LOWER)
-    for same_rank in markers:
-        end = max(lower.rfind(marker) + len(marker) if marker in lower else -1 for marker in same_rank)
-        rest = text[end:].partition("\n")[0].strip(" \t\r:*") if end >= 0 else ""
-        if rest:
-            return rest
-    return None if strict else _last_number(text)
+    end = text.rfind("####")
+    marked = text[end + 4 :].partition("\n")[0].strip(" \t\r:*") if end >= 0 else ""
+    if marked or strict:
+        return marked or None
+    return _after_words(text) or _last_number(text)
 
 
-def _last_box(text: str) -> str:
-    r"""What stands in the last-opened `\boxed{...}` that is closed and holds something; "" where there is none."""
-    if r"\boxed{" not in text:
+def _last_boxes(text: str) -> str:
+    r"""The contents of the last box and of those that are joined to it; "" where there is none."""
+    if not any(box in text for box in BOXES):
         return ""
-    found, found_at = "", -1
-    opened, at, before = [], 0, ""  # opened: (where the content begins, whether it is a box's) of each open brace
+    boxes = _boxes(text)
+    joined = boxes[-1:]
+    for box in reversed(boxes[:-1]):
+        # "$x=\boxed{1}$ and $x=\boxed{2}$": between two boxes of a list stands a separator, and a name perhaps.
+        between = "".join(c for c in text[box[1] : joined[0][0]] if c not in "$ \n\\()")
+        name, equals, rest = between.rpartition("=")
+        between = (name[:-1] if equals and name[-1:].isalpha() else between) if not rest else between
+        # "$\boxed{15\frac34}$, or $\boxed{\frac{63}{4}}$" says one thing twice.
+        if between not in (",", "and", ",and", "or", ",or", ";") or equivalent(boxes[-1][2], box[2]):
+            break
+        joined.insert(0, box)
+    return ", ".join(content for _, _, content in joined)
+
+
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """(begin, end, content) of each box that is closed and holds something, in order; of nested ones the innermost."""
+    found: list[tuple[int, int, str]] = []
+    opened, at, before, box_at = (
+        [],
+        0,
+        "",
+        -1,
+    )  # opened: (begin of the box or -1, begin of its content) of each open brace
     for token in _tokens(text):
-        if token == "{":
-            opened.append((at + 1, before == r"\boxed"))
+        if token in BOXES:
+            box_at = at
+        elif token == "{":
+            opened.append((box_at if before in BOXES else -1, at + 1))
         elif token == "}" and opened:
-            start, is_box = opened.pop()
+            begin, start = opened.pop()
             # A box inside a box closes first but was opened later: the inner one holds the bare value.
-            if is_box and start > found_at and text[start:at].strip():
-                found, found_at = text[start:at].strip(), start
-        at, before = at + len(token), token
+            inner = found and begin < found[-1][0]
+            if begin >= 0 and not inner and text[start:at].strip():
+                found.append((begin, at + 1, text[start:at].strip()))
+        elif before in BOXES and not token.isspace() and token not in ("}", "$"):
+            words = text[at : at + 100].replace("$", " ").split()
+            found.append((box_at, at + len(words[0]), words[0].rstrip(".,")))
+        if not (token.isspace() and before in BOXES):
+            before = token
+        at += len(token)
     return found
 
 
@@ -78,9 +110,42 @@ def _tokens(text: str) -> Iterator[str]:
         at = end
 
 
+def _after_words(text: str) -> str:
+    """What a sentence calls its answer: mathematics between dollar signs if there is any, else the words up to its end."""
+    lower = "\n" + text.translate(LOWER)  # one place further than in the text
+    ends = [lower.rfind(marker) + len(marker) - 1 for marker in ("answer is", "answer:") if marker in lower]
+    line = ("\n" + text).rfind("\nA:")
+    ends += [line + 2] if line >= 0 else []
+    if not ends:
+        return ""
+    rest = text[max(ends) :].lstrip(" \t\r\n:*").partition("\n")[0]
+    for opening, closing in (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        if rest.startswith(opening) and closing in rest[len(opening) :]:
+            return _joined_formulas(rest, opening, closing)
+    for end in (". ", "! ", " because ", " since "):
+        rest = rest.partition(end)[0]
+    rest = rest.strip(" \t\r:*").rstrip(".*")
+    # "therefore 5", "that she has 5 left": the words are no part of the answer
+    readable = _read(rest)[0] is not None if len(rest) <= LONGEST else False
+    return rest if readable else _last_number(rest) or rest
+
+
+def _joined_formulas(rest: str, opening: str, closing: str) -> str:
+    """`$1$, $2$ and $3$ are ...`: the formulas at the beginning of a line with what joins them."""
+    formulas = []
+    while rest.startswith(opening) and closing in rest[len(opening) :]:
+        formula, _, rest = rest[len(opening) :].partition(closing)
+        formulas.append(formula.strip())
+        begin = rest.find(opening)
+        if begin < 0 or rest[:begin].strip() not in (",", "and", ", and", "or", ", or", ";"):
+            break
+        rest = rest[begin:]
+    return ", ".join(formulas)
+
+
 def _last_number(text: str) -> str | None:
     """The last number in a text, with its sign, decimals and fraction bar; None where there is no digit."""
-    text = text.translate(PLAIN)
+    text = text.translate(UNICODE)
     end = max(text.rfind(digit) for digit in DIGITS) + 1
     if end == 0:
         return None
@@ -88,13 +153,17 @@ def _last_number(text: str) -> str | None:
     run = text[start:end]
     # "1,234" is one number, "3, 4" and "3,4" are two, and of a date or a version the last part is as good as any.
     joined = _join_thousands(run)
-    number = joined.rpartition(",")[2].lstrip("/")
-    if _rational(number) is None:
+    last = joined.rpartition(",")[2].lstrip("/")
+    top, _, bottom = last.partition("/")
+    if not all(part.replace(".", "", 1).isdigit() for part in (top, bottom or "1")):
         return run[len(run.rstrip(DIGITS)) :]
     # A minus after a letter, a digit or a bracket subtracts; elsewhere it is a sign.
-    minus = number == joined and text[start - 1 : start] == "-"
+    minus = last == joined and text[start - 1 : start] == "-"
     subtracts = start > 1 and (text[start - 2].isalnum() or text[start - 2] in ")]}")
-    return "-" + number if minus and not subtracts else number
+    return "-" + last if minus and not subtracts else last
+
+
+# -------------------------------------------------------------------------------------------------------- cleaned text
 
 
 def normalise(text: str) -> str:
@@ -102,10 +171,12 @@ def normalise(text: str) -> str:
 
     Dropped are dollar signs, `\left`, `\right`, thin spaces, the wrapper of `\text{...}`, commas between groups of
     three digits, a period at the end, and spaces (but one between two digits stays: `1 3/4`). `\dfrac` is `\frac`,
-    full-width digits and U+2212 are ASCII.
+    full-width digits and U+2212 are ASCII. Of more than LONGEST characters only dollar signs and white space go.
     """
+    if len(text) > LONGEST:
+        return "".join(text.replace("$", "").split())
     kept, wrappers, before = [], [], ""  # wrappers: of each open brace, whether it belongs to a dropped \text
-    for token in _tokens(text.translate(PLAIN)):
+    for token in _tokens(text.translate(UNICODE)):
         keep = token not in TYPOGRAPHY and token not in WRAPPERS
         if token == "{":
             wrappers.append(before in WRAPPERS)
@@ -120,10 +191,10 @@ def normalise(text: str) -> str:
 
 
 def _without_spaces(text: str) -> str:
-    """Drop white space, but leave one space between two digits."""
+    """Drop white space, but leave one space between two digits, and behind a comma: `1, 234` are two numbers."""
     words: list[str] = []
     for word in text.split():
-        if words and words[-1][-1] in DIGITS and word[0] in DIGITS:
+        if words and words[-1][-1] in DIGITS + "," and word[0] in DIGITS:
             words.append(" ")
         words.append(word)
     return "".join(words)
@@ -144,53 +215,67 @@ def _join_thousands(text: str) -> str:
     return "".join(joined)
 
 
-def _rational(text: str) -> Fraction | None:
-    r"""The exact value of `-12`, `.5`, `3/4`, `\frac{3}{4}`, `\frac34`, `1\frac{3}{4}`, `1 3/4`; of all else None."""
-    if len(text) > LONGEST_NUMBER:
-        return None
-    sign = -1 if text.startswith("-") else 1
-    text = text[1:] if text.startswith(("-", "+")) else text
-    if r"\frac" in text:
-        whole, _, rest = text.partition(r"\frac")
-        braced = rest.startswith("{") and rest.endswith("}")
-        top, _, bottom = rest[1:-1].partition("}{") if braced else (rest[:1], "", rest[1:])
-    elif "/" in text:
-        whole, _, rest = text.rpartition(" ")
-        top, _, bottom = rest.partition("/")
-    else:
-        whole, top, bottom = "", text, "1"
-    # In a mixed number only the whole may carry a sign, and it is an integer.
-    if whole and not _only_digits(whole + top + bottom):
-        return None
-    parts = [_decimal(part) for part in (whole or "0", top, bottom)]
-    if None in parts or parts[2] == 0:
-        return None
-    return sign * (parts[0] + parts[1] / parts[2])
-
-
-def _decimal(text: str) -> Fraction | None:
-    """The value of an integer or a decimal, perhaps with a minus. Python's own readers also take `1_0` and `1e9`."""
-    sign, text = (-1, text[1:]) if text.startswith("-") else (1, text)
-    left, _, right = text.partition(".")
-    if not _only_digits(left + right):
-        return None
-    return sign * Fraction(int(left + right), 10 ** len(right))
-
-
-def _only_digits(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+# ---------------------------------------------------------------------------------------------------------- equality
 
 
 def equivalent(gold: str, answer: str | None) -> bool:
-    """Whether an answer equals the gold one: the same normal form, or the same rational number. None equals nothing."""
+    """Whether an answer equals the gold one, as text or as mathematics. None equals nothing. Symmetric, never raises."""
+    return _compare(gold, answer)[0]
+
+
+def steps_of(gold: str, answer: str) -> int:
+    """Steps that `equivalent` takes for this pair, at most BUDGET."""
+    return _compare(gold, answer)[1]
+
+
+def _compare(gold: str, answer: str | None) -> tuple[bool, int]:
     if answer is None:
-        return False
-    gold, answer = normalise(gold), normalise(answer)
-    # "x=5" answers what "5" asks for; between two equations the letter matters.
-    if ("=" in gold) != ("=" in answer):
-        gold, answer = (text[2:] if text[:1].isalpha() and text[1:2] == "=" else text for text in (gold, answer))
-    value = _rational(gold)
-    return gold == answer or (value is not None and value == _rational(answer))
+        return False, 0
+    if gold == answer:
+        return True, 0
+    if len(gold) < 16 and len(answer) < 16 and _plain_integer(gold) and _plain_integer(answer):
+        return int(gold) == int(answer), 0
+    plain_gold, plain_answer = normalise(gold), normalise(answer)
+    if plain_gold == plain_answer:
+        return True, 0
+    if max(len(gold), len(answer)) > LONGEST:
+        return False, 0
+    (left, steps_left), (right, steps_right) = _read(gold), _read(answer)
+    steps = steps_left + steps_right
+    if left is None or right is None:
+        return _same_words(plain_gold, plain_answer), steps
+    budget = Budget(BUDGET // 2)
+    try:
+        return Comparison(budget).equal(left, right), min(steps + BUDGET // 2 - budget.left, BUDGET)
+    except Unreadable:
+        return False, min(steps + BUDGET // 2 - budget.left, BUDGET)
+
+
+def _plain_integer(text: str) -> bool:
+    digits = text[1:] if text[:1] == "-" else text
+    return digits.isascii() and digits.isdigit()
+
+
+def _same_words(a: str, b: str) -> bool:
+    """Texts that are no mathematics, such as `4:30 p.m.`: capitals and points make no difference."""
+    a, b = (_without_points(text.translate(LOWER)) for text in (a, b))
+    return a == b and not any(c in a for c in r"\^_={}()[]<>")
+
+
+def _without_points(text: str) -> str:
+    """`p.m.` -> `pm`; a point behind a digit stays."""
+    return "".join(c for before, c in zip(" " + text, text) if c != "." or not before.isalpha())
+
+
+@lru_cache(maxsize=4096)
+def _read(text: str) -> tuple[tuple | None, int]:
+    """The tree of an answer, None where it is to be compared as text; and the steps that took."""
+    budget = Budget(BUDGET // 4)
+    try:
+        tree = parse(text.strip().rstrip(".").strip(), budget)
+    except Unreadable:
+        tree = None
+    return tree, BUDGET // 4 - max(budget.left, 0)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,26 @@
 
     python evaluate.py                                              # the embedded model on the embedded problems
     python evaluate.py --run runs/NAME --dataset mini-math --samples 8 --temperature 0.7
+    python evaluate.py --model Qwen/Qwen2.5-0.5B --dataset test.jsonl --shots 4 --shots-dataset train.jsonl
+    python evaluate.py --run runs/NAME --versus runs/NAME/evals/before      # what has changed, problem by problem
+    python evaluate.py --regrade runs/NAME/evals/after                      # grade again what was generated then
 
-Decoding is greedy unless a temperature is given. Beside an accuracy stand its 95 % interval and the two things that
-most often lower it without any mathematics being wrong: completions without an answer, and completions that were cut.
+Decoding is greedy unless a temperature is given. With several samples a problem, a greedy evaluation of the same
+problems follows (in the folder `greedy`): votes that do not beat it have gained nothing.
 
-Wilson's interval: Wilson 1927, as recommended by Brown, Cai and DasGupta 2001; McNemar 1947 in its exact form; the
-bootstrap: Efron 1979; majority and pass@k: see vote.py.
+An evaluation is a folder: args.json (the settings), generations.jsonl (one record a completion, written as it ends) and
+result.json (the figures; score.py says how they are counted). After Ctrl-C or a crash the same command with
+--output-dir FOLDER goes on to the same texts, and refuses to where a setting differs. --regrade leaves the old
+evaluation as it is, and makes a new one of its texts.
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,136 +29,94 @@ import numpy as np
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
-from answers import equivalent, extract_answer
+import synthetic
 from data import Problem, load_problems
-from flags import flag, parse_flags, run_command
+from flags import flag, given_flags, run_command
 from generate import MAX_NEW_TOKENS, Completion, SamplingFlags, generate, load_asked
 from model import Qwen2
-from runtime import UserError, clock, describe_machine, new_directory, read_json, write_json, write_text
+from runtime import (UsageError, UserError, clock, describe_machine, new_directory, read_json, write_json,
+                     write_text)
+from score import (Report, by_problem, compare, grade_again, place, read_finished, read_records, report_lines, score,
+                   summarise, verdict, versus_lines)
 from tokenizer import Tokenizer
-from vote import majority, pass_at_k
-
-# ---------------------------------------------------------------------------------------------------------- statistics
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion; honest also near 0 and 1, where the normal interval has no width."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054  # the 97.5 % point of the normal distribution
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-    return max(0.0, min(p, low)), min(1.0, max(p, high))  # against rounding, where p is 0 or 1
-
-
-def mcnemar(before: list[bool], after: list[bool]) -> float:
-    """Two-sided p of the exact McNemar test on paired verdicts.
-
-    Only problems whose verdict changed say anything; were the change chance, each would be gained or lost with 1/2.
-    """
-    lost = sum(b and not a for b, a in zip(before, after, strict=True))
-    gained = sum(a and not b for b, a in zip(before, after, strict=True))
-    changed = lost + gained
-    tail = sum(math.comb(changed, i) for i in range(min(lost, gained) + 1))
-    return min(1.0, 2 * tail / 2**changed)
-
-
-def bootstrap(values: list[float], draws: int = 2000, seed: int = 0) -> tuple[float, list[float]]:
-    """Standard error and 95 % interval [low, high] of the mean, from means of `draws` resamples of the values.
-
-    One value a problem: the samples of one problem are not independent, the problems are. A paired difference is
-    resampled as the list of its differences.
-    """
-    rng = np.random.default_rng(seed)
-    array = np.asarray(values, dtype=np.float64)
-    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(draws)]
-    return float(np.std(means)), [float(bound) for bound in np.percentile(means, (2.5, 97.5))]
-
-
-def split_gain(before: dict, after: dict) -> dict[str, float]:
-    """Split the gain in accuracy between two results into `more_answers` and `more_right_answers`, which add up to it.
-
-    accuracy = answered · right, the share of completions with an answer times the share of right ones among those. So
-    a1·r1 - a0·r0 = (a1 - a0)·r0 + a1·(r1 - r0): what answering more often brings at the old quality, and the rest.
-    """
-    a0, a1 = 1 - before["no_answer_rate"], 1 - after["no_answer_rate"]
-    r0 = before["accuracy"] / a0 if a0 else 0.0
-    more_answers = (a1 - a0) * r0
-    return {"more_answers": more_answers, "more_right_answers": after["accuracy"] - a1 * r0}
-
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-@dataclass
-class Report:
-    """A finished evaluation: the figures of result.json, and the records in (problem, sample) order."""
-
-    result: dict
-    records: list[dict]
-
-    @property
-    def verdicts(self) -> list[bool]:
-        """Whether each problem's first sample is right: what two greedy evaluations are paired by."""
-        return [record["correct"] for record in self.records if record["sample"] == 0]
-
-
 def evaluate(
-    model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder: Path, *, system: str | None = None,
-    prefix: Tensor | None = None, samples: int = 1, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
-    max_new_tokens: int = MAX_NEW_TOKENS, seed: int = 0, rows: int | None = None, about: dict | None = None,
+    model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder: Path, *, dataset: str = "",
+    system: str | None = None, shots: Sequence[Problem] = (), prefix: Tensor | None = None, samples: int = 1,
+    temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = MAX_NEW_TOKENS, seed: int = 0,
+    rows: int | None = None, about: dict | None = None,
 ) -> Report:
     """Generate `samples` completions of each problem, grade them, and write all of it to `folder`.
 
-    `folder` gets args.json (the settings, and `about`: what the caller knows of model and data), generations.jsonl (one
-    record a completion, appended as it ends, sorted at the end) and result.json (see `summarise`). An interrupted
-    evaluation goes on where it was, a finished one is read back; that the weights are the same is the caller's affair.
-    prefix [L, 2, P, K, h]. Raises UserError where there are no problems, one has no gold answer, or `folder` holds an
-    evaluation with other settings.
+    `dataset` is the name that the records carry; `shots` are worked examples that stand as earlier turns of the chat
+    before every question; `about` is what the caller knows of the model. prefix [L, 2, P, K, h].
+
+    Each completion is appended to generations.jsonl as it ends. An interrupted evaluation goes on where it was, a
+    finished one is read back; that the weights are the same is the caller's affair. Raises UserError where there
+    are no problems, one has no gold answer, or `folder` holds an evaluation with other settings.
     """
     folder = Path(folder)
     sampling = {"samples": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed,
                 "max_new_tokens": max_new_tokens}
     system = tokenizer.default_system if system is None else system
-    settings = (about or {}) | {"system": system} | sampling | _fingerprint(problems)
+    settings = {
+        "dataset": dataset,
+        **(about or {}),
+        "system": system,
+        "shots": [{"id": shot.id, "question": shot.question, "solution": shot.solution} for shot in shots],
+        **sampling,
+        **check_problems(problems),
+    }
     records = _records_so_far(folder, settings)
-    if (folder / "result.json").exists():
+    if (folder / "result.json").exists() and len(records) == samples * len(problems):
         return Report(read_json(folder / "result.json"), records)
-    write_json(folder / "args.json", settings)
+    prompts = [tokenizer.prompt(problem.question, system, _turns(shots)) for problem in problems]
+    front = 0 if prefix is None else prefix.shape[2]
+    room = max(0, model.config.max_position_embeddings - front - max(map(len, prompts)))  # behind the longest prompt
+    if shots and not room:
+        positions = model.config.max_position_embeddings
+        raise UserError(f"{len(shots)} worked examples fill the model's {positions} positions and leave no room for an "
+                        "answer; give fewer --shots")
     _write_records(folder, records)  # without the half line that an interruption may have left
+    write_json(folder / "args.json", settings)
 
+    hashes = [hashlib.sha256(json.dumps(prompt).encode()).hexdigest() for prompt in prompts]
     device = next(model.parameters()).device
     done = len(records)
     start = clock(device)
-    completions = generate(
-        model, [tokenizer.prompt(problem.question, system) for problem in problems], stop_ids=tokenizer.stop_ids,
-        vocab_size=tokenizer.size, rows=rows, prefix=prefix, skip=set(map(_place, records)), **sampling
-    )
+    completions = generate(model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size, rows=rows,
+                           prefix=prefix, skip=set(map(place, records)), **sampling)
     total, hidden = len(problems) * samples, not sys.stderr.isatty()
     bar = tqdm(total=total, initial=done, desc="evaluate", leave=False, disable=hidden)
     with bar, open(folder / "generations.jsonl", "a", encoding="utf-8") as file:
         for completion in completions:
-            records.append(grade(problems[completion.problem], completion, tokenizer.decode(completion.ids)))
+            record = grade(problems[completion.problem], completion, tokenizer.decode(completion.ids))
+            records.append({"dataset": dataset, **record, "prompt_sha256": hashes[completion.problem]})
             file.write(_line(records[-1]))
             file.flush()
             bar.update()
     seconds = clock(device) - start
     tokens = sum(record["tokens"] for record in records[done:])  # of this sitting, as the seconds are
-
-    records.sort(key=_place)
-    _write_records(folder, records)
-    result = summarise(records, samples) | {"eval_seconds": seconds, "tokens_per_second": tokens / seconds}
-    write_json(folder / "result.json", result)
-    return Report(result, records)
-
-
-def _place(record: dict) -> tuple[int, int]:
-    return record["problem"], record["sample"]
+    return _finish(folder, sorted(records, key=place), {
+        "eval_seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "timed_completions": len(records) - done,
+        "max_new_tokens": max_new_tokens,
+        "least_new_tokens": min(max_new_tokens, room),
+        "machine": describe_machine(device, model.compute_dtype),
+    })
 
 
-def _fingerprint(problems: list[Problem]) -> dict:
+def _turns(shots: Sequence[Problem]) -> list[dict]:
+    """Worked examples as turns of a chat: each question by the user, each solution by the assistant."""
+    pairs = [(shot.question, shot.solution) for shot in shots]
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair)]
+
+
+def check_problems(problems: list[Problem]) -> dict:
     """What tells this list of problems from another. Raises UserError where there is nothing to grade, or grade by."""
     if not problems:
         raise UserError("there are no problems to evaluate; give another --dataset or a higher --limit")
@@ -162,23 +128,24 @@ def _fingerprint(problems: list[Problem]) -> dict:
 
 
 def _records_so_far(folder: Path, settings: dict) -> list[dict]:
-    """What an earlier evaluation with the same settings has written to `folder`, but for a half line at the end."""
+    """What an earlier evaluation with the same settings has written to `folder`."""
+    path = folder / "generations.jsonl"
     if not (folder / "args.json").exists():
+        if path.exists() and path.stat().st_size:
+            raise UserError(f"{path}: stands there without its args.json, and is left alone; give another folder")
         return []
     earlier = read_json(folder / "args.json")
-    for key in sorted(earlier.keys() | settings):
-        if earlier.get(key) != settings.get(key):
-            was, now = earlier.get(key), settings.get(key)
-            raise UserError(f"{folder / 'args.json'}: was begun with {key} {was!r}, not {now!r}; give another folder")
-    path, records = folder / "generations.jsonl", []
-    # A half line may end inside a character. Every whole line ends in a newline, so the last piece is no line.
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error}); remove it, and it is made again") from None
-    return records
+    # The data set's name is but a path; the problems themselves are told by their hash.
+    other = [key for key in settings | earlier if key != "dataset" and earlier.get(key) != settings.get(key)]
+    if other:
+        differences = "; ".join(f"{key} {_brief(earlier.get(key))}, not {_brief(settings.get(key))}" for key in other)
+        raise UserError(f"{folder / 'args.json'}: was begun with {differences}; give another folder")
+    return read_records(path) if path.exists() else []
+
+
+def _brief(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _write_records(folder: Path, records: list[dict]) -> None:
@@ -190,14 +157,9 @@ def _line(record: dict) -> str:
 
 
 def grade(problem: Problem, completion: Completion, text: str) -> dict:
-    """The record of one completion: what generations.jsonl holds a line of.
-
-    A completion that was cut is graded only by an answer it marked itself (a box, `####`): the number that happens to
-    stand last where it was cut is no answer. Raises UserError where the log-probability is no finite number.
-    """
+    """The record of one completion. Raises UserError where the log-probability is no finite number."""
     if not math.isfinite(completion.mean_log_prob):
         raise UserError(f"{problem.id}: the model gives no finite probabilities; are its weights NaN or infinite?")
-    answer = extract_answer(text, strict=completion.finish != "stop")
     return {
         "id": problem.id,
         "problem": completion.problem,  # index in the list of problems
@@ -207,128 +169,153 @@ def grade(problem: Problem, completion: Completion, text: str) -> dict:
         "level": problem.level,
         "subject": problem.subject,
         "text": text,
-        "tokens": len(completion.ids),
-        "finish": completion.finish,
+        "tokens": len(completion.ids),  # without the stop token
+        "finish": completion.finish,  # "stop", or "length" where it was cut
         "mean_log_prob": completion.mean_log_prob,
-        "answer": answer,
-        "correct": equivalent(problem.answer, answer),
+        **verdict(problem.answer, text, completion.finish),
     }
 
 
-def summarise(records: list[dict], samples: int) -> dict:
-    """The figures of all records, which stand in (problem, sample) order. Rates are fractions.
+def _finish(folder: Path, records: list[dict], measured: dict) -> Report:
+    """Grade all records once more, so that one grader stands behind all and is timed; write and count them."""
+    records, seconds = grade_again(records)
+    _write_records(folder, records)
+    result = summarise(records) | {"grading_seconds_per_1000": seconds} | measured
+    write_json(folder / "result.json", result)
+    return Report(result, records)
 
-    accuracy: the mean over problems and samples, which is pass@1. ci95: Wilson's with one sample a problem, else a
-    bootstrap over problems. no_answer_rate: no answer could be read off. truncated_rate: cut at the token limit. These
-    two overlap; ended_with_answer_rate is the share with neither.
+
+def regrade(source: Path, folder: Path) -> Report:
+    """Grade, vote and count again what the evaluation `source` (a folder or its generations.jsonl) has generated.
+
+    `folder` becomes an evaluation like any other; nothing is changed in `source`. Times and machine of the generating
+    stay in the source's result.json.
     """
-    problems = [records[i : i + samples] for i in range(0, len(records), samples)]
-    n = len(problems)
-
-    def mean(of) -> float:
-        return sum(map(of, records)) / len(records)
-
-    levels: dict[str, list[bool]] = {}
-    for record in records:
-        levels.setdefault(record["level"], []).append(record["correct"])
-    result = {
-        "n": n,
-        "samples": samples,
-        "accuracy": mean(lambda record: record["correct"]),
-        "ci95": list(wilson(sum(record["correct"] for record in records), n)) if samples == 1 else None,
-        "no_answer_rate": mean(lambda record: record["answer"] is None),
-        "truncated_rate": mean(lambda record: record["finish"] != "stop"),
-        "ended_with_answer_rate": mean(lambda record: record["answer"] is not None and record["finish"] == "stop"),
-        "mean_tokens": mean(lambda record: record["tokens"]),
-        "by_level": {
-            level: {"n": len(right) // samples, "accuracy": sum(right) / len(right)}
-            for level, right in sorted(levels.items())
-        },
-    }
-    return result | _summarise_samples(problems, samples) if samples > 1 else result
+    records = read_finished(source)
+    settings = source if source.is_dir() else source.parent
+    args = read_json(settings / "args.json") if (settings / "args.json").exists() else {}
+    result = read_json(settings / "result.json") if (settings / "result.json").exists() else {}
+    write_json(folder / "args.json", args | {"regraded_from": str(source)})
+    kept = ("max_new_tokens", "least_new_tokens")
+    return _finish(folder, records, {key: result[key] for key in kept if key in result})
 
 
-def _summarise_samples(problems: list[list[dict]], samples: int) -> dict:
-    """What several samples a problem show: the single sample with its error, the majority beside it, pass@k."""
-    n = len(problems)
-    rights = [sum(record["correct"] for record in group) for group in problems]
-    single = [right / samples for right in rights]
-    voted = []
-    for group in problems:
-        # Between clusters of one size, the one the model was surer of wins.
-        chosen = majority([record["answer"] for record in group], [record["mean_log_prob"] for record in group])
-        voted.append(chosen is not None and group[chosen]["correct"])
-    gains = [vote - mean for vote, mean in zip(voted, single)]
-    error, interval = bootstrap(single)
-    ks = sorted({2**i for i in range(samples.bit_length())} | {samples})  # 1, 2, 4, ... and all
-    return {
-        "ci95": interval,
-        "accuracy_se": error,
-        "majority": sum(voted) / n,
-        "majority_gain": sum(gains) / n,  # over the single sample, paired by problem
-        "majority_gain_se": bootstrap(gains)[0],
-        "pass_at_k": {str(k): sum(pass_at_k(samples, right, k) for right in rights) / n for k in ks},
-    }
+def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
+    """The report of several samples with `greedy` in its result: that accuracy, and what the majority changes."""
+    change = compare(greedy.records, report.records)
+    del change["changed"]
+    result = report.result | {"greedy": score(by_problem(greedy.records)) | {"majority": change}}
+    write_json(folder / "result.json", result)
+    return Report(result, report.records)
 
 
 # ------------------------------------------------------------------------------------------------------------- command
-
-
-def report_lines(result: dict) -> list[str]:
-    """The figures of result.json, for people."""
-    low, high = result["ci95"]
-    lines = [
-        f"accuracy   {result['accuracy']:.1%} of {result['n']} problems, 95 % interval {low:.1%} to {high:.1%}",
-        f"no answer  {result['no_answer_rate']:.1%}; cut at the token limit {result['truncated_rate']:.1%}; "
-        f"ended with an answer {result['ended_with_answer_rate']:.1%}",
-    ]
-    if len(result["by_level"]) > 1:
-        for level, part in result["by_level"].items():
-            lines.append(f"level {level:4s} {part['accuracy']:.1%} of {part['n']}")
-    if result["samples"] > 1:
-        gain, error = 100 * result["majority_gain"], 100 * result["majority_gain_se"]
-        lines.append(f"majority   {result['majority']:.1%} with {result['samples']} votes, {gain:+.1f} points beside a "
-                     f"single sample (standard error {error:.1f})")
-        lines.append("pass@k     " + ", ".join(f"{k}: {value:.1%}" for k, value in result["pass_at_k"].items()))
-    lines.append(f"speed      {result['eval_seconds']:.1f} s, {result['tokens_per_second']:.0f} tokens/s, "
-                 f"{result['mean_tokens']:.0f} tokens a completion")
-    return lines
 
 
 @dataclass(kw_only=True)
 class Flags(SamplingFlags):
     """The flags of `python evaluate.py`."""
 
-    dataset: str = flag("mini-gsm", "mini-gsm, mini-math, or a JSON or JSONL file")
+    dataset: str = flag("mini-gsm", "problems: mini-gsm, mini-math, or a JSON or JSONL file")
     limit: int | None = flag(None, "number of problems (default: 500 of an embedded set, all of a file)", least=1)
+    shots: int = flag(0, "worked training examples, drawn by --seed, before each question as turns of "
+                      "the chat; for base models", least=0)
+    shots_dataset: str | None = flag(None, "where --shots come from (default: the training split of an embedded set)")
+    versus: str | None = flag(None, "another evaluation's folder, to compare with problem by problem")
+    regrade: str | None = flag(None, "a finished evaluation's folder or generations.jsonl, to grade and count again "
+                               "without a model, into a new folder beside it")
     output_dir: str | None = flag(None, "folder of the results; an unfinished evaluation there goes on "
                                   "(default: evals/DATASET-N in the run, else runs/eval-DATASET-N)")
 
 
-def main(argv: list[str]) -> None:
-    """`python evaluate.py`: load, evaluate, print the report."""
-    flags = parse_flags(Flags, argv, "Measure a model's accuracy on a data set.")
-    problems = load_problems(flags.dataset, split="test", limit=flags.limit)
-    run = load_asked(flags)
+def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
+    """The problems that --shots asks for: drawn by the seed from a training set, none of them to be evaluated."""
+    name = flags.shots_dataset or (flags.dataset if flags.dataset in synthetic.DATASETS else None)
+    if not flags.shots:
+        if flags.shots_dataset:
+            raise UsageError("--shots-dataset without --shots: say how many of its problems to show")
+        return []
+    if name is None:
+        raise UsageError(f"--shots {flags.shots}: {flags.dataset} has no training split; name a file of worked "
+                         "training problems with --shots-dataset")
+    asked = {problem.question for problem in problems}
+    pool = {problem.question: problem for problem in load_problems(name, "train")
+            if problem.solution and problem.question not in asked}
+    if len(pool) < flags.shots:
+        raise UserError(f"{name}: has {len(pool)} worked problems that are not evaluated, --shots {flags.shots} needs more")
+    chosen = np.random.default_rng(flags.seed).choice(len(pool), flags.shots, replace=False)
+    return [list(pool.values())[index] for index in chosen]
 
-    stem = Path(flags.dataset).stem
+
+def measure(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
+    """Load what the flags name and evaluate it. Returns the report and its folder."""
+    problems = load_problems(flags.dataset, split="test", limit=flags.limit)
+    check_problems(problems)  # before a model is loaded, and a folder made
+    shots = worked_examples(flags, problems)
+    run = load_asked(flags)
     if flags.output_dir and (Path(flags.output_dir) / "generations.jsonl").exists():
         folder = Path(flags.output_dir)  # an evaluation that was begun goes on
     elif flags.run:
-        folder = new_directory(flags.output_dir, stem, f"{flags.run}/evals")
+        folder = new_directory(flags.output_dir, Path(flags.dataset).stem, f"{flags.run}/evals")
     else:
-        folder = new_directory(flags.output_dir, f"eval-{stem}")
+        folder = new_directory(flags.output_dir, f"eval-{Path(flags.dataset).stem}")
+
     machine = describe_machine(run.model.head_weight.device, run.model.compute_dtype)
     name = flags.run or flags.model or "tiny"
+    decoding = f"temperature {flags.temperature:g}" if flags.temperature else "greedy"
     print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
     print(f"model      {name}")
-    print(f"data       {flags.dataset}, {len(problems)} problems, {flags.samples} completion(s) each, "
-          + (f"temperature {flags.temperature}" if flags.temperature else "greedy"), flush=True)
-    report = evaluate(run.model, run.tokenizer, problems, folder, system=run.system, prefix=run.prefix,
-                      samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p, top_k=flags.top_k,
-                      max_new_tokens=flags.max_new_tokens, seed=flags.seed,
-                      about={"model": name, "dataset": flags.dataset, "dtype": machine["dtype"]})
-    print("\n".join(report_lines(report.result)))
+    print(f"data       {flags.dataset}, {len(problems)} problems, {flags.samples} completion(s) each, {decoding}"
+          + ", and one greedy" * (flags.samples > 1))
+    if shots:
+        print(f"shots      {len(shots)} worked examples of {flags.shots_dataset or flags.dataset} before each question")
+    sys.stdout.flush()
+
+    common = dict(dataset=flags.dataset, system=run.system, shots=shots, prefix=run.prefix, seed=flags.seed,
+                  max_new_tokens=flags.max_new_tokens, about={"model": name, "dtype": machine["dtype"]})
+    sampling = dict(samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p, top_k=flags.top_k)
+    try:
+        report = evaluate(run.model, run.tokenizer, problems, folder, **common, **sampling)
+        if flags.samples > 1:
+            greedy = evaluate(run.model, run.tokenizer, problems, folder / "greedy", **common)
+            report = beside_greedy(report, greedy, folder)
+    except KeyboardInterrupt:
+        words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
+        print(f"to go on:  {shlex.join(['python', 'evaluate.py', *words])}")
+        raise
+    except UserError:
+        with contextlib.suppress(OSError):  # what was begun stays; what could not begin leaves no folder
+            folder.rmdir()
+        raise
+    return report, folder
+
+
+def measure_again(flags: Flags) -> tuple[Report, Path]:
+    """Grade again what --regrade names, and its greedy companion. Returns the report and its folder."""
+    source = Path(flags.regrade)
+    read_finished(source)  # before a folder is made
+    home = (source if source.is_dir() else source.parent).resolve()
+    folder = new_directory(flags.output_dir, f"{home.name}-regraded", str(home.parent))
+    report = regrade(source, folder)
+    if (home / "greedy" / "result.json").exists():
+        report = beside_greedy(report, regrade(home / "greedy", folder / "greedy"), folder)
+    print(f"graded     {source} again: {len(report.records)} completions of {report.result['n']} problems")
+    return report, folder
+
+
+def main(argv: list[str]) -> None:
+    """`python evaluate.py`: evaluate, or grade again; print the report."""
+    words = given_flags(Flags, argv, __doc__)
+    flags = Flags(**words)
+    idle = words.keys() - {"regrade", "versus", "output_dir", "debug"}
+    if flags.regrade and idle:
+        spelled = ", ".join("--" + name.replace("_", "-") for name in sorted(idle))
+        raise UsageError(f"--regrade generates nothing: {spelled} would have no effect; leave it out")
+    other = read_finished(Path(flags.versus)) if flags.versus else None  # before hours of generating
+    report, folder = measure_again(flags) if flags.regrade else measure(flags, argv)
+    print(*report_lines(report.result), sep="\n")
+    if other:
+        print(*versus_lines(flags.versus, compare(other, report.records)), sep="\n")
     print(f"files      {folder}")
 
 

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 import synthetic
 from checkpoint import find_model, load_model, save_model
 from data import Example, Problem, batch_indices, chat_examples, hold_out, load_problems, show
-from evaluate import Report, evaluate, mcnemar, report_lines, split_gain
+from evaluate import evaluate
 from flags import Terminated, flag, given_flags, run_command
 from lora import TARGETS, add_lora, save_lora
 from model import Qwen2
 from prefix import Prefix, save_prefix, start_prefix
 from runtime import (VERSION, UsageError, UserError, describe_machine, keep_freed_memory, new_directory,
                      peak_memory_mib, pick_device, pick_dtype, read_json, write_json)
+from score import Report, report_lines
+from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
 from train import TrainSettings, TrainTotals, append_metrics, checkpoints, step_of, train, trim_metrics
 
@@ -337,9 +339,11 @@ def run(job: Job, model: Qwen2) -> None:
     def measure(label: str, prefix: Tensor | None = None) -> Report | None:
         if args.eval_limit == 0:
             return None
-        about = {"model": args.model, "dataset": args.eval_dataset or args.dataset, "dtype": job.machine["dtype"]}
-        return evaluate(as_saved(model), job.tokenizer, job.test_problems, job.folder / "evals" / label, prefix=prefix,
-                        system=args.system, max_new_tokens=args.max_new_tokens, seed=args.seed, about=about)
+        begun_with = read_json(job.folder / "args.json")["model"]  # the model's folder may have moved since
+        return evaluate(as_saved(model), job.tokenizer, job.test_problems, job.folder / "evals" / label,
+                        dataset=args.eval_dataset or args.dataset, system=args.system, prefix=prefix,
+                        max_new_tokens=args.max_new_tokens, seed=args.seed,
+                        about={"model": begun_with, "dtype": job.machine["dtype"]})
 
     before = measure("before")
     if before:

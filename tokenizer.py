@@ -13,6 +13,7 @@ Sources: the published tokenizer and template of Qwen2.5; Qwen2.5 Technical Repo
 """
 
 import sys
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -103,9 +104,9 @@ class Tokenizer:
         """The text of one id, a special token by its name."""
         return self._fast.decode([token], skip_special_tokens=False)
 
-    def prompt(self, question: str, system: str | None = None) -> list[int]:
-        """A question in ChatML, up to where the assistant begins to write."""
-        ids, _ = self.chat([{"role": "user", "content": question}], system)
+    def prompt(self, question: str, system: str | None = None, earlier: Sequence[dict] = ()) -> list[int]:
+        """A question in ChatML behind the `earlier` turns of its chat, up to where the assistant begins to write."""
+        ids, _ = self.chat([*earlier, {"role": "user", "content": question}], system)
         return ids + [self._start_turn] + self.encode("assistant\n")
 
     def chat(self, messages: list[dict], system: str | None = None) -> tuple[list[int], list[bool]]:

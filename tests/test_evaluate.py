@@ -1,150 +1,32 @@
-"""evaluate.py: statistics against known values; an evaluation from prompt to report, interrupted and resumed."""
+"""evaluate.py: an evaluation from prompt to report, interrupted, resumed and graded again."""
 
+import hashlib
 import json
-import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import evaluate as module
 from checkpoint import load_model
-from data import Problem
-from evaluate import bootstrap, evaluate, mcnemar, split_gain, summarise, wilson
+from data import Problem, load_problems
+from evaluate import evaluate, worked_examples
 from flags import run_command
 from generate import Completion
-from runtime import UserError
+from runtime import UsageError, UserError
 from tokenizer import Tokenizer
 
-# ---------------------------------------------------------------------------------------------------------- statistics
-
-
-@pytest.mark.parametrize("successes, n, low, high", [
-    (81, 263, 0.2553, 0.3662),  # these four: Newcombe 1998, Statistics in Medicine 17, table I, method 3
-    (15, 148, 0.0624, 0.1605),
-    (0, 20, 0.0000, 0.1611),
-    (1, 29, 0.0061, 0.1718),
-    (20, 20, 1 - 0.1611, 1.0),
-    (0, 0, 0.0, 1.0),
-])
-def test_wilson(successes, n, low, high):
-    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_holds_the_proportion_and_is_symmetric():
-    for n in (1, 7, 500):
-        for k in range(n + 1):
-            low, high = wilson(k, n)
-            assert 0 <= low <= k / n <= high <= 1
-            assert wilson(n - k, n) == pytest.approx((1 - high, 1 - low))
-
-
-def paired(gained: int, lost: int, same: int = 10) -> tuple[list[bool], list[bool]]:
-    return [False] * gained + [True] * (lost + same), [True] * gained + [False] * lost + [True] * same
-
-
-@pytest.mark.parametrize("gained, lost, p", [
-    (0, 0, 1.0),  # nothing changed
-    (3, 3, 1.0),
-    (5, 1, 14 / 64),  # 2 · (C(6,0) + C(6,1)) / 2^6
-    (1, 5, 14 / 64),
-    (10, 0, 2 / 1024),
-    (6, 2, 74 / 256),  # 2 · (1 + 8 + 28) / 2^8
-])
-def test_mcnemar(gained, lost, p):
-    assert mcnemar(*paired(gained, lost)) == pytest.approx(p)
-
-
-def test_mcnemar_needs_pairs():
-    with pytest.raises(ValueError):
-        mcnemar([True], [True, False])
-    assert 0 < mcnemar(*paired(500, 300, same=10_000)) < 1e-10  # and does not overflow
-
-
-def test_bootstrap_agrees_with_the_error_of_a_mean():
-    values = [0.0] * 70 + [1.0] * 30
-    error, (low, high) = bootstrap(values)
-    assert error == pytest.approx(math.sqrt(0.3 * 0.7 / 100), rel=0.1)
-    assert low == pytest.approx(0.3 - 1.96 * error, abs=0.02) and high == pytest.approx(0.3 + 1.96 * error, abs=0.02)
-    assert bootstrap(values) == bootstrap(values)  # seeded
-    assert bootstrap([0.5] * 10) == (0.0, [0.5, 0.5])
-
-
-def test_a_gain_is_more_answers_and_more_right_answers():
-    before = {"accuracy": 0.2, "no_answer_rate": 0.5}  # half are answered, two fifths of those rightly
-    after = {"accuracy": 0.72, "no_answer_rate": 0.1}  # nine tenths are answered, four fifths of those rightly
-    assert split_gain(before, after) == pytest.approx({"more_answers": 0.4 * 0.4, "more_right_answers": 0.9 * 0.4})
-    silent = {"accuracy": 0.0, "no_answer_rate": 1.0}
-    for a, b in [(before, after), (after, before), (silent, after), (after, silent)]:
-        assert sum(split_gain(a, b).values()) == pytest.approx(b["accuracy"] - a["accuracy"])
-
-
-# ------------------------------------------------------------------------------------------------- grading and counting
-
+ROOT = Path(__file__).resolve().parent.parent
 PROBLEMS = [
     Problem("first", "What is 2 + 3?", "", "5", level="1"),
     Problem("second", "What is half of 7?", "", "3.5", level="2", subject="fractions"),
     Problem("third", "What is 2 · 50?", "", "100", level="2"),
 ]
-
-
-def record(problem: int, sample: int, text: str, finish: str = "stop", mean_log_prob: float = -1.0) -> dict:
-    return module.grade(PROBLEMS[problem], Completion(problem, sample, [0] * len(text), finish, mean_log_prob), text)
-
-
-def test_a_record_holds_all_that_is_needed_to_audit_it():
-    assert record(1, 4, "so #### 7/2") == {
-        "id": "second", "problem": 1, "sample": 4, "question": "What is half of 7?", "gold": "3.5", "level": "2",
-        "subject": "fractions", "text": "so #### 7/2", "tokens": 11, "finish": "stop", "mean_log_prob": -1.0,
-        "answer": "7/2", "correct": True,
-    }
-
-
-def test_a_cut_completion_is_graded_only_by_a_marked_answer():
-    assert record(0, 0, "it is 5")["correct"]
-    assert record(0, 0, "it is 5", finish="length")["answer"] is None
-    assert record(0, 0, r"\boxed{5} and so", finish="length")["correct"]
-
-
-def test_the_figures_of_single_samples():
-    records = [record(0, 0, "#### 5"), record(1, 0, "hm"), record(2, 0, "so 100 and", finish="length")]
-    result = summarise(records, samples=1)
-    assert result == {
-        "n": 3, "samples": 1, "accuracy": 1 / 3, "ci95": list(wilson(1, 3)), "no_answer_rate": 2 / 3,
-        "truncated_rate": 1 / 3, "ended_with_answer_rate": 1 / 3, "mean_tokens": (6 + 2 + 10) / 3,
-        "by_level": {"1": {"n": 1, "accuracy": 1.0}, "2": {"n": 2, "accuracy": 0.0}},
-    }
-
-
-def test_the_figures_of_several_samples():
-    texts = [
-        ["#### 5", "#### 6", "#### 5.0", "none"],  # two equal values win: the vote is right, half of the samples are
-        ["3", "4", "7/2", "4"],  # the vote is wrong
-        ["hm", "hm", "hm", "#### 100"],  # one voter decides
-    ]
-    result = summarise([record(p, s, text) for p, row in enumerate(texts) for s, text in enumerate(row)], samples=4)
-    assert result["accuracy"] == pytest.approx((2 + 1 + 1) / 12) == result["pass_at_k"]["1"]
-    assert result["majority"] == pytest.approx(2 / 3)
-    assert result["majority_gain"] == pytest.approx(2 / 3 - 1 / 3)
-    assert list(result["pass_at_k"]) == ["1", "2", "4"] and result["pass_at_k"]["4"] == 1.0
-    assert result["ci95"][0] <= result["accuracy"] <= result["ci95"][1]
-    assert result["majority_gain_se"] > 0 and result["accuracy_se"] > 0
-    assert result["by_level"]["2"] == {"n": 2, "accuracy": 0.25}
-    json.dumps(result, allow_nan=False)
-
-
-def test_a_tied_vote_goes_to_the_surer_answer():
-    wrong, right = record(0, 0, "#### 6", mean_log_prob=-2.0), record(0, 1, "#### 5", mean_log_prob=-0.1)
-    assert summarise([wrong, right], samples=2)["majority"] == 1.0
-
-
-def test_votes_over_equal_samples_change_nothing():
-    records = [record(p, s, f"#### {answer}") for p, answer in enumerate(["5", "0", "100"]) for s in range(3)]
-    result = summarise(records, samples=3)
-    assert result["accuracy"] == result["majority"] == result["pass_at_k"]["3"] == 2 / 3
-    assert result["majority_gain"] == result["majority_gain_se"] == 0
-
-
-# ----------------------------------------------------------------------------------------------------------- end to end
 
 
 @pytest.fixture(scope="module")
@@ -156,65 +38,252 @@ def tuned(tiny_folder):
 SAMPLING = dict(samples=2, temperature=1.0, top_p=0.9, max_new_tokens=12, seed=3, rows=4, system="Add.")
 
 
-def lines_of(folder) -> list[dict]:
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
 
 
+def assert_same_records(ours: list[dict], theirs: list[dict]) -> None:
+    """Equal but for the last bits of the log-probabilities, which a batch of another shape may round otherwise."""
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["mean_log_prob"] == pytest.approx(b["mean_log_prob"], abs=1e-4)
+        assert a | {"mean_log_prob": 0} == b | {"mean_log_prob": 0}
+
+
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+def test_a_record_holds_all_that_is_needed_to_audit_it():
+    completion = Completion(1, 4, [0] * 11, "stop", -1.0)
+    assert module.grade(PROBLEMS[1], completion, "so 7/2") == {
+        "id": "second", "problem": 1, "sample": 4, "question": "What is half of 7?", "gold": "3.5", "level": "2",
+        "subject": "fractions", "text": "so 7/2", "tokens": 11, "finish": "stop", "mean_log_prob": -1.0,
+        "answer": "7/2", "correct": True, "strict_answer": None, "strict_correct": False, "exact": False,
+    }
+
+
 def test_an_evaluation_leaves_its_settings_records_and_result(tuned, tmp_path):
-    report = evaluate(*tuned, PROBLEMS, tmp_path / "e", about={"model": "small"}, **SAMPLING)
+    report = evaluate(*tuned, PROBLEMS, tmp_path / "e", dataset="sums", about={"model": "small"}, **SAMPLING)
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["args.json", "generations.jsonl", "result.json"]
-    args = json.loads((tmp_path / "e" / "args.json").read_text())
-    assert {"model": "small", "n": 3, "system": "Add.", "samples": 2, "seed": 3}.items() <= args.items()
+    args = read(tmp_path / "e" / "args.json")
+    told = {"dataset": "sums", "model": "small", "n": 3, "system": "Add.", "shots": [], "samples": 2, "seed": 3}
+    assert told.items() <= args.items()
     assert lines_of(tmp_path / "e") == report.records
     assert [(r["problem"], r["sample"]) for r in report.records] == [(p, s) for p in range(3) for s in range(2)]
-    assert all(r["tokens"] <= 12 and r["mean_log_prob"] <= 0 for r in report.records)
-    assert json.loads((tmp_path / "e" / "result.json").read_text()) == report.result
-    assert report.result["eval_seconds"] > 0 and report.result["tokens_per_second"] > 0
+    assert all(r["tokens"] <= 12 and r["mean_log_prob"] <= 0 and r["dataset"] == "sums" for r in report.records)
+    prompt = tuned[1].prompt("What is half of 7?", "Add.")
+    assert report.records[2]["prompt_sha256"] == hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
+    result = read(tmp_path / "e" / "result.json")
+    assert result == report.result
+    assert result["eval_seconds"] > 0 and result["tokens_per_second"] > 0 and result["timed_completions"] == 6
+    assert result["grading_seconds_per_1000"] > 0 and result["machine"]["dtype"] == "fp32"
     assert len(report.verdicts) == 3
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_records(tuned, tmp_path, monkeypatch):
-    whole = evaluate(*tuned, PROBLEMS, tmp_path / "whole", **SAMPLING)
-    original, asked = module.generate, []
+def test_records_are_in_order_though_they_end_in_another(tuned, tmp_path, monkeypatch):
+    """While rows end, each is appended; at the end the file is in (problem, sample) order."""
+    seen, finish = [], module._finish
 
-    def interrupted(*args, **options):
-        for count, completion in enumerate(original(*args, **options)):
-            if count == 3:
-                raise KeyboardInterrupt
-            yield completion
+    def looked_at(folder, records, measured):
+        seen.extend((line["problem"], line["sample"]) for line in lines_of(folder))
+        return finish(folder, records, measured)
 
+    monkeypatch.setattr(module, "_finish", looked_at)
+    lengths = [Problem(str(n), "Why" + "?" * n, "", "7") for n in (1, 30, 10)]  # the longest prompt is read first
+    report = evaluate(*tuned, lengths, tmp_path, **SAMPLING)
+    assert len(seen) == 6 and seen != sorted(seen)
+    assert [(r["problem"], r["sample"]) for r in report.records] == sorted(seen)
+
+
+def test_the_budget_that_is_told_is_the_budget_there_is(tuned, tmp_path, monkeypatch):
+    """A model of 256 positions: behind the longer question there is less room than was asked for."""
+    monkeypatch.setattr(tuned[1], "stop_ids", frozenset())  # so that every completion is cut
+    long = Problem("long", "why " * 20, "", "7")
+    for asked, prefix in [(10_000, None), (10_000, torch.zeros(3, 2, 5, 2, 8)), (3, None)]:
+        report = evaluate(*tuned, [PROBLEMS[0], long], tmp_path / f"{asked}{prefix is None}", max_new_tokens=asked,
+                          prefix=prefix)
+        left = 256 - (0 if prefix is None else 5) - len(tuned[1].prompt(long.question))
+        assert report.result["max_new_tokens"] == asked
+        assert report.result["least_new_tokens"] == report.records[1]["tokens"] == min(asked, left)
+        assert report.result["truncated_rate"] == 1
+
+
+# ------------------------------------------------------------------------------------------------------ worked examples
+
+
+def flags(**changes) -> module.Flags:
+    return module.Flags(**changes)
+
+
+def test_shots_are_drawn_by_the_seed_from_the_training_split():
+    problems = load_problems("mini-gsm", "test", 50)
+    four = worked_examples(flags(shots=4, seed=1), problems)
+    assert len({shot.question for shot in four}) == 4 and all("/train/" in shot.id and shot.solution for shot in four)
+    assert worked_examples(flags(shots=4, seed=1), problems[:3]) == four  # whatever is evaluated
+    assert worked_examples(flags(shots=4, seed=2), problems) != four
+    assert worked_examples(flags(), problems) == []
+
+
+def write_problems(path: Path, count: int, first: int = 0) -> Path:
+    records = [{"question": f"What is {n} + 1?", "answer": f"So. #### {n + 1}"} for n in range(first, first + count)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_shots_are_never_what_is_evaluated(tmp_path):
+    """Even where the training file holds the test problems too."""
+    test, train = write_problems(tmp_path / "test.jsonl", 5), write_problems(tmp_path / "train.jsonl", 8)
+    problems = load_problems(str(test))
+    for seed in range(10):
+        shots = worked_examples(flags(dataset=str(test), shots=3, shots_dataset=str(train), seed=seed), problems)
+        assert {shot.question for shot in shots} == {f"What is {n} + 1?" for n in (5, 6, 7)}
+    with pytest.raises(UserError, match=r"train.jsonl: has 3 worked problems that are not evaluated, --shots 4 needs"):
+        worked_examples(flags(dataset=str(test), shots=4, shots_dataset=str(train)), problems)
+    with pytest.raises(UsageError, match="test.jsonl has no training split; name a file .* with --shots-dataset"):
+        worked_examples(flags(dataset=str(test), shots=1), problems)
+    with pytest.raises(UsageError, match="--shots-dataset without --shots"):
+        worked_examples(flags(shots_dataset=str(train)), problems)
+
+
+def test_shots_stand_before_each_question_and_in_args(tuned, tmp_path):
+    shot = Problem("shot", "1 + 1?", "#### 2", "2")
+    report = evaluate(*tuned, PROBLEMS, tmp_path, shots=[shot], system="Add.", max_new_tokens=4)
+    turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "#### 2"}]
+    for problem, record in zip(PROBLEMS, report.records):
+        prompt = tuned[1].prompt(problem.question, "Add.", turns)
+        assert record["prompt_sha256"] == hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
+    assert read(tmp_path / "args.json")["shots"] == [{"id": "shot", "question": "1 + 1?", "solution": "#### 2"}]
+    with pytest.raises(UserError, match="was begun with shots .*'1 [+] 1[?]'.*, not \\[\\]; give another folder"):
+        evaluate(*tuned, PROBLEMS, tmp_path, system="Add.", max_new_tokens=4)
+    with pytest.raises(UserError, match="20 worked examples fill the model's 256 positions and leave no room"):
+        evaluate(*tuned, PROBLEMS, tmp_path / "none", shots=[shot] * 20)
+    assert not (tmp_path / "none").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ going on
+
+
+# Runs the command, and sends itself a real signal just before it would grade completion number N.
+STRIKE = """
+import os, signal, sys, evaluate
+from flags import run_command
+
+grade, graded = evaluate.grade, []
+
+def struck(*args):
+    graded.append(args)
+    if len(graded) == {n}:
+        os.kill(os.getpid(), signal.{name})
+    return grade(*args)
+
+evaluate.grade = struck
+sys.exit(run_command(evaluate.main, sys.argv[1:]))
+"""
+
+
+def strike(name: str, n: int, argv: list[str]) -> subprocess.CompletedProcess:
+    script = STRIKE.format(n=n, name=name)
+    return subprocess.run([sys.executable, "-c", script, *argv], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def argv(tiny_folder, tmp_path) -> list[str]:
+    """The flags of a short sampled evaluation in fp32: 5 problems, 4 samples each."""
+    return ["--model", str(tiny_folder), "--dataset", str(write_problems(tmp_path / "sums.jsonl", 5)), "--samples", "4",
+            "--temperature", "1", "--max-new-tokens", "16", "--dtype", "fp32", "--device", "cpu", "--system", "Add."]
+
+
+@pytest.mark.parametrize("name, n, code, said", [
+    ("SIGKILL", 8, -signal.SIGKILL, None),  # nobody is asked, and nothing can be said
+    ("SIGINT", 8, 130, "interrupted"),
+    ("SIGTERM", 8, 143, "terminated"),
+    ("SIGINT", 23, 130, "interrupted"),  # 20 samples are done, and 2 of the 5 greedy completions
+])
+def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, argv, tmp_path, capsys):
+    assert run_command(module.main, [*argv, "--output-dir", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "part"
-    monkeypatch.setattr(module, "generate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(*tuned, PROBLEMS, folder, **SAMPLING)
-    assert len(lines_of(folder)) == 3 and not (folder / "result.json").exists()
-    with open(folder / "generations.jsonl", "ab") as file:  # a kill may leave half a line, and half a character
-        file.write('{"id": "second", "text": "·'.encode()[:-1])
+    done = strike(name, n, [*argv, "--output-dir", str(folder)])
+    assert done.returncode == code
+    if said:
+        assert done.stderr.splitlines() == [said]
+        *_, advice = done.stdout.splitlines()
+        assert advice.startswith("to go on:  python evaluate.py --model") and advice.endswith(f"--output-dir {folder}")
+    begun = lines_of(folder) if n < 20 else lines_of(folder / "greedy")
+    assert len(begun) == (n - 1) % 20 and (folder / "result.json").exists() == (n > 20)
 
-    def resumed(*args, **options):
-        for completion in original(*args, **options):
-            asked.append(completion)
-            yield completion
+    capsys.readouterr()
+    assert run_command(module.main, [*argv, "--output-dir", str(folder)]) == 0
+    if n < 20:
+        assert f"(of the last {20 - len(begun)} of 20 completions)" in capsys.readouterr().out
+    for part in (".", "greedy"):
+        assert_same_records(lines_of(folder / part), lines_of(tmp_path / "whole" / part))
+    ours, theirs = read(folder / "result.json"), read(tmp_path / "whole" / "result.json")
+    for key in ("accuracy", "ci95", "pass_at_k", "by_level", "truncated_rate", "mean_tokens", "strict"):
+        assert ours[key] == theirs[key]
 
-    monkeypatch.setattr(module, "generate", resumed)
-    report = evaluate(*tuned, PROBLEMS, folder, **SAMPLING)
-    assert len(asked) == 3  # what was there is not made again
-    for ours, theirs in zip(report.records, whole.records, strict=True):
-        assert ours.pop("mean_log_prob") == pytest.approx(theirs.pop("mean_log_prob"), abs=1e-4)
-        assert ours == theirs
-    # A third time there is nothing left to do: the figures are read back.
-    again = evaluate(*tuned, PROBLEMS, folder, **SAMPLING)
-    assert again.result == report.result and len(asked) == 3
+
+def test_whatever_half_line_a_crash_leaves_the_same_records_follow(tuned, tmp_path):
+    """The file is cut at arbitrary bytes, between lines, within one, and within a character of one."""
+    problems = [*PROBLEMS[:2], Problem("third", "What is 2 · 50?", "", "100")]
+    whole = evaluate(*tuned, problems, tmp_path / "whole", **SAMPLING)
+    data = (tmp_path / "whole" / "generations.jsonl").read_bytes()
+    inside = data.index("·".encode()) + 1
+    ends = [at + 1 for at in range(len(data)) if data[at : at + 1] == b"\n"]
+    for cut in [0, 1, inside, ends[2] - 1, ends[2], ends[2] + 1, ends[-1] - 1, ends[-1]]:
+        folder = tmp_path / f"cut{cut}"
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "result.json").unlink()
+        (folder / "generations.jsonl").write_bytes(data[:cut])
+        report = evaluate(*tuned, problems, folder, **SAMPLING)
+        assert_same_records(report.records, whole.records)
+        assert lines_of(folder) == report.records
+        assert report.result["timed_completions"] == 6 - sum(end <= cut for end in ends)
+
+
+def test_what_is_finished_is_read_back(tuned, tmp_path, monkeypatch):
+    whole = evaluate(*tuned, PROBLEMS, tmp_path, **SAMPLING)
+    generate = module.generate
+    monkeypatch.setattr(module, "generate", None)
+    again = evaluate(*tuned, PROBLEMS, tmp_path, **SAMPLING)
+    assert again.result == whole.result and again.records == whole.records
+    # Where lines were lost since, they are made again, and the figures with them.
+    monkeypatch.setattr(module, "generate", generate)
+    kept = (tmp_path / "generations.jsonl").read_text(encoding="utf-8").split("\n")[1:]
+    (tmp_path / "generations.jsonl").write_text("\n".join(kept), encoding="utf-8")
+    mended = evaluate(*tuned, PROBLEMS, tmp_path, **SAMPLING)
+    assert_same_records(mended.records, whole.records)
+    assert mended.result["timed_completions"] == 1
+
+
+def test_one_grader_stands_behind_all_verdicts(tuned, tmp_path):
+    """What was graded before the interruption, perhaps by an older version, is graded again at the end."""
+    whole = evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
+    spoilt = [record | {"answer": "old", "correct": not record["correct"]} for record in whole.records]
+    module._write_records(tmp_path, spoilt[:2])
+    (tmp_path / "result.json").unlink()
+    again = evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
+    assert again.records == whole.records
+    assert again.result["accuracy"] == whole.result["accuracy"]
 
 
 def test_other_settings_are_refused_and_destroy_nothing(tuned, tmp_path):
-    evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
+    options = {"max_new_tokens": 4, "dataset": "a.jsonl", "about": {"model": "small"}}
+    evaluate(*tuned, PROBLEMS, tmp_path, **options)
     before = (tmp_path / "generations.jsonl").read_bytes()
-    for changes, word in [({"max_new_tokens": 5}, "max_new_tokens 4, not 5"), ({"system": "x"}, "system")]:
+    for changes, word in [
+        ({"max_new_tokens": 5}, "was begun with max_new_tokens 4, not 5; give another folder"),
+        ({"system": "x"}, "system 'You are Qwen.*…, not 'x'"),
+        ({"seed": 1, "temperature": 0.5}, "temperature 0.0, not 0.5; seed 0, not 1"),
+        ({"about": {"model": "large"}}, "model 'small', not 'large'"),
+    ]:
         with pytest.raises(UserError, match=word):
-            evaluate(*tuned, PROBLEMS, tmp_path, **{"max_new_tokens": 4, **changes})
+            evaluate(*tuned, PROBLEMS, tmp_path, **options | changes)
     with pytest.raises(UserError, match="n 3, not 2"):
-        evaluate(*tuned, PROBLEMS[:2], tmp_path, max_new_tokens=4)
+        evaluate(*tuned, PROBLEMS[:2], tmp_path, **options)
+    evaluate(*tuned, PROBLEMS, tmp_path, **options | {"dataset": "moved/a.jsonl"})  # the same problems, elsewhere
     assert (tmp_path / "generations.jsonl").read_bytes() == before
 
 
@@ -224,27 +293,146 @@ def test_bad_input(tuned, tmp_path):
     with pytest.raises(UserError, match="lost: .*no gold answer"):
         evaluate(*tuned, [Problem("lost", "Why?", "", "")], tmp_path)
     assert not list(tmp_path.iterdir())
-    evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=2)
-    (tmp_path / "generations.jsonl").write_text("{}\nnonsense\n")
-    with pytest.raises(UserError, match=r"generations.jsonl:2: not valid JSON"):
-        evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=2)
+    (tmp_path / "generations.jsonl").write_text("somebody's own\n")
+    with pytest.raises(UserError, match="generations.jsonl: stands there without its args.json, and is left alone"):
+        evaluate(*tuned, PROBLEMS, tmp_path)
+    assert (tmp_path / "generations.jsonl").read_text() == "somebody's own\n"
+
+
+# ------------------------------------------------------------------------------------------------------- graded again
+
+
+def test_grading_again_makes_a_new_evaluation_and_changes_nothing_old(tuned, tmp_path):
+    old = tmp_path / "old"
+    honest = evaluate(*tuned, PROBLEMS, old, **SAMPLING)
+    spoilt = [record | {"answer": "9", "correct": not record["correct"]} for record in honest.records]  # another grader
+    module._write_records(old, spoilt)
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    for number, source in enumerate((old, old / "generations.jsonl")):
+        new = tmp_path / f"new{number}"
+        report = module.regrade(source, new)
+        assert lines_of(new) == report.records == honest.records
+        measured = {"eval_seconds", "tokens_per_second", "timed_completions", "machine"}
+        assert set(report.result) == set(honest.result) - measured
+        assert report.result["accuracy"] == honest.result["accuracy"]
+        assert report.result["least_new_tokens"] == honest.result["least_new_tokens"]
+        assert read(new / "args.json") == read(old / "args.json") | {"regraded_from": str(source)}
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+
+
+def test_regrading_by_the_command(argv, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "evals" / "sums"
+    assert run_command(module.main, [*argv, "--output-dir", str(folder)]) == 0
+    monkeypatch.setattr(module, "load_asked", None)  # no model is loaded from here on
+    capsys.readouterr()
+    assert run_command(module.main, ["--regrade", str(folder / "generations.jsonl"), "--versus", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    new = tmp_path / "evals" / "sums-regraded-1"
+    assert f"graded     {folder / 'generations.jsonl'} again: 20 completions of 5 problems" in out and err == ""
+    assert "majority beside greedy" in out and "0 gained, 0 lost" in out and out.endswith(f"files      {new}\n")
+    assert lines_of(new) == lines_of(folder) and lines_of(new / "greedy") == lines_of(folder / "greedy")
+    assert read(new / "result.json")["votes"] == read(folder / "result.json")["votes"]
+
+    assert run_command(module.main, ["--regrade", str(folder), "--output-dir", str(new)]) == 1  # taken
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert run_command(module.main, ["--regrade", str(folder), "--samples", "3", "--seed", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --regrade generates nothing: --samples, --seed would have no effect; leave it out\n")
+    assert run_command(module.main, ["--regrade", str(tmp_path / "none")]) == 1
+    assert "none: cannot be read" in capsys.readouterr().err
+    (folder / "result.json").unlink()
+    assert run_command(module.main, ["--regrade", str(folder)]) == 1
+    assert "unfinished evaluation; let it end first" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "evals").iterdir()) == ["sums", "sums-regraded-1"]
+
+
+# --------------------------------------------------------------------------------------------------------- the command
 
 
 def test_the_command(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sums = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "2 + 2?", "answer": "#### 4"}]
-    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, sums)))
+    write_problems(tmp_path / "sums.jsonl", 2)
     command = ["--model", str(tiny_folder), "--dataset", "sums.jsonl", "--max-new-tokens", "8", "--dtype", "fp32"]
     assert run_command(module.main, command) == 0
     out, err = capsys.readouterr()
-    assert "accuracy" in out and "of 2 problems" in out and "cut at the token limit" in out
+    assert "sums.jsonl, 2 problems, 1 completion(s) each, greedy\n" in out
+    assert "flexible" in out and "of 2 problems" in out and "tokens a completion, cut at 8" in out
     assert err == ""  # progress is for terminals
-    assert (tmp_path / "runs/eval-sums-1/result.json").exists()
+    assert not (tmp_path / "runs/eval-sums-1/greedy").exists()
     sampled = command + ["--samples", "3", "--temperature", "1", "--output-dir", "here"]
     assert run_command(module.main, sampled) == 0
-    assert "majority" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 completion(s) each, temperature 1, and one greedy" in out and "majority of 3" in out
+    # The greedy companion is the greedy evaluation.
+    assert_same_records(lines_of(tmp_path / "here" / "greedy"), lines_of(tmp_path / "runs/eval-sums-1"))
+    greedy = read(tmp_path / "here" / "result.json")["greedy"]
+    assert greedy["accuracy"] == read(tmp_path / "runs/eval-sums-1/result.json")["accuracy"]
+    figures = out[out.index("accuracy") :]
     assert run_command(module.main, sampled) == 0  # finished: read back, not made again
+    out = capsys.readouterr().out
+    assert out[out.index("accuracy") :] == figures
     assert run_command(module.main, command + ["--output-dir", "here"]) == 1  # other settings
     assert "samples 3, not 1" in capsys.readouterr().err
     assert run_command(module.main, command + ["--samples", "3"]) == 2  # greedy samples are all the same
     assert run_command(module.main, command + ["--run", "runs/none"]) == 2
+
+
+def test_two_evaluations_side_by_side(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_problems(tmp_path / "sums.jsonl", 3)
+    command = ["--model", str(tiny_folder), "--dataset", "sums.jsonl", "--max-new-tokens", "8", "--dtype", "fp32"]
+    assert run_command(module.main, [*command, "--output-dir", "one"]) == 0
+    one = lines_of(tmp_path / "one")
+    right = [record | {"text": f"#### {record['gold']}", "finish": "stop"} for record in one]
+    module._write_records(tmp_path / "one", right)
+    assert run_command(module.main, ["--regrade", "one"]) == 0  # an evaluation that has all right
+    capsys.readouterr()
+    assert run_command(module.main, [*command, "--limit", "2", "--versus", "one-regraded-1"]) == 0
+    out = capsys.readouterr().out
+    assert "versus one-regraded-1: 2 problems in common, of 3 there and 2 here" in out
+    assert "  100.0% there, 0.0% here, -100.0 points: 0 gained, 2 lost, McNemar p = 0.5" in out
+    assert "  lost   sums.jsonl:1: gold 1, there 1, here " in out
+    # One that is not there is told before anything is generated.
+    monkeypatch.setattr(module, "load_asked", None)
+    assert run_command(module.main, [*command, "--versus", "nowhere"]) == 1
+    assert "nowhere: cannot be read" in capsys.readouterr().err
+
+
+def test_shots_by_the_command(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_problems(tmp_path / "test.jsonl", 2), write_problems(tmp_path / "train.jsonl", 20, first=10)
+    command = ["--model", str(tiny_folder), "--dataset", "test.jsonl", "--max-new-tokens", "4", "--dtype", "fp32"]
+    shots = ["--shots", "2", "--shots-dataset", "train.jsonl", "--output-dir", "e"]
+    assert run_command(module.main, [*command, *shots]) == 0
+    assert "shots      2 worked examples of train.jsonl before each question\n" in capsys.readouterr().out
+    assert [shot["id"].split(":")[0] for shot in read(tmp_path / "e" / "args.json")["shots"]] == ["train.jsonl"] * 2
+    for wrong, code, said in [
+        (["--shots", "2"], 2, "name a file of worked training problems with --shots-dataset"),
+        (["--shots", "20", "--shots-dataset", "train.jsonl"], 1, "leave no room for an answer; give fewer --shots"),
+        (["--shots", "21", "--shots-dataset", "train.jsonl"], 1, "has 20 worked problems that are not evaluated"),
+    ]:
+        assert run_command(module.main, [*command, *wrong]) == code
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+    assert not list((tmp_path / "runs").glob("*"))  # what could not begin leaves no folder
+
+
+def test_help_names_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for field in module.Flags.__dataclass_fields__:
+        assert f"--{field.replace('_', '-')}" in out
+    for words in ("in tokens", "0 is greedy", "(default: 1024)", "(default: mini-gsm)", "--regrade runs/"):
+        assert words in out
+
+
+@pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="MATHFT_DATA names no folder with the published files")
+@pytest.mark.parametrize("file, levels", [("gsm8k/test.jsonl", False), ("math500/test.json", True)])
+def test_the_published_files(file, levels, tmp_path, capsys):
+    dataset = str(Path(os.environ["MATHFT_DATA"]) / file)
+    argv = ["--dataset", dataset, "--limit", "5", "--max-new-tokens", "8", "--output-dir", str(tmp_path / "e")]
+    assert run_command(module.main, argv) == 0
+    assert ("level " in capsys.readouterr().out) == levels
+    assert len(lines_of(tmp_path / "e")) == 5

@@ -290,6 +290,20 @@ def test_a_run_that_had_ended_can_go_on_with_more_steps(common, tmp_path, capsys
     assert_same_adapter(folder, tmp_path / "short")
 
 
+def test_a_run_goes_on_where_its_files_have_moved(common, tiny_folder, tmp_path, capsys):
+    """Model and data in other places are the same model and data: what was measured is read back."""
+    shutil.copytree(tiny_folder, tmp_path / "there")
+    at = common.index(str(tiny_folder))
+    argv = lora([*common[:at], str(tmp_path / "there"), *common[at + 1 :]], tmp_path / "run", "--steps", "2")
+    assert command(argv, capsys)[0] == 0
+    (tmp_path / "there").rename(tmp_path / "here")
+    (tmp_path / "test.jsonl").rename(tmp_path / "moved.jsonl")
+    before = (tmp_path / "run" / "evals" / "before" / "result.json").read_bytes()
+    moved = ["--model", str(tmp_path / "here"), "--eval-dataset", str(tmp_path / "moved.jsonl")]
+    assert command(["--resume", str(tmp_path / "run"), *moved, "--steps", "3"], capsys)[0] == 0
+    assert (tmp_path / "run" / "evals" / "before" / "result.json").read_bytes() == before
+
+
 def test_half_a_saved_adapter_is_not_taken_for_a_whole_one(common, tmp_path, capsys, monkeypatch):
     """The disk fills up just while the adapter is written: the run fails, and saves it whole when it goes on."""
     folder = tmp_path / "run"

@@ -62,6 +62,13 @@ def test_a_prompt_is_the_rendered_template(template, system, tmp_path):
         assert tokenizer.prompt(question, system) == rendered_ids(folder, messages, add_generation_prompt=True)
 
 
+def test_a_prompt_behind_earlier_turns_is_the_rendered_template(tokenizer_folder):
+    earlier = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "#### 2"}]
+    messages = [{"role": "system", "content": "Add."}, *earlier, {"role": "user", "content": "2 + 2?"}]
+    rendered = rendered_ids(tokenizer_folder, messages, add_generation_prompt=True)
+    assert Tokenizer(tokenizer_folder).prompt("2 + 2?", "Add.", earlier) == rendered
+
+
 def test_a_long_chat_is_the_rendered_template_up_to_its_last_end(tokenizer_folder):
     tokenizer = Tokenizer(tokenizer_folder)
     messages = [

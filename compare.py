@@ -1,0 +1,265 @@
+"""Equality of two answers by their kinds: values, tuples, intervals, lists, equations, matrices, numerals of a base, words.
+
+    python compare.py '-2 \\le x \\le 7' '[-2, 7]'        # equal
+
+Both answers are trees (latex.py). Coordinates have an order, members of a list have none, brackets of an interval matter. A
+variable that only names the answer (`x = 5`) is dropped where the other side has none. Expressions are compared by
+value (exact.py, identity.py), units only where both sides have one.
+"""
+
+import sys
+from collections.abc import Callable
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal, localcontext
+from fractions import Fraction
+
+from exact import Algebra, Evaluator, Value, number
+from identity import PRECISION, real_value, same
+from latex import parse
+from scanner import Budget, Unreadable
+
+SIGNIFICANT = 6  # digits from which a decimal may stand for an exact value
+TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+
+
+class Comparison:
+    """Equality of two trees by their kinds, within a budget."""
+
+    def __init__(self, budget: Budget):
+        self.budget, self.algebra = budget, Algebra(budget)
+
+    def equal(self, a: tuple, b: tuple) -> bool:
+        """Whether two answers are equal. `x = 5` is 5 only where the other side names no variable."""
+        self.budget.take()
+        if _has_relation(a) != _has_relation(b):
+            a, b = (_without_name(tree, other) for tree, other in ((a, b), (b, a)))
+        if "list" in (a[0], b[0]) or "set" in (a[0], b[0]) or _has_sign(a) or _has_sign(b):
+            return self._in_any_order(_members(a), _members(b), self.equal_members)
+        return self.equal_members(a, b)
+
+    def equal_members(self, a: tuple, b: tuple) -> bool:
+        """Whether two single answers are equal."""
+        self.budget.take()
+        kinds = {a[0], b[0]}
+        if kinds == {"based", "value"}:
+            based, value = (a, b) if a[0] == "based" else (b, a)
+            return value[1][0] == "number" and value[1][2] is None and value[1][1] == int(based[1]) and not value[2]
+        if len(kinds) > 1:
+            return False
+        return getattr(self, "_" + a[0])(a, b)
+
+    def _in_any_order(self, left: list, right: list, equal: Callable) -> bool:
+        """Whether the lists hold equal members, each as often."""
+        if len(left) != len(right):
+            return False
+        rest = list(right)
+        for item in left:
+            index = next((i for i, other in enumerate(rest) if equal(item, other)), None)
+            if index is None:
+                return False
+            del rest[index]
+        return True
+
+    def _list(self, a: tuple, b: tuple) -> bool:
+        return self._in_any_order(_members(a), _members(b), self.equal_members)
+
+    _set = _list
+
+    def _tuple(self, a: tuple, b: tuple) -> bool:
+        return a[1] == b[1] and len(a[2]) == len(b[2]) and all(map(self.equal, a[2], b[2]))
+
+    def _union(self, a: tuple, b: tuple) -> bool:
+        return self._in_any_order(a[1], b[1], self.equal)
+
+    def _minus(self, a: tuple, b: tuple) -> bool:
+        return self.equal(a[1], b[1]) and self.equal(a[2], b[2])
+
+    def _matrix(self, a: tuple, b: tuple) -> bool:
+        shapes = [[len(row) for row in rows] for rows in (a[1], b[1])]
+        return shapes[0] == shapes[1] and all(
+            self._value(("value", x, None), ("value", y, None)) for p, q in zip(a[1], b[1]) for x, y in zip(p, q)
+        )
+
+    def _based(self, a: tuple, b: tuple) -> bool:
+        return a[1:] == b[1:]
+
+    def _words(self, a: tuple, b: tuple) -> bool:
+        return a[1] == b[1]
+
+    def _relation(self, a: tuple, b: tuple) -> bool:
+        if (a[1] == ["in"]) != (b[1] == ["in"]):  # x in [1, 2] and 1 <= x <= 2, of the same x
+            names = [next((side for side in tree[2] if _is_name(side)), None) for tree in (a, b)]
+            a, b = (_without_name(tree, ()) for tree in (a, b))
+            return names[0] == names[1] and not _has_relation(a) and not _has_relation(b) and self.equal(a, b)
+        if len(a[1]) != len(b[1]) or len(a[1]) > 1 or "in" in a[1] + b[1]:
+            return self._chain(a, b) or self._chain(a, _turned(b))
+        (sign_a,), (sign_b,) = a[1], b[1]
+        if sign_a in (">", ">="):
+            a, sign_a = _turned(a), _turned(a)[1][0]
+        if sign_b in (">", ">="):
+            b, sign_b = _turned(b), _turned(b)[1][0]
+        if sign_a != sign_b:
+            return False
+        if any(side[0] != "value" or side[2] for side in a[2] + b[2]):
+            return self._chain(a, b) or sign_a in ("=", "!=") and self._chain(a, _turned(b))
+        factor = self._factor(*(self._difference(tree) for tree in (a, b)))
+        return factor is not None and (factor > 0 or sign_a in ("=", "!="))
+
+    def _chain(self, a: tuple, b: tuple) -> bool:
+        return a[1] == b[1] and all(map(self.equal, a[2], b[2]))
+
+    def _difference(self, relation: tuple) -> Value:
+        left, right = (Evaluator(self.algebra).value(side[1]) for side in relation[2])
+        return self.algebra.add(left, self.algebra.negate(right))
+
+    def _factor(self, a: Value, b: Value) -> Fraction | None:
+        """The number c with a = c b; None where there is none but zero."""
+        left, right = self.algebra.multiply(a, Value(b.den)), self.algebra.multiply(b, Value(a.den))
+        shared = next((mono for mono in left.num if mono in right.num), None)
+        if shared is None:
+            return Fraction(1) if not left.num and not right.num else None
+        c = left.num[shared] / right.num[shared]
+        return c if same(a, self.algebra.multiply(number(c), b), self.algebra) else None
+
+    def _value(self, a: tuple, b: tuple) -> bool:
+        unit_a, unit_b = a[2], b[2]
+        if unit_a and unit_b and unit_a != unit_b:
+            return False
+        for sign in (1, -1) if _has_sign(a) or _has_sign(b) else (1,):
+            left, right = (Evaluator(self.algebra, sign).value(tree[1]) for tree in (a, b))
+            if (
+                not same(left, right, self.algebra)
+                and not self._rounded(a[1], right, b[1])
+                and not self._rounded(b[1], left, a[1])
+            ):
+                break
+        else:
+            return True
+        if "%" in (unit_a, unit_b) and unit_a != unit_b:  # with a percent sign on one side, both readings count
+            hundredth = number(Fraction(1, 100))
+            left = self.algebra.multiply(left, hundredth) if unit_a == "%" else left
+            right = self.algebra.multiply(right, hundredth) if unit_b == "%" else right
+            return same(left, right, self.algebra)
+        return False
+
+    def _rounded(self, tree: tuple, value: Value, other: tuple) -> bool:
+        """Whether `tree` is a decimal of six significant digits or more, and the other value, cut or rounded, is it."""
+        decimal, exact = _decimal(tree), _decimal(other)
+        if decimal is None or exact is not None or not SIGNIFICANT <= decimal[2] <= 40:
+            return False
+        rational = value.rational
+        with localcontext(PRECISION):
+            if rational is not None:
+                real = Decimal(rational.numerator) / Decimal(rational.denominator)
+            else:
+                real = real_value(value, self.budget)
+            if real is None or abs(real) > 10**30:
+                return False
+            step = Decimal(1).scaleb(-decimal[1])
+            written = Decimal(decimal[0].numerator) / Decimal(decimal[0].denominator)
+            ways = (ROUND_DOWN, ROUND_HALF_UP, ROUND_HALF_EVEN)
+            return any(real.quantize(step, rounding=way) == written for way in ways)
+
+
+def _decimal(tree: tuple) -> tuple[Fraction, int, int] | None:
+    """(value, digits behind the point, significant digits) of a decimal with its sign; None for all else."""
+    if tree[0] == "negative":
+        inner = _decimal(tree[1])
+        return inner and (-inner[0], *inner[1:])
+    return tree[1:] if tree[0] == "number" and tree[2] is not None else None
+
+
+def _has_relation(tree: tuple) -> bool:
+    return tree[0] == "relation" or tree[0] in ("list", "set") and any(item[0] == "relation" for item in tree[1])
+
+
+def _without_name(tree: tuple, other: tuple) -> tuple:
+    """`x = 5` -> 5, `x in S` -> S, `a < x <= b` -> (a, b], `x = 1, x = 2` or `x = 1, 2` -> 1, 2; else the tree itself."""
+    if tree[0] == "relation":
+        signs, sides = tree[1], tree[2]
+        if (signs == ["in"] or set(signs) == {"="}) and _is_name(sides[0]):
+            return sides[-1]  # of x = 2 + 3 = 5 too
+        return _interval(signs, sides) or tree
+    if tree[0] in ("list", "set"):
+        items = [_without_name(item, other) if item[0] == "relation" else item for item in tree[1]]
+        names = {repr(item[2][0]) for item in tree[1] if item[0] == "relation" and item[1] == ["="]}
+        if len(names) > 1 or any(item[0] == "relation" for item in items):
+            return tree
+        if other[:1] == ("union",):  # x < 1 or x > 3
+            return ("union", items)
+        return ("list", items)
+    return tree
+
+
+def _is_name(side: tuple) -> bool:
+    """Whether a side of a relation is a variable, a word, or a function of a variable, as in f(x)."""
+    if side[0] == "tuple":
+        return all(map(_is_name, side[2]))
+    if side[0] == "words":
+        return True
+    if side[0] != "value" or side[2]:
+        return False
+    tree = side[1]
+    if tree[0] == "product":
+        return len(tree[1]) == 2 and tree[1][0][0] == tree[1][1][0] == "name"
+    return tree[0] == "name"
+
+
+def _interval(signs: list, sides: list) -> tuple | None:
+    """The interval that an inequality says of a variable."""
+    if not all(sign in ("<", "<=") for sign in signs):
+        signs, sides = [TURNED.get(sign, sign) for sign in reversed(signs)], sides[::-1]
+    if not all(sign in ("<", "<=") for sign in signs):
+        return None
+    infinity = ("name", "infty")
+    low, high = ("value", ("negative", infinity), None), ("value", infinity, None)
+    if len(sides) == 3 and _is_name(sides[1]):
+        return ("tuple", ("[" if signs[0] == "<=" else "(") + ("]" if signs[1] == "<=" else ")"), [sides[0], sides[2]])
+    if len(sides) == 2 and _is_name(sides[0]):
+        return ("tuple", "(" + ("]" if signs[0] == "<=" else ")"), [low, sides[1]])
+    if len(sides) == 2 and _is_name(sides[1]):
+        return ("tuple", ("[" if signs[0] == "<=" else "(") + ")", [sides[0], high])
+    return None
+
+
+def _turned(relation: tuple) -> tuple:
+    """The relation read from right to left."""
+    return ("relation", [TURNED.get(sign, sign) for sign in reversed(relation[1])], relation[2][::-1])
+
+
+def _members(tree: tuple) -> list[tuple]:
+    """The members of a list or a set, in which `1 \\pm \\sqrt 2` is two; of anything else, itself."""
+    if tree[0] in ("list", "set"):
+        return [part for item in tree[1] for part in _members(item) if item[0] != "set"] + [
+            item for item in tree[1] if item[0] == "set"
+        ]
+    if _has_sign(tree):
+        return [_signed(tree, 1), _signed(tree, -1)]
+    return [tree]
+
+
+def _has_sign(tree) -> bool:
+    """Whether a plus-or-minus stands somewhere in a value."""
+    if isinstance(tree, tuple) and tree and tree[0] in ("either", "neither"):
+        return True
+    return isinstance(tree, (tuple, list)) and tree[:1] != ("tuple",) and any(map(_has_sign, tree))
+
+
+def _signed(tree, sign: int):
+    """The tree with each plus-or-minus decided."""
+    if isinstance(tree, tuple) and tree and tree[0] in ("either", "neither"):
+        inner = _signed(tree[1], sign)
+        return inner if (tree[0] == "either") == (sign > 0) else ("negative", inner)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_signed(part, sign) for part in tree)
+    return tree
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python compare.py ANSWER ANSWER")
+    try:
+        budget = Budget(10_000)
+        trees = [parse(text, budget) for text in sys.argv[1:]]
+        print("equal" if Comparison(budget).equal(*trees) else "not equal")
+    except Unreadable as reason:
+        sys.exit(f"error: {reason}")

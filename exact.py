@@ -1,0 +1,347 @@
+r"""From the tree of an expression to its exact value.
+
+    python exact.py '\frac{6}{\sqrt{12}}'        # 1 * 3^(1/2)
+
+A value is a quotient of two polynomials with rational coefficients over atoms: variables, pi, e, i, the roots of primes
+(2^(1/2), 5^(2/3), ...), and whatever has no simpler form (sin x, 2^n, the root of a sum). Terms with the same atoms are one
+term, whole powers of primes are numbers, i^2 is -1, and a denominator of one term is taken into the numerator. So equal values
+without atoms of the last sort have equal cross products, term by term: different roots of primes are linearly independent over
+the rationals (Besicovitch 1940). With such atoms, identity.py decides.
+
+Integers and the number of terms are bounded, and each operation takes from a budget.
+"""
+
+import math
+import sys
+from fractions import Fraction
+
+from latex import parse
+from scanner import Budget, Unreadable
+
+LARGEST_BITS = 1 << 13  # of an integer on the way
+LARGEST_PRIME = 1000  # factors of a number under a root are looked for up to here
+MOST_TERMS = 400
+
+ONE: dict = {frozenset(): Fraction(1)}
+I, PI, E, INFINITY = ("i",), ("pi",), ("e",), ("infinity",)
+POSITIVE = {PI, E}
+
+
+class Value:
+    """num / den, both {monomial: coefficient}; a monomial is a frozenset of (atom, exponent)."""
+
+    __slots__ = ("num", "den")
+
+    def __init__(self, num: dict, den: dict = ONE):
+        self.num, self.den = num, den
+
+    @property
+    def rational(self) -> Fraction | None:
+        """The value as a number, where it is one."""
+        if self.den is ONE or self.den == ONE:
+            if not self.num:
+                return Fraction(0)
+            if len(self.num) == 1 and frozenset() in self.num:
+                return self.num[frozenset()]
+        return None
+
+    @property
+    def single(self) -> tuple | None:
+        """(monomial, coefficient) of a value with one term."""
+        return next(iter(self.num.items())) if len(self.num) == 1 and self.den == ONE else None
+
+    def key(self) -> tuple:
+        """A hashable form; equal keys are equal values, the converse is left to the points."""
+        return frozenset(self.num.items()), frozenset(self.den.items())
+
+
+def from_key(key: tuple) -> Value:
+    return Value(dict(key[0]), dict(key[1]))
+
+
+def number(value) -> Value:
+    return Value({frozenset(): Fraction(value)} if value else {})
+
+
+def atom(name: tuple, exponent: Fraction = Fraction(1)) -> Value:
+    return Value({frozenset({(name, exponent)}): Fraction(1)})
+
+
+# -------------------------------------------------------------------------------------------------------------- algebra
+
+
+class Algebra:
+    """Arithmetic on values against a budget. Raises Unreadable where a result does not exist or is too large."""
+
+    def __init__(self, budget: Budget):
+        self.budget = budget
+
+    def add(self, a: Value, b: Value) -> Value:
+        if a.den == b.den:
+            return Value(self._sum(a.num, b.num), a.den)
+        num = self._sum(self.times(a.num, b.den), self.times(b.num, a.den))
+        return Value(num, self.times(a.den, b.den))
+
+    def multiply(self, a: Value, b: Value) -> Value:
+        return self._reduced(self.times(a.num, b.num), self.times(a.den, b.den))
+
+    def divide(self, a: Value, b: Value) -> Value:
+        if not b.num:
+            raise Unreadable("division by zero")
+        return self._reduced(self.times(a.num, b.den), self.times(a.den, b.num))
+
+    def negate(self, a: Value) -> Value:
+        return Value({mono: -c for mono, c in a.num.items()}, a.den)
+
+    def _reduced(self, num: dict, den: dict) -> Value:
+        """Where the denominator has one term, it goes into the numerator: 1/sqrt 3 is 3^(-1/2) is sqrt 3 / 3."""
+        if len(den) == 1 and den != ONE:
+            ((mono, c),) = den.items()
+            inverse = {frozenset((a, -e) for a, e in mono): 1 / c}
+            return Value(self.times(num, inverse), ONE)
+        return Value(num, den)
+
+    def _sum(self, a: dict, b: dict) -> dict:
+        self.budget.take(1 + len(b))
+        total = dict(a)
+        for mono, c in b.items():
+            c = total.get(mono, 0) + c
+            if c:
+                total[mono] = self._checked(c)
+            else:
+                total.pop(mono, None)
+        return total
+
+    def times(self, a: dict, b: dict) -> dict:
+        if a is ONE:
+            return b
+        if b is ONE:
+            return a
+        self.budget.take(1 + 2 * len(a) * len(b))
+        product: dict = {}
+        for mono_a, c_a in a.items():
+            for mono_b, c_b in b.items():
+                mono, c = _merge(mono_a, mono_b) if mono_a or mono_b else (mono_a, 1)
+                c = product.get(mono, 0) + self._checked(c * c_a * c_b)
+                if c:
+                    product[mono] = c
+                else:
+                    product.pop(mono, None)
+        if len(product) > MOST_TERMS:
+            raise Unreadable("too many terms")
+        return product
+
+    def _checked(self, c: Fraction) -> Fraction:
+        bits = c.numerator.bit_length() + c.denominator.bit_length()
+        if bits > LARGEST_BITS:
+            raise Unreadable("a number too large")
+        self.budget.take(bits >> 9)
+        return c
+
+    def power(self, base: Value, exponent: Value) -> Value:
+        n = exponent.rational
+        if n is None:
+            if base.rational == 1:
+                return base
+            return atom(("power", base.key(), exponent.key()))
+        if n.denominator == 1:
+            return self._whole_power(base, int(n))
+        return self._whole_power(self.root(base, n.denominator), n.numerator)
+
+    def _whole_power(self, base: Value, n: int) -> Value:
+        if n < 0:
+            return self._whole_power(self.divide(number(1), base), -n)
+        if n == 0 and not base.num:
+            raise Unreadable("0^0")
+        rational = base.rational
+        if (
+            rational is not None
+            and (rational.numerator.bit_length() + rational.denominator.bit_length()) * n > 2 * LARGEST_BITS
+        ):
+            if abs(rational) != 1 and rational != 0:
+                raise Unreadable("a power too large")
+            return number(rational ** (n % 2 or 2))
+        result = number(1)
+        for bit in bin(n)[2:]:
+            result = self.multiply(result, result)
+            if bit == "1":
+                result = self.multiply(result, base)
+        return result
+
+    def root(self, value: Value, n: int) -> Value:
+        """The principal n-th root; of a negative number, with n odd, the real one."""
+        if not value.num:
+            return value
+        single = value.single
+        if n < 1 or n > 1000 or single is None:
+            return atom(("root", n, value.key()))
+        mono, c = single
+        share = Fraction(1, n)
+        if any(not (a in POSITIVE or a[0] == "prime") and (e != 1 or len(mono) > 1) for a, e in mono) or (
+            c < 0 and mono and any(not (a in POSITIVE or a[0] == "prime") for a, _ in mono)
+        ):
+            return atom(("root", n, value.key()))
+        result = Value({frozenset(): Fraction(1)})
+        for a, e in mono:
+            result = self.multiply(result, Value(dict([_merge(frozenset(), frozenset({(a, e * share)}))])))
+        if c < 0:
+            if n % 2:
+                result = self.negate(result)
+            elif n == 2:
+                result = self.multiply(result, atom(I))
+            else:
+                return atom(("root", n, value.key()))
+        for prime, e in self._factors(abs(c)):
+            result = self.multiply(
+                result, Value(dict([_merge(frozenset(), frozenset({(("prime", prime), e * share)}))]))
+            )
+        return result
+
+    def _factors(self, c: Fraction) -> list[tuple[int, Fraction]]:
+        """Primes and their exponents, found up to LARGEST_PRIME; what is left over stands as one factor."""
+        found = []
+        for rest, sign in ((c.numerator, 1), (c.denominator, -1)):
+            prime = 2
+            while rest > 1 and prime <= LARGEST_PRIME and prime * prime <= rest:
+                e = 0
+                while rest % prime == 0:
+                    rest, e = rest // prime, e + 1
+                if e:
+                    found.append((prime, Fraction(sign * e)))
+                prime += 1 if prime == 2 else 2
+            self.budget.take(1 + prime // 8)
+            if rest > 1:
+                side = math.isqrt(rest)
+                found.append((side, Fraction(2 * sign)) if side * side == rest else (rest, Fraction(sign)))
+        return found
+
+
+def _merge(a: frozenset, b: frozenset) -> tuple[frozenset, Fraction | int]:
+    """The product of two monomials: its monomial, and the number that whole powers of primes and of i give."""
+    exponents = dict(a)
+    for name, e in b:
+        exponents[name] = exponents.get(name, 0) + e
+    c: Fraction | int = 1
+    for name, e in list(exponents.items()):
+        if name[0] == "prime":
+            whole = e.numerator // e.denominator
+            if whole:
+                if abs(whole) * name[1].bit_length() > LARGEST_BITS:
+                    raise Unreadable("a power too large")
+                c *= Fraction(name[1]) ** whole
+                e = exponents[name] = e - whole
+        elif name == I and e.denominator == 1:
+            if e % 4 in (2, 3):
+                c = -c
+            e = exponents[name] = e % 2
+        if e == 0:
+            del exponents[name]
+    return frozenset(exponents.items()), c
+
+
+# ------------------------------------------------------------------------------------------------------- from the tree
+
+
+class Evaluator:
+    """Tree to value. `sign` is which of the two values an expression with plus or minus takes."""
+
+    def __init__(self, algebra: Algebra, sign: int = 1):
+        self.algebra, self.sign = algebra, sign
+
+    def value(self, tree: tuple) -> Value:
+        self.algebra.budget.take()
+        return getattr(self, tree[0], self._unknown)(*tree[1:])
+
+    def _unknown(self, *rest) -> Value:
+        raise Unreadable("no expression")
+
+    def number(self, value: Fraction, places, significant) -> Value:
+        return number(value)
+
+    def name(self, name: str) -> Value:
+        known = {"i": I, "pi": PI, "e": E, "infty": INFINITY}
+        return atom(known.get(name, ("name", name)))
+
+    def sum(self, terms: list) -> Value:
+        total = self.value(terms[0])
+        for term in terms[1:]:
+            total = self.algebra.add(total, self.value(term))
+        return total
+
+    def product(self, factors: list) -> Value:
+        total = self.value(factors[0])
+        for factor in factors[1:]:
+            total = self.algebra.multiply(total, self.value(factor))
+        return total
+
+    def quotient(self, top: tuple, bottom: tuple) -> Value:
+        return self.algebra.divide(self.value(top), self.value(bottom))
+
+    def power(self, base: tuple, exponent: tuple) -> Value:
+        return self.algebra.power(self.value(base), self.value(exponent))
+
+    def root(self, degree: tuple, radicand: tuple) -> Value:
+        n = self.value(degree).rational
+        if n is None or n.denominator != 1 or n < 2:
+            return self.algebra.power(self.value(radicand), self.algebra.divide(number(1), self.value(degree)))
+        return self.algebra.root(self.value(radicand), int(n))
+
+    def negative(self, inner: tuple) -> Value:
+        return self.algebra.negate(self.value(inner))
+
+    def either(self, inner: tuple) -> Value:
+        return self.value(inner) if self.sign > 0 else self.negative(inner)
+
+    def neither(self, inner: tuple) -> Value:
+        return self.negative(inner) if self.sign > 0 else self.value(inner)
+
+    def call(self, function: str, arguments: list) -> Value:
+        values = [self.value(argument) for argument in arguments]
+        numbers = [value.rational for value in values]
+        if None not in numbers:
+            exact = self._of_numbers(function, numbers)
+            if exact is not None:
+                return number(exact)
+        return atom((function, *(value.key() for value in values)))
+
+    def _of_numbers(self, function: str, numbers: list[Fraction]) -> Fraction | int | None:
+        """Functions that give a rational number of rational ones; None where this is none of them."""
+        whole = [int(n) for n in numbers if n.denominator == 1]
+        if function == "abs":
+            return abs(numbers[0])
+        if function == "floor":
+            return math.floor(numbers[0])
+        if function == "ceil":
+            return math.ceil(numbers[0])
+        if function in ("min", "max") and numbers:
+            return (min if function == "min" else max)(numbers)
+        if function in ("gcd", "lcm") and numbers and len(whole) == len(numbers):
+            return (math.gcd if function == "gcd" else math.lcm)(*whole)
+        if function == "factorial" and whole and 0 <= whole[0]:
+            if whole[0] > 500:
+                raise Unreadable("a factorial too large")
+            self.algebra.budget.take(whole[0])
+            return math.factorial(whole[0])
+        if function == "binomial" and len(whole) == 2 and 0 <= whole[1]:
+            if not 0 <= whole[0] <= 1000:
+                raise Unreadable("a binomial too large")
+            self.algebra.budget.take(whole[1] if whole[1] < whole[0] else 1)
+            return math.comb(*whole)
+        if function == "ln" and numbers[0] == 1:
+            return 0
+        return None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python exact.py EXPRESSION")
+    try:
+        budget = Budget(10_000)
+        tree = parse(sys.argv[1], budget)
+        value = Evaluator(Algebra(budget)).value(tree[1] if tree[0] == "value" else tree)
+    except Unreadable as reason:
+        sys.exit(f"error: no exact value ({reason})")
+    for mono, c in value.num.items():
+        print(c, *(f"* {' '.join(map(str, name))}^({e})" for name, e in mono))
+    if value.den != ONE:
+        print("divided by", dict(value.den))

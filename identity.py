@@ -1,0 +1,284 @@
+"""Whether two exact values are equal, where their forms do not tell: both are computed, at pseudo-random points.
+
+    python identity.py '2^{n+1}' '2 \\cdot 2^n'        # equal
+
+Sixty digits are carried along, each number with a bound on its error, so that "equal" means: no further apart than the bounds,
+which must be far below the values. Points are drawn from a hash, the same on every machine, and variables take both
+signs: the root of x^2 is |x| and not x. An identity that holds at three points of thirty-odd digits holds everywhere but for
+an accident nobody will see. Sources: identity testing, Schwartz 1980, Zippel 1979.
+"""
+
+import hashlib
+import math
+import sys
+from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
+from fractions import Fraction
+
+from exact import LARGEST_PRIME, ONE, Algebra, Evaluator, Value, from_key
+from latex import parse
+from scanner import Budget, Unreadable
+
+PRECISION = Context(prec=60, Emax=10**6, Emin=-(10**6), traps=[Overflow, DivisionByZero, InvalidOperation])
+UNIT = Decimal("1e-55")
+POINTS = 3
+
+
+def same(a: Value, b: Value, algebra: Algebra) -> bool:
+    """Whether two values are equal, as functions of their variables."""
+    left, right = algebra.times(a.num, b.den), algebra.times(b.num, a.den)
+    if left == right:
+        return True
+    if not any(_may_hide(mono) for part in (left, right) for mono in part):
+        return False
+    return _same_at_points(a, b, algebra.budget)
+
+
+def _may_hide(mono: frozenset) -> bool:
+    """Whether a monomial has an atom that could equal some other form: all but names, constants and small primes."""
+    return any(
+        name[0] not in ("name", "i", "pi", "e", "infinity") and not (name[0] == "prime" and name[1] < LARGEST_PRIME**2)
+        for name, _ in mono
+    )
+
+
+class Numeric:
+    """A complex number in Decimal with an absolute error bound."""
+
+    __slots__ = ("re", "im", "error")
+
+    def __init__(self, re: Decimal, im: Decimal = Decimal(0), error: Decimal = Decimal(0)):
+        self.re, self.im = re, im
+        self.error = error + (abs(re) + abs(im)) * UNIT
+
+    @property
+    def size(self) -> Decimal:
+        return abs(self.re) + abs(self.im)
+
+    def __add__(self, other: "Numeric") -> "Numeric":
+        return Numeric(self.re + other.re, self.im + other.im, self.error + other.error)
+
+    def __sub__(self, other: "Numeric") -> "Numeric":
+        return Numeric(self.re - other.re, self.im - other.im, self.error + other.error)
+
+    def __mul__(self, other: "Numeric") -> "Numeric":
+        error = self.size * other.error + other.size * self.error + self.error * other.error
+        return Numeric(self.re * other.re - self.im * other.im, self.re * other.im + self.im * other.re, error)
+
+    def inverse(self) -> "Numeric":
+        square = self.re * self.re + self.im * self.im
+        if self.size <= 4 * self.error or not square:
+            raise Unreadable("division by what may be zero")
+        return Numeric(self.re / square, -self.im / square, 4 * self.error / square)
+
+
+def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
+    agreed = tried = 0
+    with localcontext(PRECISION):
+        while agreed < POINTS:
+            tried += 1
+            if tried > 2 * POINTS:
+                return False
+            points = Points(tried, budget)
+            try:
+                difference = points.value(a) - points.value(b)
+            except (Unreadable, ArithmeticError):
+                if budget.left < 0:
+                    raise Unreadable("over budget") from None
+                continue
+            if difference.size > difference.error:
+                return False
+            # An error that swallows the values would agree with anything.
+            if difference.error > Decimal("1e-30") * max(Decimal(1), points.value(a).size) and difference.error:
+                continue
+            agreed += 1
+            if not points.seen:
+                return True
+    return True
+
+
+class Points:
+    """Values at one pseudo-random point, the same on every machine; variables are real and of both signs."""
+
+    def __init__(self, number: int, budget: Budget):
+        self.number_of_point, self.budget, self.seen = number, budget, set()
+
+    def value(self, value: Value) -> Numeric:
+        num, den = self._poly(value.num), self._poly(value.den)
+        return num if value.den == ONE else num * den.inverse()
+
+    def _poly(self, poly: dict) -> Numeric:
+        total = Numeric(Decimal(0))
+        for mono, c in poly.items():
+            term = Numeric(Decimal(c.numerator) / Decimal(c.denominator))
+            for name, e in mono:
+                term = term * self._powered(self._atom(name), e)
+            total = total + term
+        return total
+
+    def _powered(self, base: Numeric, e: Fraction) -> Numeric:
+        if e.denominator == 1 and abs(e) <= 64:
+            result = Numeric(Decimal(1))
+            for _ in range(abs(int(e))):
+                self.budget.take()
+                result = result * base
+            return result if e > 0 else result.inverse()
+        return _exp(_ln(base) * Numeric(Decimal(e.numerator) / Decimal(e.denominator)))
+
+    def _atom(self, name: tuple) -> Numeric:
+        self.budget.take(40)
+        kind, *rest = name
+        if kind == "name":
+            self.seen.add(rest[0])
+            digest = hashlib.blake2b(f"{self.number_of_point}/{rest[0]}".encode(), digest_size=8).digest()
+            whole = int.from_bytes(digest, "big")
+            return Numeric(Decimal(whole % 10**15) / Decimal(10**15) * 3 - Decimal("1.45"))
+        if kind == "prime":
+            return Numeric(Decimal(rest[0]))
+        if kind == "i":
+            return Numeric(Decimal(0), Decimal(1))
+        if kind == "pi":
+            return Numeric(PI_DIGITS)
+        if kind == "e":
+            return Numeric(Decimal(1).exp())
+        if kind == "root":
+            n, inner = rest[0], self.value(from_key(rest[1]))
+            if n % 2 and inner.re < 0 and abs(inner.im) <= inner.error:
+                return self._powered(Numeric(-inner.re, error=inner.error), Fraction(1, n)) * Numeric(Decimal(-1))
+            return self._powered(inner, Fraction(1, n))
+        values = [self.value(from_key(key)) for key in rest]
+        if kind == "power":
+            return _exp(_ln(values[0]) * values[1])
+        function = NUMERIC.get(kind)
+        if function is None or len(values) != 1:
+            # A function nobody knows here: some number of its arguments, the same for equal ones only.
+            raise Unreadable(f"{kind} has no value")
+        return function(values[0])
+
+
+PI_DIGITS = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
+TWO, HALF = Numeric(Decimal(2)), Numeric(Decimal("0.5"))
+IMAGINARY = Numeric(Decimal(0), Decimal(1))
+
+
+def _exp(z: Numeric) -> Numeric:
+    if abs(z.re) > 10**5:
+        raise Unreadable("an exponent too large")
+    radius, cos, sin = z.re.exp(), *_cos_sin(z.im)
+    return Numeric(radius * cos, radius * sin, 4 * radius * (z.error + UNIT * (1 + abs(z.im))))
+
+
+def _cos_sin(x: Decimal) -> tuple[Decimal, Decimal]:
+    """Cosine and sine by their series, after taking off whole turns."""
+    x -= (x / (2 * PI_DIGITS)).to_integral_value() * 2 * PI_DIGITS
+    cos, sin, term, n = Decimal(0), Decimal(0), Decimal(1), 0
+    while abs(term) > Decimal("1e-65"):
+        if n % 2:
+            sin += -term if n % 4 == 3 else term
+        else:
+            cos += -term if n % 4 == 2 else term
+        n += 1
+        term = term * x / n
+    return cos, sin
+
+
+def _ln(z: Numeric) -> Numeric:
+    if z.size <= 4 * z.error:
+        raise Unreadable("the logarithm of what may be zero")
+    if z.im and abs(z.im) <= z.error and z.re < 0:
+        z = Numeric(z.re, Decimal(0), z.error)  # on the cut: the principal value
+    radius = (z.re * z.re + z.im * z.im).sqrt()
+    return Numeric(radius.ln(), _angle(z.re, z.im), 4 * z.error / radius)
+
+
+def _angle(re: Decimal, im: Decimal) -> Decimal:
+    """atan2 by Newton on the angle that floating point gives."""
+    if not im:
+        return Decimal(0) if re > 0 else PI_DIGITS
+    radius = (re * re + im * im).sqrt()
+    x, y = re / radius, im / radius
+    angle = Decimal(math.atan2(float(y), float(x)))
+    for _ in range(2):
+        cos, sin = _cos_sin(angle)
+        # The sine of the small difference, whose cube is below the precision after the second round.
+        error = y * cos - x * sin
+        angle += error + error**3 / 6 + 3 * error**5 / 40
+    return angle
+
+
+def _sin(z: Numeric) -> Numeric:
+    up, down = _exp(IMAGINARY * z), _exp(Numeric(Decimal(0), Decimal(-1)) * z)
+    return (up - down) * Numeric(Decimal(0), Decimal("-0.5"))
+
+
+def _cos(z: Numeric) -> Numeric:
+    return (_exp(IMAGINARY * z) + _exp(Numeric(Decimal(0), Decimal(-1)) * z)) * HALF
+
+
+def _arcsin(z: Numeric) -> Numeric:
+    inside = Numeric(Decimal(1)) - z * z
+    root = _exp(_ln(inside) * HALF) if inside.size > 4 * inside.error else Numeric(Decimal(0), Decimal(0), inside.error)
+    return Numeric(Decimal(0), Decimal(-1)) * _ln(IMAGINARY * z + root)
+
+
+def _arctan(z: Numeric) -> Numeric:
+    one, iz = Numeric(Decimal(1)), IMAGINARY * z
+    return (_ln(one - iz) - _ln(one + iz)) * Numeric(Decimal(0), Decimal("0.5"))
+
+
+def _real(z: Numeric) -> Decimal:
+    if abs(z.im) > z.error:
+        raise Unreadable("not a real number")
+    return z.re
+
+
+def _floor(z: Numeric, up: bool = False) -> Numeric:
+    x, nearest = _real(z), _real(z).to_integral_value()
+    if abs(x - nearest) <= z.error:
+        return Numeric(nearest)
+    return Numeric(Decimal(math.ceil(x) if up else math.floor(x)))
+
+
+NUMERIC = {
+    "ln": _ln,
+    "sin": _sin,
+    "cos": _cos,
+    "tan": lambda z: _sin(z) * _cos(z).inverse(),
+    "cot": lambda z: _cos(z) * _sin(z).inverse(),
+    "sec": lambda z: _cos(z).inverse(),
+    "csc": lambda z: _sin(z).inverse(),
+    "sinh": lambda z: (_exp(z) - _exp(Numeric(-z.re, -z.im, z.error))) * HALF,
+    "cosh": lambda z: (_exp(z) + _exp(Numeric(-z.re, -z.im, z.error))) * HALF,
+    "tanh": lambda z: NUMERIC["sinh"](z) * NUMERIC["cosh"](z).inverse(),
+    "arcsin": _arcsin,
+    "arccos": lambda z: Numeric(PI_DIGITS / 2) - _arcsin(z),
+    "arctan": _arctan,
+    "abs": lambda z: Numeric((z.re * z.re + z.im * z.im).sqrt(), error=2 * z.error),
+    "floor": _floor,
+    "ceil": lambda z: _floor(z, up=True),
+}
+
+
+def real_value(value: Value, budget: Budget) -> Decimal | None:
+    """The value as a real number in fifty digits; None where it has variables or is not real."""
+    with localcontext(PRECISION):
+        points = Points(0, budget)
+        try:
+            found = points.value(value)
+        except (Unreadable, ArithmeticError):
+            return None
+        return (
+            None
+            if points.seen or abs(found.im) > found.error or found.error > UNIT * 10**20 * (1 + found.size)
+            else found.re
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python identity.py EXPRESSION EXPRESSION")
+    try:
+        algebra = Algebra(Budget(10_000))
+        values = [Evaluator(algebra).value(parse(text, algebra.budget)[1]) for text in sys.argv[1:]]
+        print("equal" if same(*values, algebra) else "not equal")
+    except Unreadable as reason:
+        sys.exit(f"error: {reason}")
