@@ -18,6 +18,7 @@ from latex import parse
 from scanner import Budget, Unreadable
 
 SIGNIFICANT = 6  # digits from which a decimal may stand for an exact value
+SEVERAL = {"list", "set", "values"}  # kinds that stand for several answers in any order
 TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
@@ -32,7 +33,7 @@ class Comparison:
         self.budget.take()
         if _has_relation(a) != _has_relation(b):
             a, b = (_without_name(tree, other) for tree, other in ((a, b), (b, a)))
-        if "list" in (a[0], b[0]) or "set" in (a[0], b[0]) or _has_sign(a) or _has_sign(b):
+        if a[0] in SEVERAL or b[0] in SEVERAL:
             return self._in_any_order(_members(a), _members(b), self.equal_members)
         return self.equal_members(a, b)
 
@@ -59,10 +60,8 @@ class Comparison:
             del rest[index]
         return True
 
-    def _list(self, a: tuple, b: tuple) -> bool:
-        return self._in_any_order(_members(a), _members(b), self.equal_members)
-
-    _set = _list
+    def _set(self, a: tuple, b: tuple) -> bool:  # in a list or a set
+        return self.equal(a, b)
 
     def _tuple(self, a: tuple, b: tuple) -> bool:
         return a[1] == b[1] and len(a[2]) == len(b[2]) and all(map(self.equal, a[2], b[2]))
@@ -117,29 +116,22 @@ class Comparison:
         shared = next((mono for mono in left.num if mono in right.num), None)
         if shared is None:
             return Fraction(1) if not left.num and not right.num else None
-        c = left.num[shared] / right.num[shared]
+        c = Fraction(left.num[shared]) / right.num[shared]
         return c if same(a, self.algebra.multiply(number(c), b), self.algebra) else None
 
     def _value(self, a: tuple, b: tuple) -> bool:
         unit_a, unit_b = a[2], b[2]
         if unit_a and unit_b and unit_a != unit_b:
             return False
-        for sign in (1, -1) if _has_sign(a) or _has_sign(b) else (1,):
-            left, right = (Evaluator(self.algebra, sign).value(tree[1]) for tree in (a, b))
-            if (
-                not same(left, right, self.algebra)
-                and not self._rounded(a[1], right, b[1])
-                and not self._rounded(b[1], left, a[1])
-            ):
-                break
-        else:
+        left, right = (Evaluator(self.algebra).value(tree[1]) for tree in (a, b))
+        if same(left, right, self.algebra) or self._rounded(a[1], right, b[1]) or self._rounded(b[1], left, a[1]):
             return True
-        if "%" in (unit_a, unit_b) and unit_a != unit_b:  # with a percent sign on one side, both readings count
-            hundredth = number(Fraction(1, 100))
-            left = self.algebra.multiply(left, hundredth) if unit_a == "%" else left
-            right = self.algebra.multiply(right, hundredth) if unit_b == "%" else right
-            return same(left, right, self.algebra)
-        return False
+        if unit_a == unit_b or "%" not in (unit_a, unit_b):
+            return False
+        hundredth = number(Fraction(1, 100))  # with a percent sign on one side, both readings count
+        left = self.algebra.multiply(left, hundredth) if unit_a == "%" else left
+        right = self.algebra.multiply(right, hundredth) if unit_b == "%" else right
+        return same(left, right, self.algebra)
 
     def _rounded(self, tree: tuple, value: Value, other: tuple) -> bool:
         """Whether `tree` is a decimal of six significant digits or more, and the other value, cut or rounded, is it."""
@@ -228,20 +220,11 @@ def _turned(relation: tuple) -> tuple:
 
 def _members(tree: tuple) -> list[tuple]:
     """The members of a list or a set, in which `1 \\pm \\sqrt 2` is two; of anything else, itself."""
-    if tree[0] in ("list", "set"):
-        return [part for item in tree[1] for part in _members(item) if item[0] != "set"] + [
-            item for item in tree[1] if item[0] == "set"
-        ]
-    if _has_sign(tree):
-        return [_signed(tree, 1), _signed(tree, -1)]
+    if tree[0] == "values":
+        return [("value", _signed(tree[1], sign), tree[2]) for sign in (1, -1)]
+    if tree[0] in SEVERAL:
+        return [member for item in tree[1] for member in (_members(item) if item[0] == "values" else [item])]
     return [tree]
-
-
-def _has_sign(tree) -> bool:
-    """Whether a plus-or-minus stands somewhere in a value."""
-    if isinstance(tree, tuple) and tree and tree[0] in ("either", "neither"):
-        return True
-    return isinstance(tree, (tuple, list)) and tree[:1] != ("tuple",) and any(map(_has_sign, tree))
 
 
 def _signed(tree, sign: int):

@@ -22,7 +22,8 @@ LARGEST_BITS = 1 << 13  # of an integer on the way
 LARGEST_PRIME = 1000  # factors of a number under a root are looked for up to here
 MOST_TERMS = 400
 
-ONE: dict = {frozenset(): Fraction(1)}
+Number = int | Fraction  # whole numbers are int, which is many times faster
+ONE: dict = {frozenset(): 1}
 I, PI, E, INFINITY = ("i",), ("pi",), ("e",), ("infinity",)
 POSITIVE = {PI, E}
 
@@ -36,11 +37,11 @@ class Value:
         self.num, self.den = num, den
 
     @property
-    def rational(self) -> Fraction | None:
+    def rational(self) -> Number | None:
         """The value as a number, where it is one."""
         if self.den is ONE or self.den == ONE:
             if not self.num:
-                return Fraction(0)
+                return 0
             if len(self.num) == 1 and frozenset() in self.num:
                 return self.num[frozenset()]
         return None
@@ -59,12 +60,12 @@ def from_key(key: tuple) -> Value:
     return Value(dict(key[0]), dict(key[1]))
 
 
-def number(value) -> Value:
-    return Value({frozenset(): Fraction(value)} if value else {})
+def number(value: Number) -> Value:
+    return Value({frozenset(): value} if value else {})
 
 
-def atom(name: tuple, exponent: Fraction = Fraction(1)) -> Value:
-    return Value({frozenset({(name, exponent)}): Fraction(1)})
+def atom(name: tuple) -> Value:
+    return Value({frozenset({(name, 1)}): 1})
 
 
 # -------------------------------------------------------------------------------------------------------------- algebra
@@ -97,7 +98,7 @@ class Algebra:
         """Where the denominator has one term, it goes into the numerator: 1/sqrt 3 is 3^(-1/2) is sqrt 3 / 3."""
         if len(den) == 1 and den != ONE:
             ((mono, c),) = den.items()
-            inverse = {frozenset((a, -e) for a, e in mono): 1 / c}
+            inverse = {frozenset((a, -e) for a, e in mono): Fraction(1) / c}
             return Value(self.times(num, inverse), ONE)
         return Value(num, den)
 
@@ -122,16 +123,19 @@ class Algebra:
         for mono_a, c_a in a.items():
             for mono_b, c_b in b.items():
                 mono, c = _merge(mono_a, mono_b) if mono_a or mono_b else (mono_a, 1)
-                c = product.get(mono, 0) + self._checked(c * c_a * c_b)
+                c = product.get(mono, 0) + c * c_a * c_b
                 if c:
-                    product[mono] = c
+                    product[mono] = self._checked(c)
                 else:
                     product.pop(mono, None)
         if len(product) > MOST_TERMS:
             raise Unreadable("too many terms")
         return product
 
-    def _checked(self, c: Fraction) -> Fraction:
+    def _checked(self, c: Number) -> Number:
+        """The coefficient, as int where it is whole. Raises Unreadable where it is too large."""
+        if type(c) is Fraction and c.denominator == 1:
+            c = c.numerator
         bits = c.numerator.bit_length() + c.denominator.bit_length()
         if bits > LARGEST_BITS:
             raise Unreadable("a number too large")
@@ -181,7 +185,7 @@ class Algebra:
             c < 0 and mono and any(not (a in POSITIVE or a[0] == "prime") for a, _ in mono)
         ):
             return atom(("root", n, value.key()))
-        result = Value({frozenset(): Fraction(1)})
+        result = number(1)
         for a, e in mono:
             result = self.multiply(result, Value(dict([_merge(frozenset(), frozenset({(a, e * share)}))])))
         if c < 0:
@@ -216,12 +220,12 @@ class Algebra:
         return found
 
 
-def _merge(a: frozenset, b: frozenset) -> tuple[frozenset, Fraction | int]:
+def _merge(a: frozenset, b: frozenset) -> tuple[frozenset, Number]:
     """The product of two monomials: its monomial, and the number that whole powers of primes and of i give."""
     exponents = dict(a)
     for name, e in b:
         exponents[name] = exponents.get(name, 0) + e
-    c: Fraction | int = 1
+    c: Number = 1
     for name, e in list(exponents.items()):
         if name[0] == "prime":
             whole = e.numerator // e.denominator
@@ -255,7 +259,7 @@ class Evaluator:
     def _unknown(self, *rest) -> Value:
         raise Unreadable("no expression")
 
-    def number(self, value: Fraction, places, significant) -> Value:
+    def number(self, value: Number, places, significant) -> Value:
         return number(value)
 
     def name(self, name: str) -> Value:
@@ -304,7 +308,7 @@ class Evaluator:
                 return number(exact)
         return atom((function, *(value.key() for value in values)))
 
-    def _of_numbers(self, function: str, numbers: list[Fraction]) -> Fraction | int | None:
+    def _of_numbers(self, function: str, numbers: list[Number]) -> Number | None:
         """Functions that give a rational number of rational ones; None where this is none of them."""
         whole = [int(n) for n in numbers if n.denominator == 1]
         if function == "abs":

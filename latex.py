@@ -7,11 +7,11 @@ kind. Answers are
 
     ("list", items) in any order, ("set", items), ("tuple", brackets, items) of coordinates or the ends of an interval,
     ("union", parts), ("minus", left, right), ("relation", signs, sides), ("matrix", rows), ("based", digits, base),
-    ("words", text), ("value", expression, unit or None)
+    ("words", text), ("value", expression, unit or None), ("values", expression, unit or None) of an expression with plus or minus
 
 and expressions
 
-    ("number", Fraction, digits behind the point or None, significant digits), ("name", x), ("sum", terms),
+    ("number", int or Fraction, digits behind the point or None, significant digits), ("name", x), ("sum", terms),
     ("product", factors), ("quotient", a, b), ("power", a, b), ("root", n, a), ("negative", a), ("call", function, arguments),
     ("either", a) for plus or minus a, ("neither", a) for minus or plus a
 
@@ -78,6 +78,7 @@ class Reader:
         self.tokens, self.budget = tokens, budget
         self.at = self.depth = self.angles = self.bars = 0
         self.unit: str | None = None
+        self.two_values = False  # whether a plus or minus stands in it
         self.collections = _collections(tokens)
 
     # -- tokens
@@ -162,7 +163,7 @@ class Reader:
             return self._collection()
         if kind == "text" or kind == "word":
             return self._words()
-        self.unit = None
+        self.unit, self.two_values = None, False
         value = self.sum()
         if value[0] == "negative" and value[1][0] == "based":
             value = ("based", "-" + value[1][1], value[1][2])
@@ -172,7 +173,7 @@ class Reader:
             self._take_unit(self.take().text)
             if self.accept("^"):
                 self._take_unit((self.unit or "") + "^" + str(self._exponent_of_unit()))
-        return ("value", value, self.unit)
+        return ("values" if self.two_values else "value", value, self.unit)
 
     def _is_separator_text(self) -> bool:
         return self.next.text.strip(" ,.").lower() in ("and", "or", "")
@@ -229,6 +230,7 @@ class Reader:
             term = self.product()
             signed = {"-": "negative", "pm": "either", "mp": "neither"}.get(sign or "+")
             terms.append((signed, term) if signed else term)
+            self.two_values |= signed in ("either", "neither")
             sign = self.accept("+", "-", "pm", "mp")
             if not sign:
                 break
@@ -390,9 +392,10 @@ class Reader:
             return self._repeating(whole, behind)
         if self.next.kind == "_":
             return self._based(text)
-        value = Fraction(int(whole + behind), 10 ** len(behind))
+        if not behind:
+            return _integer(int(whole))
         significant = len((whole + behind).lstrip("0"))
-        return ("number", value, len(behind) if behind else None, significant)
+        return ("number", Fraction(int(whole + behind), 10 ** len(behind)), len(behind), significant)
 
     def _repeating(self, whole: str, behind: str) -> tuple:
         r"""`0.1\overline{6}`: the digits under the bar come again and again."""
@@ -475,8 +478,8 @@ class Reader:
                     rows.append([])
             elif not self.accept("&") and self.next.kind != "end":
                 raise Unreadable("a cell that does not end")
-        if self._environment() != name:
-            raise Unreadable("another end than begin")
+        if self._environment() != name or self.two_values:
+            raise Unreadable("another end than begin, or cells of two values")
         return ("matrix", rows)
 
     def _environment(self) -> str:
@@ -515,7 +518,7 @@ def unit_name(words: list[str]) -> str:
 
 
 def _integer(value: int) -> tuple:
-    return ("number", Fraction(value), None, 0)
+    return ("number", value, None, 0)
 
 
 def _times(left: tuple, right: tuple) -> tuple:
