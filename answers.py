@@ -58,9 +58,9 @@ def _last_boxes(text: str) -> str:
     joined = boxes[-1:]
     for box in reversed(boxes[:-1]):
         # "$x=\boxed{1}$ and $x=\boxed{2}$": between two boxes of a list stands a separator, and a name perhaps.
-        between = "".join(c for c in text[box[1] : joined[0][0]] if c not in "$ \n\\()")
-        name, equals, rest = between.rpartition("=")
-        between = (name[:-1] if equals and name[-1:].isalpha() else between) if not rest else between
+        between = normalise(text[box[1] : joined[0][0]])
+        if between.endswith("="):
+            between = between[:-1].rstrip("_" + DIGITS)[:-1]
         # "$\boxed{15\frac34}$, or $\boxed{\frac{63}{4}}$" says one thing twice.
         if between not in (",", "and", ",and", "or", ",or", ";") or equivalent(boxes[-1][2], box[2]):
             break

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from exact import Algebra, Evaluator, Value, number
 from identity import PRECISION, real_value, same
-from latex import parse
+from latex import MARKS, parse
 from scanner import Budget, Unreadable
 
 SIGNIFICANT = 6  # digits from which a decimal may stand for an exact value
@@ -86,7 +86,7 @@ class Comparison:
 
     def _relation(self, a: tuple, b: tuple) -> bool:
         if (a[1] == ["in"]) != (b[1] == ["in"]):  # x in [1, 2] and 1 <= x <= 2, of the same x
-            names = [next((side for side in tree[2] if _is_name(side)), None) for tree in (a, b)]
+            names = [_named(tree) for tree in (a, b)]
             a, b = (_without_name(tree, ()) for tree in (a, b))
             return names[0] == names[1] and not _has_relation(a) and not _has_relation(b) and self.equal(a, b)
         if len(a[1]) != len(b[1]) or len(a[1]) > 1 or "in" in a[1] + b[1]:
@@ -173,13 +173,19 @@ def _without_name(tree: tuple, other: tuple) -> tuple:
         return _interval(signs, sides) or tree
     if tree[0] in ("list", "set"):
         items = [_without_name(item, other) if item[0] == "relation" else item for item in tree[1]]
-        names = {repr(item[2][0]) for item in tree[1] if item[0] == "relation" and item[1] == ["="]}
+        names = {_named(item) for item in tree[1] if item[0] == "relation"}
         if len(names) > 1 or any(item[0] == "relation" for item in items):
             return tree
         if other[:1] == ("union",):  # x < 1 or x > 3
             return ("union", items)
         return ("list", items)
     return tree
+
+
+def _named(relation: tuple) -> str:
+    """The variable that a relation speaks of; x_1 and x_2 are two values of x."""
+    side = next((side for side in relation[2] if _is_name(side)), relation)
+    return side[1][1].partition("_")[0] if side[0] == "value" and side[1][0] == "name" else repr(side)
 
 
 def _is_name(side: tuple) -> bool:
@@ -193,7 +199,7 @@ def _is_name(side: tuple) -> bool:
     tree = side[1]
     if tree[0] == "product":
         return len(tree[1]) == 2 and tree[1][0][0] == tree[1][1][0] == "name"
-    return tree[0] == "name"
+    return tree[0] == "name" or tree[0] == "call" and tree[1] in MARKS
 
 
 def _interval(signs: list, sides: list) -> tuple | None:

@@ -24,18 +24,8 @@ from fractions import Fraction
 from scanner import CLOSE, DIGITS, END, FUNCTIONS, GREEK, OPEN, SPELLED, TEXT, UNITS, Budget, Token, Unreadable, scan
 
 DEEPEST = 40  # levels of nesting
-RELATIONS = {
-    "=": "=",
-    "<": "<",
-    ">": ">",
-    "<=": "<=",
-    ">=": ">=",
-    "!=": "!=",
-    "le": "<=",
-    "ge": ">=",
-    "ne": "!=",
-    "in": "in",
-}
+RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=", "in")}
+RELATIONS |= {"le": "<=", "ge": ">=", "ne": "!=", "approx": "="}
 SEPARATORS = {",", ";", "and", "or"}
 AGGREGATES = {"gcd", "lcm", "min", "max"}  # functions of several arguments
 MARKS = {"mathbb", "overline", "vec", "hat", "bar", "overrightarrow"}  # set above or around a name, and a part of it
@@ -63,7 +53,9 @@ def _only_words(text: str) -> str:
     for command in TEXT:
         text = text.replace(f"\\{command}{{", "{")
     plain = "".join(" " if c in "{}()$~.!?'\"" or c.isspace() else c for c in text).split()
-    joined = "".join(plain).replace("-", "")
+    joined = "".join(plain)
+    if all(len(part) > 2 for part in joined.split("-")):
+        joined = joined.replace("-", "")  # twenty-one, and not p-q
     if len(joined) < 2 or not joined.isascii() or not joined.isalpha() or SPELLED.keys() & set(plain):
         return ""
     if all(len(word) < 3 for word in plain) and "{" not in text:
@@ -134,21 +126,30 @@ class Reader:
         return False
 
     def relation(self) -> tuple:
-        """`a`, `a = b`, `a < b <= c`."""
+        """`a`, `a = b`, `a < b <= c`. What is only near the value before it is passed over."""
         sides, signs = [self.union()], []
         while self.next.kind in RELATIONS:
+            named = sides[-1][0] == "value" and sides[-1][1][0] == "name"
+            if self.next.kind == "approx" and not named:
+                self.take()
+                self.union()
+                continue
             signs.append(RELATIONS[self.take().kind])
             sides.append(self.union())
         return ("relation", signs, sides) if signs else sides[0]
 
     def union(self) -> tuple:
         parts = [self.part()]
-        while self.accept("cup"):
+        while self.accept("cup") or parts[-1][0] in ("tuple", "set") and self._typed_union():
             parts.append(self.part())
         tree = parts[0] if len(parts) == 1 else ("union", parts)
         while self.accept("setminus"):
             tree = ("minus", tree, self.part())
         return tree
+
+    def _typed_union(self) -> bool:
+        """Take the U of `(1, 2) U (3, 4)`."""
+        return self.next.kind == "letter" and self.next.text == "U" and bool(self.take())
 
     def part(self) -> tuple:
         """A bracketed collection, words, or a value with its unit."""
@@ -158,6 +159,8 @@ class Reader:
             return ("set", [])
         if kind == r"\{":
             self.take()
+            if self.tokens[self.at].kind == "letter" and self.tokens[self.at + 1].kind in ("|", ":"):
+                return self._set_of_all()
             return ("set", self.items((r"\}",)))
         if self.at in self.collections:
             return self._collection()
@@ -188,6 +191,14 @@ class Reader:
         if (closing == "rangle") != (opening == "langle"):
             raise Unreadable("brackets of two kinds")
         return ("tuple", opening + closing, found)
+
+    def _set_of_all(self) -> tuple:
+        r"""`\{x \mid x > 2\}`: what is said of x."""
+        self.take()
+        self.take()
+        said = self.relation()
+        self.expect(r"\}")
+        return said
 
     def _words(self) -> tuple:
         """Words: `\text{(C)}` is the letter in it, and any other text its words in lower case."""

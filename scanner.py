@@ -19,7 +19,7 @@ SPELLINGS = {
     "−": "-", "–": "-", "（": "(", "）": ")", "，": ",", "′": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
     "×": r" \times ", "·": r" \cdot ", "⋅": r" \cdot ", "÷": r" \div ", "±": r" \pm ", "∓": r" \mp ", "√": r" \surd ",
     "π": r" \pi ", "θ": r" \theta ", "α": r" \alpha ", "β": r" \beta ", "∞": r" \infty ", "°": r"^\circ ",
-    "∪": r" \cup ", "∩": r" \cap ", "∈": r" \in ", "≤": r" \le ", "≥": r" \ge ", "≠": r" \ne ", "∅": r" \emptyset ",
+    "∪": r" \cup ", "∩": r" \cap ", "∈": r" \in ", "≤": r" \le ", "≥": r" \ge ", "≈": r" \approx ", "≠": r" \ne ", "∅": r" \emptyset ",
     "½": r" \frac12 ", "¼": r" \frac14 ", "¾": r" \frac34 ", "⅓": r" \frac13 ", "⅔": r" \frac23 ",
     "ℝ": r" \mathbb{R} ", "⟨": r" \langle ", "⟩": r" \rangle ",
 }  # fmt: skip
@@ -31,12 +31,12 @@ SUPERSCRIPTS = {ord(mark): digit for mark, digit in zip("⁰¹²³⁴⁵⁶⁷�
 # Commands, without their backslash.
 INVISIBLE = set(
     "left right middle big Big bigl bigr Bigl Bigr bigg Bigg biggl biggr displaystyle textstyle limits boldsymbol mathbf "
-    "bf rm it boxed fbox ( ) [ ]".split()
+    "bf rm it boxed fbox angle ( ) [ ]".split()
 )
 SPACE = {*", ! ; : > quad qquad hspace phantom".split(), " ", "\n"}
 TEXT = set("text textbf textit textrm texttt mathrm mathit mbox hbox operatorname".split())
 SAME = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "simeq": "approx", "geq": "ge",
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "ast": "*", "times": "*", "cdot": "*",
     "div": "/", "backslash": "setminus", "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
     "degree": "circ", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lg": "log",
@@ -48,7 +48,7 @@ GREEK = set(
 )
 OPEN, CLOSE = {"(", "[", r"\{", "langle"}, {")", "]", r"\}", "rangle"}
 # What models also type without a backslash. `sqrt12` is the root of 12; TeX's `\sqrt12` would be that of 1, beside a 2.
-SPELLED = {name: name for name in [*FUNCTIONS, "pi", "infty", "cup", "theta", "alpha", "beta", "and", "or"]}
+SPELLED = {name: name for name in [*FUNCTIONS, "pi", "infty", "theta", "alpha", "beta", "and", "or"]}
 SPELLED |= {"sqrt": "surd", "infinity": "infty"}
 # Units whose name is not simply the word without its plural s.
 UNITS = {
@@ -111,7 +111,7 @@ def scan(text: str, budget: Budget) -> list[Token]:
                 continue
             if name in TEXT:
                 content, at = _read_braces(text, at, budget)
-                tokens.append(Token("text", content, spaced))
+                tokens.append(Token("text", content.replace("~", " ").replace(r"\,", " ").replace(r"\ ", " "), spaced))
             elif name in "{}$%|\\#&_" or name == "":
                 tokens.append(Token("\\" + name, "", spaced))
             else:

@@ -3,13 +3,14 @@
 import itertools
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 import answers
 import synthetic
-from answer_pairs import PAIRS
+from answer_pairs import HOSTILE, PAIRS
 from answers import BUDGET, equivalent, extract_answer, normalise, steps_of
 
 
@@ -32,6 +33,7 @@ from answers import BUDGET, equivalent, extract_answer, normalise, steps_of
     (r"Thus $\boxed{3}$, $\boxed{4}$, and $\boxed{5}$.", "3, 4, 5"),
     (r"\boxed{15\frac{3}{4}}, or \boxed{\frac{63}{4}}", r"\frac{63}{4}"),
     (r"\boxed{1} is wrong, so \boxed{2}", "2"),
+    (r"$x_1=\boxed{a} \quad \text{and} \quad x_2=\boxed{b}$", "a, b"),
     # GSM8K's mark, then words, then whatever number stands last.
     ("48/2 = <<48/2=24>>24\n#### 24", "24"),
     ("#### 1\n#### 2\nBye 3", "2"),
@@ -128,6 +130,18 @@ def test_the_tables_are_what_they_claim():
     ("x = 2 + 3 = 5", "5", True),
     (r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}", r"\left(\begin{array}{c}1\\2\end{array}\right)", True),
     ("6:00 PM", "6:00 p.m.", True),
+    ("p - q", "-q+p", True),
+    ("twenty-one", r"\text{Twenty-one}", True),
+    ("(1,2) U (3,4)", r"(1,2) \cup (3,4)", True),
+    ("1/3 cup", "1/3", True),
+    (r"\frac13 \approx 0.333", r"\frac13", True),
+    (r"\frac13 \approx 0.333", "0.333", False),
+    (r"\angle ABC = 60^\circ", "60", True),
+    (r"x_1 = 1,\quad x_2 = 2", r"1 \text{ and } 2", True),
+    (r"\{x \mid -1 < x \le 2\}", "(-1, 2]", True),
+    (r"102 \mathrm{~cm}", "102", True),
+    (r"x \le -1 \text{ or } x \ge 2", r"(-\infty, -1] \cup [2, +\infty)", True),
+    (r"x \le -1 \text{ or } y \ge 2", r"(-\infty, -1] \cup [2, +\infty)", False),
     (r"\sqrt{x^2}", "x", False),  # not for negative x
     (r"\sqrt{x^2}", "|x|", True),
     (r"\sqrt12", r"\sqrt{12}", False),  # TeX prints the root of 1 beside a 2
@@ -164,18 +178,6 @@ def test_embedded_sets_grade_rightly(name):
     assert not any(equivalent(gold, "-12345") or equivalent(gold, gold + "7") for gold in golds)
 
 
-HOSTILE = [
-    *(r"9^{9^{9^9}}", r"10^{100000}", "100000000!", r"(x+y+z)^{200}", "1e400", "2e400", "__import__('os').system('x')"),
-    *("{" * 10_000, "}" * 10_000, "(" * 10_000, "[" * 1990, r"\{" * 900, "|" * 1990, "-" * 1990, "!" * 1990, "\0", "\0" * 5000),
-    *("1" * 100_000, "9" * 999, "1," * 990 + "1", "1+" * 990 + "1", "1/" * 990 + "1", "1\\pm" * 200 + "1", "x=1," * 400),
-    *(r"\frac{" * 2000, r"\frac" * 300, r"\sqrt{" * 300 + "2" + "}" * 300, r"\frac{1}{" * 39 + "x" + "}" * 39, "x^" * 900 + "2"),
-    *(r"\boxed{" * 10_000, r"\boxed{" * 5_000 + "1" + "}" * 5_000, r"\text{" * 300, r"\begin{pmatrix}" * 60, r"\left(" * 300),
-    *("5" + "!" * 50, r"2^{2^{2^{2^{2^2}}}}", r"e^{e^{e^{e^x}}}", r"(a+b+c+d+e+f)^{9}", "((((1,2),3),4),5)", "\\" * 1999),
-    *("+".join(f"\\sin({i}x)" for i in range(90)), "*".join(f"(x+{i})" for i in range(150)), r"\sin " * 400 + "x"),
-    *("a_" * 900, "²" * 1900, "é" * 1900, "\U0001d7d8" * 500, r"\log_{" * 200, r"\lfloor" * 900, "####" * 500, "1.1." * 400),
-]  # fmt: skip
-
-
 def test_hostile_text_costs_no_more_than_the_budget():
     """Nothing raises, nothing equals anything else, and no pair takes more steps than the budget."""
     for text in HOSTILE:
@@ -184,6 +186,18 @@ def test_hostile_text_costs_no_more_than_the_budget():
     for gold, answer in itertools.product(HOSTILE, [*HOSTILE, "x^2+1", "0", r"\sin 1"]):
         assert equivalent(gold, answer) == (gold == answer), (gold[:40], answer[:40])
         assert steps_of(gold, answer) <= BUDGET
+
+
+def test_no_text_raises_and_equality_is_symmetric():
+    """Pieces of answers thrown together, as a model does that has lost its thread."""
+    rng = random.Random(0)
+    texts = [text for equal, unequal in PAIRS.values() for pair in equal + unequal for text in pair if len(text) < 300]
+    for _ in range(2000):
+        gold, answer = rng.choice(texts), rng.choice(texts)
+        cut, paste = rng.randrange(len(gold) + 1), rng.randrange(len(answer) + 1)
+        broken = gold[:cut] + answer[paste:]
+        assert equivalent(broken, answer) == equivalent(answer, broken)
+        assert equivalent(broken, broken) and extract_answer(broken) is not None or not any(c.isdigit() for c in broken)
 
 
 def test_what_is_kept_of_texts_is_bounded():

@@ -134,7 +134,7 @@ def test_a_problem_without_a_solution_is_not_trained_on(tokenizer):
         ({"problem": "q", "solution": "so $\\boxed{7}$."}, "q", "so $\\boxed{7}$.", "7"),
         ({"problem": "q", "answer": 7}, "q", "", "7"),
         ({"problem": "q", "answer": 0.5}, "q", "", "0.5"),
-        ({"query": "q", "response": "The answer is: $8$"}, "q", "The answer is: $8$", "$8$"),
+        ({"query": "q", "response": "The answer is: $8$"}, "q", "The answer is: $8$", "8"),
         ({"question": "q", "answer": 5}, "q", "5", "5"),
     ],
     ids=["GSM8K", "MATH", "MATH without answer", "evaluated only", "a decimal", "MetaMath", "a bare number"],

@@ -17,8 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import answers  # noqa: E402
-from answer_pairs import PAIRS  # noqa: E402
-from test_answers import HOSTILE  # noqa: E402
+from answer_pairs import HOSTILE, PAIRS  # noqa: E402
 
 
 def measure(name: str, pairs: list[tuple[str, str]]) -> None:
