@@ -64,8 +64,9 @@ def number(value: Number) -> Value:
     return Value({frozenset(): value} if value else {})
 
 
-def atom(name: tuple) -> Value:
-    return Value({frozenset({(name, 1)}): 1})
+def atom(name: tuple, exponent: Number = 1) -> Value:
+    mono, c = _merge(frozenset(), frozenset({(name, exponent)}))
+    return Value({mono: c})
 
 
 # -------------------------------------------------------------------------------------------------------------- algebra
@@ -157,14 +158,10 @@ class Algebra:
             return self._whole_power(self.divide(number(1), base), -n)
         if n == 0 and not base.num:
             raise Unreadable("0^0")
-        rational = base.rational
-        if (
-            rational is not None
-            and (rational.numerator.bit_length() + rational.denominator.bit_length()) * n > 2 * LARGEST_BITS
-        ):
-            if abs(rational) != 1 and rational != 0:
-                raise Unreadable("a power too large")
-            return number(rational ** (n % 2 or 2))
+        if base.rational in (0, 1, -1):
+            return number(base.rational ** (n % 2 or 2)) if n else number(1)
+        if n > LARGEST_BITS:
+            raise Unreadable("a power too large")
         result = number(1)
         for bit in bin(n)[2:]:
             result = self.multiply(result, result)
@@ -173,36 +170,26 @@ class Algebra:
         return result
 
     def root(self, value: Value, n: int) -> Value:
-        """The principal n-th root; of a negative number, with n odd, the real one."""
+        """The principal n-th root; of a negative number, with n odd, the real one.
+
+        The root of a product is the product of the roots only where the factors are positive: a variable goes under a
+        root of its own only where it stands alone and to the first power. All else is an atom.
+        """
         if not value.num:
             return value
-        single = value.single
-        if n < 1 or n > 1000 or single is None:
-            return atom(("root", n, value.key()))
-        mono, c = single
-        share = Fraction(1, n)
-        if any(not (a in POSITIVE or a[0] == "prime") and (e != 1 or len(mono) > 1) for a, e in mono) or (
-            c < 0 and mono and any(not (a in POSITIVE or a[0] == "prime") for a, _ in mono)
-        ):
+        mono, c = value.single or (frozenset(), 0)
+        variables = [e for a, e in mono if a not in POSITIVE and a[0] != "prime"]
+        if not c or n > 1000 or variables and (len(mono) > 1 or variables != [1] or c < 0) or c < 0 and n % 2 == 0 and n > 2:
             return atom(("root", n, value.key()))
         result = number(1)
-        for a, e in mono:
-            result = self.multiply(result, Value(dict([_merge(frozenset(), frozenset({(a, e * share)}))])))
-        if c < 0:
-            if n % 2:
-                result = self.negate(result)
-            elif n == 2:
-                result = self.multiply(result, atom(I))
-            else:
-                return atom(("root", n, value.key()))
-        for prime, e in self._factors(abs(c)):
-            result = self.multiply(
-                result, Value(dict([_merge(frozenset(), frozenset({(("prime", prime), e * share)}))]))
-            )
-        return result
+        for a, e in [*mono, *self._factors(abs(c))]:
+            result = self.multiply(result, atom(a, e * Fraction(1, n)))
+        if c > 0:
+            return result
+        return self.negate(result) if n % 2 else self.multiply(result, atom(I))
 
-    def _factors(self, c: Fraction) -> list[tuple[int, Fraction]]:
-        """Primes and their exponents, found up to LARGEST_PRIME; what is left over stands as one factor."""
+    def _factors(self, c: Number) -> list[tuple[tuple, int]]:
+        """Primes as atoms and their exponents, found up to LARGEST_PRIME; what is left over stands as one factor."""
         found = []
         for rest, sign in ((c.numerator, 1), (c.denominator, -1)):
             prime = 2
@@ -211,12 +198,12 @@ class Algebra:
                 while rest % prime == 0:
                     rest, e = rest // prime, e + 1
                 if e:
-                    found.append((prime, Fraction(sign * e)))
+                    found.append((("prime", prime), sign * e))
                 prime += 1 if prime == 2 else 2
             self.budget.take(1 + prime // 8)
             if rest > 1:
                 side = math.isqrt(rest)
-                found.append((side, Fraction(2 * sign)) if side * side == rest else (rest, Fraction(sign)))
+                found.append((("prime", side), 2 * sign) if side * side == rest else (("prime", rest), sign))
         return found
 
 
