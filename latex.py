@@ -26,6 +26,7 @@ from scanner import CLOSE, DIGITS, END, FUNCTIONS, GREEK, OPEN, SPELLED, TEXT, U
 DEEPEST = 40  # levels of nesting
 RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=", "in")}
 RELATIONS |= {"le": "<=", "ge": ">=", "ne": "!=", "approx": "="}
+MATHEMATICAL = {*"0123456789+*/=<>^_|&%[]"}  # not found in an answer of words
 SEPARATORS = {",", ";", "and", "or"}
 AGGREGATES = {"gcd", "lcm", "min", "max"}  # functions of several arguments
 MARKS = {"mathbb", "overline", "vec", "hat", "bar", "overrightarrow"}  # set above or around a name, and a part of it
@@ -48,7 +49,7 @@ def parse(text: str, budget: Budget) -> tuple:
 
 def _only_words(text: str) -> str:
     """The words of an answer that has no mathematics in it, in lower case; one letter is a variable, not a word."""
-    if text.count("{") != text.count("}"):
+    if MATHEMATICAL & {*text} or text.count("{") != text.count("}"):
         return ""
     for command in TEXT:
         text = text.replace(f"\\{command}{{", "{")
@@ -67,7 +68,7 @@ class Reader:
     """Recursive descent over tokens. `unit` collects what stands beside the value that is being read."""
 
     def __init__(self, tokens: list[Token], budget: Budget):
-        self.tokens, self.budget = tokens, budget
+        self.tokens, self.budget, self.next = tokens, budget, tokens[0]
         self.at = self.depth = self.angles = self.bars = 0
         self.unit: str | None = None
         self.two_values = False  # whether a plus or minus stands in it
@@ -75,14 +76,11 @@ class Reader:
 
     # -- tokens
 
-    @property
-    def next(self) -> Token:
-        return self.tokens[self.at]
-
     def take(self) -> Token:
         self.budget.take()
         token = self.next
         self.at = min(self.at + 1, len(self.tokens) - 1)  # the last token, END, can be taken again and again
+        self.next = self.tokens[self.at]
         return token
 
     def accept(self, *kinds: str) -> str | None:

@@ -71,7 +71,7 @@ class Flags:
     """The flags of `python make_tiny.py`."""
 
     output_dir: str = flag("tiny-new", "folder for tokenizer/, checkpoints/, metrics.jsonl and the finished model/")
-    steps: int = flag(2200, "optimiser steps", least=1)
+    steps: int = flag(4500, "optimiser steps", least=1)
     documents: int = flag(80, "documents a step, about 95 tokens each", least=1)
     learning_rate: float = flag(3e-3, "peak learning rate", alias="--lr", least=0)
     hidden_size: int = flag(192, "width of the model, a multiple of 64", least=64)
@@ -228,6 +228,7 @@ def main(argv: list[str]) -> None:
     settings = TrainSettings(
         steps=args.steps,
         learning_rate=args.learning_rate,
+        warmup=0.1,
         weight_decay=0.1,
         micro_batch_tokens=args.micro_batch_tokens,
         log_every=args.log_every,

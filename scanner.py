@@ -85,11 +85,12 @@ class Token(NamedTuple):
 
 def scan(text: str, budget: Budget) -> list[Token]:
     """The tokens of a text, with one of kind END behind the last. Raises Unreadable."""
-    text = _raise_superscripts(text).translate(UNICODE)
+    budget.take(len(text))
+    if not text.isascii():
+        text = _raise_superscripts(text).translate(UNICODE)
     tokens: list[Token] = []
     at, depth, spaced = 0, 0, False
     while at < len(text):
-        budget.take()
         character, start = text[at], at
         if character.isspace() or character in "$~":
             spaced, at = spaced or character != "$", at + 1
@@ -110,7 +111,7 @@ def scan(text: str, budget: Budget) -> list[Token]:
                 spaced = spaced or name in SPACE
                 continue
             if name in TEXT:
-                content, at = _read_braces(text, at, budget)
+                content, at = _read_braces(text, at)
                 tokens.append(Token("text", content.replace("~", " ").replace(r"\,", " ").replace(r"\ ", " "), spaced))
             elif name in "{}$%|\\#&_" or name == "":
                 tokens.append(Token("\\" + name, "", spaced))
@@ -129,8 +130,6 @@ def scan(text: str, budget: Budget) -> list[Token]:
 
 def _raise_superscripts(text: str) -> str:
     """`5²` -> `5^{2}`."""
-    if text.isascii():
-        return text
     pieces, inside = [], False
     for character in text:
         raised = ord(character) in SUPERSCRIPTS
@@ -211,7 +210,7 @@ def _read_command(text: str, at: int) -> tuple[str, int]:
     return text[at + 1 : end], end
 
 
-def _read_braces(text: str, at: int, budget: Budget) -> tuple[str, int]:
+def _read_braces(text: str, at: int) -> tuple[str, int]:
     """What stands between the brace at `at` and the one that closes it."""
     while text[at : at + 1] == " ":
         at += 1
@@ -219,7 +218,6 @@ def _read_braces(text: str, at: int, budget: Budget) -> tuple[str, int]:
         raise Unreadable("no brace")
     depth, start = 0, at + 1
     while at < len(text):
-        budget.take()
         if text[at] == "\\":
             at += 1
         elif text[at] == "{":
