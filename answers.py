@@ -175,8 +175,15 @@ def normalise(text: str) -> str:
     """
     if len(text) > LONGEST:
         return "".join(text.replace("$", "").split())
+    text = text if text.isascii() else text.translate(UNICODE)
+    plain = _without_typography(text) if "\\" in text else text.replace("$", "").replace("~", " ")
+    return _join_thousands(_without_spaces(plain.replace("{,}", ",").strip().rstrip(".")))
+
+
+def _without_typography(text: str) -> str:
+    """LaTeX without the commands that only say how a value looks."""
     kept, wrappers, before = [], [], ""  # wrappers: of each open brace, whether it belongs to a dropped \text
-    for token in _tokens(text.translate(UNICODE)):
+    for token in _tokens(text):
         keep = token not in TYPOGRAPHY and token not in WRAPPERS
         if token == "{":
             wrappers.append(before in WRAPPERS)
@@ -186,8 +193,7 @@ def normalise(text: str) -> str:
         if keep:
             kept.append(SAME.get(token, token))
         before = token
-    plain = "".join(kept).replace("{,}", ",").strip().rstrip(".")
-    return _join_thousands(_without_spaces(plain))
+    return "".join(kept)
 
 
 def _without_spaces(text: str) -> str:
@@ -202,6 +208,8 @@ def _without_spaces(text: str) -> str:
 
 def _join_thousands(text: str) -> str:
     """`10,080` -> `10080`. Inside brackets a comma stands between coordinates or members, and stays."""
+    if "," not in text:
+        return text
     pieces = text.split(",")
     joined, depth, grouped = [pieces[0]], 0, False
     for before, after in zip(pieces, pieces[1:]):

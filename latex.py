@@ -27,6 +27,8 @@ DEEPEST = 40  # levels of nesting
 RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=", "in")}
 RELATIONS |= {"le": "<=", "ge": ">=", "ne": "!=", "approx": "="}
 MATHEMATICAL = {*"0123456789+*/=<>^_|&%[]"}  # not found in an answer of words
+SIGNS = {"+": None, "-": "negative", "pm": "either", "mp": "neither"}
+SUFFIXES = {"!", "^", "'", "%", r"\%"}
 SEPARATORS = {",", ";", "and", "or"}
 AGGREGATES = {"gcd", "lcm", "min", "max"}  # functions of several arguments
 MARKS = {"mathbb", "overline", "vec", "hat", "bar", "overrightarrow"}  # set above or around a name, and a part of it
@@ -68,7 +70,8 @@ class Reader:
     """Recursive descent over tokens. `unit` collects what stands beside the value that is being read."""
 
     def __init__(self, tokens: list[Token], budget: Budget):
-        self.tokens, self.budget, self.next = tokens, budget, tokens[0]
+        budget.take(4 * len(tokens))  # no token is read twice
+        self.tokens, self.next = tokens, tokens[0]
         self.at = self.depth = self.angles = self.bars = 0
         self.unit: str | None = None
         self.two_values = False  # whether a plus or minus stands in it
@@ -77,9 +80,10 @@ class Reader:
     # -- tokens
 
     def take(self) -> Token:
-        self.budget.take()
         token = self.next
-        self.at = min(self.at + 1, len(self.tokens) - 1)  # the last token, END, can be taken again and again
+        self.at += 1
+        if self.at == len(self.tokens):
+            raise Unreadable("cut")
         self.next = self.tokens[self.at]
         return token
 
@@ -234,15 +238,12 @@ class Reader:
 
     def sum(self) -> tuple:
         self.descend()
-        terms, sign = [], self.accept("+", "-", "pm", "mp")
-        while True:
+        terms: list[tuple] = []
+        while not terms or self.next.kind in SIGNS:
+            signed = SIGNS[self.take().kind] if self.next.kind in SIGNS else None
             term = self.product()
-            signed = {"-": "negative", "pm": "either", "mp": "neither"}.get(sign or "+")
             terms.append((signed, term) if signed else term)
             self.two_values |= signed in ("either", "neither")
-            sign = self.accept("+", "-", "pm", "mp")
-            if not sign:
-                break
         self.depth -= 1
         return terms[0] if len(terms) == 1 else ("sum", terms)
 
@@ -250,13 +251,14 @@ class Reader:
         """Factors with or without a sign between them; `/` takes only the factor behind it: 11\\sqrt3/2, 1/2x = x/2."""
         value = self.factor()
         while True:
-            sign = self.accept("*", "/")
-            if sign:
+            kind = self.next.kind
+            if kind == "*" or kind == "/":
+                self.take()
                 negative = self.accept("-")
                 right = self.factor()
                 right = ("negative", right) if negative else right
-                value = ("quotient", value, right) if sign == "/" else _times(value, right)
-            elif self._unit_words():
+                value = ("quotient", value, right) if kind == "/" else _times(value, right)
+            elif kind == "word" and self._unit_words():
                 return value
             elif self._begins_factor():
                 if value[0] == "number" and self.next.kind == "number":
@@ -282,7 +284,7 @@ class Reader:
 
     def _unit_words(self) -> bool:
         """Take `apples` of `5 apples`, if such words are next. A word that touches its number is a factor: 3xyz."""
-        if self.next.kind != "word" or not (self.next.spaced or self.next.text in UNITS):
+        if not self.next.spaced and self.next.text not in UNITS:
             return False
         words = []
         while self.next.kind == "word" or words and self.next.kind == "letter":
@@ -301,18 +303,18 @@ class Reader:
         """A primary with what hangs on it: powers, factorials, degrees, percent."""
         self.descend()
         value = self.primary()
-        while True:
-            if self.accept("!"):
+        while self.next.kind in SUFFIXES:
+            kind = self.take().kind
+            if kind == "!":
                 value = ("call", "factorial", [value])
-            elif self.accept(r"\%", "%"):
-                self.unit = "%"
-            elif self.next.kind == "'" and value[0] == "name":
-                self.take()
-                value = ("name", value[1] + "'")
-            elif self.accept("^"):
+            elif kind == "^":
                 value = self._raised(value)
+            elif kind == "'":
+                if value[0] != "name":
+                    raise Unreadable("a prime on no name")
+                value = ("name", value[1] + "'")
             else:
-                break
+                self.unit = "%"
         self.depth -= 1
         return value
 

@@ -125,7 +125,7 @@ def scan(text: str, budget: Budget) -> list[Token]:
         if tokens:
             depth += (tokens[-1].kind in OPEN) - (tokens[-1].kind in CLOSE)
         spaced = False
-    return [*tokens, Token(END, "", spaced)]
+    return [*tokens, Token(END), Token(END)]  # the second is never taken: one may always look at what is next
 
 
 def _raise_superscripts(text: str) -> str:

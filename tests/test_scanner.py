@@ -7,8 +7,8 @@ from scanner import END, Budget, Unreadable, scan
 
 def kinds(text: str) -> list[str]:
     """Token kinds, with the text of those that have one."""
-    *tokens, last = scan(text, Budget(10_000))
-    assert last.kind == END
+    *tokens, end, never_taken = scan(text, Budget(10_000))
+    assert end.kind == never_taken.kind == END
     return [token.text or token.kind for token in tokens]
 
 
