@@ -4,8 +4,9 @@ r"""Find the final answer in a completion, and tell whether it equals the gold o
 
 A completion gives its answer in a box (MATH's form), after `####` (GSM8K's form), in words ("the answer is"), or by
 ending on a number. Two answers are equal when they are the same text once typography is gone, or when both can be read
-as mathematics (latex.py) and are of one kind with equal values (compare.py). Nothing is rounded but where a decimal of six digits or
-more stands for an exact value, nothing is ever run, no function raises, and each comparison has a fixed budget of steps.
+as mathematics (latex.py) and are of one kind with equal values (compare.py). Nothing is rounded but where a decimal of
+six digits or more stands for an exact value, nothing is ever run, no function raises, and each comparison has a fixed
+budget of steps.
 
 Forms as in GSM8K (arXiv 2110.14168) and MATH (arXiv 2103.03874).
 """
@@ -37,8 +38,8 @@ def extract_answer(text: str, strict: bool = False) -> str | None:
     r"""The final answer a text gives, or None.
 
     The last `\boxed{...}` or `\fbox{...}` that is closed and not empty, with those joined to it by "and", "or" or a
-    comma; else the rest of the line after the last `####`; else what follows the last "answer is", "answer:" or (where a line
-    begins) "A:"; else the last number. `strict` takes the first two only: what the text itself marks.
+    comma; else the rest of the line after the last `####`; else what follows the last "answer is", "answer:" or (where
+    a line begins) "A:"; else the last number. `strict` takes the first two only: what the text itself marks.
     """
     box = _last_boxes(text)
     if box:
@@ -111,7 +112,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 def _after_words(text: str) -> str:
-    """What a sentence calls its answer: mathematics between dollar signs if there is any, else the words up to its end."""
+    """What a sentence calls its answer: the mathematics between dollar signs if any, else the words up to its end."""
     lower = "\n" + text.translate(LOWER)  # one place further than in the text
     ends = [lower.rfind(marker) + len(marker) - 1 for marker in ("answer is", "answer:") if marker in lower]
     line = ("\n" + text).rfind("\nA:")

@@ -1,10 +1,10 @@
-"""Equality of two answers by their kinds: values, tuples, intervals, lists, equations, matrices, numerals of a base, words.
+"""Equality of two answers by their kinds: values, tuples, intervals, lists, equations, matrices, numerals, words.
 
     python compare.py '-2 \\le x \\le 7' '[-2, 7]'        # equal
 
-Both answers are trees (latex.py). Coordinates have an order, members of a list have none, brackets of an interval matter. A
-variable that only names the answer (`x = 5`) is dropped where the other side has none. Expressions are compared by
-value (exact.py, identity.py), units only where both sides have one.
+Both answers are trees (latex.py). Coordinates have an order, members of a list have none, brackets of an interval
+matter. A variable that only names the answer (`x = 5`) is dropped where the other side has none. Expressions are
+compared by value (exact.py, identity.py), units only where both sides have one.
 """
 
 import sys

@@ -2,11 +2,11 @@ r"""From the tree of an expression to its exact value.
 
     python exact.py '\frac{6}{\sqrt{12}}'        # 1 * 3^(1/2)
 
-A value is a quotient of two polynomials with rational coefficients over atoms: variables, pi, e, i, the roots of primes
-(2^(1/2), 5^(2/3), ...), and whatever has no simpler form (sin x, 2^n, the root of a sum). Terms with the same atoms are one
-term, whole powers of primes are numbers, i^2 is -1, and a denominator of one term is taken into the numerator. So equal values
-without atoms of the last sort have equal cross products, term by term: different roots of primes are linearly independent over
-the rationals (Besicovitch 1940). With such atoms, identity.py decides.
+A value is a quotient of two polynomials with rational coefficients over atoms: variables, pi, e, i, the roots of
+primes (2^(1/2), 5^(2/3), ...), and whatever has no simpler form (sin x, 2^n, the root of a sum). Terms with the same
+atoms are one term, whole powers of primes are numbers, i^2 is -1, and a denominator of one term is taken into the
+numerator. So equal values without atoms of the last sort have equal cross products, term by term: different roots of
+primes are linearly independent over the rationals (Besicovitch 1940). With such atoms, identity.py decides.
 
 Integers and the number of terms are bounded, and each operation takes from a budget.
 """

@@ -2,10 +2,10 @@
 
     python identity.py '2^{n+1}' '2 \\cdot 2^n'        # equal
 
-Sixty digits are carried along, each number with a bound on its error, so that "equal" means: no further apart than the bounds,
-which must be far below the values. Points are drawn from a hash, the same on every machine, and variables take both
-signs: the root of x^2 is |x| and not x. An identity that holds at three points of thirty-odd digits holds everywhere but for
-an accident nobody will see. Sources: identity testing, Schwartz 1980, Zippel 1979.
+Sixty digits are carried along, each number with a bound on its error, so that "equal" means: no further apart than the
+bounds, which must be far below the values. Points are drawn from a hash, the same on every machine, and variables take
+both signs: the root of x^2 is |x| and not x. An identity that holds at three points of thirty-odd digits holds
+everywhere but for an accident nobody will see. Sources: identity testing, Schwartz 1980, Zippel 1979.
 """
 
 import hashlib
