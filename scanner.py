@@ -8,6 +8,7 @@ budget that the parser and the algebra take from too, so that no text can hang t
 """
 
 import sys
+from string import ascii_letters
 from typing import NamedTuple
 
 DIGITS = "0123456789"
@@ -100,8 +101,7 @@ def scan(text: str, budget: Budget) -> list[Token]:
             number, at = (character, at + 1) if one else _read_number(text, at, depth)
             tokens.append(Token("number", number, spaced))
         elif character.isascii() and character.isalpha():
-            while at < len(text) and text[at].isascii() and text[at].isalpha():
-                at += 1
+            at = _end_of_run(text, at, ascii_letters)
             tokens += _read_letters(text[start:at], spaced, tokens, text[at : at + 1])
         elif character == "\\":
             name, at = _read_command(text, at)
@@ -146,10 +146,9 @@ def _takes_one_digit(tokens: list[Token]) -> bool:
     return last[-1:] in (["frac"], ["binom"]) or last[:1] in (["frac"], ["binom"]) and last[-1] in ("number", "letter")
 
 
-def _digits_from(text: str, at: int) -> int:
-    while at < len(text) and text[at] in DIGITS:
-        at += 1
-    return at
+def _end_of_run(text: str, at: int, characters: str) -> int:
+    """Where the run of these characters ends that begins at `at`. Texts are short: LONGEST in answers.py."""
+    return len(text) - len(text[at:].lstrip(characters))
 
 
 def _read_number(text: str, at: int, depth: int) -> tuple[str, int]:
@@ -158,7 +157,7 @@ def _read_number(text: str, at: int, depth: int) -> tuple[str, int]:
     `{,}` and `,\!` always join groups of three; a bare comma only outside of brackets, where it separates; and only if
     every group that follows has three digits.
     """
-    end = _digits_from(text, at)
+    end = _end_of_run(text, at, DIGITS)
     number, after = text[at:end], end
     follows_comma = text[at - 1 : at] == "," and text[at - 2 : at - 1] in [*DIGITS] and depth == 0
     if 1 <= len(number) <= 3 and number[0] != "0" and not follows_comma:
@@ -168,7 +167,7 @@ def _read_number(text: str, at: int, depth: int) -> tuple[str, int]:
             begin = after + len(comma or "")
             while comma == r",\!" and text[begin : begin + 1] == " ":
                 begin += 1
-            finish = _digits_from(text, begin)
+            finish = _end_of_run(text, begin, DIGITS)
             if comma is None or finish == begin or comma == "," and depth > 0:
                 number, end = joined, after
                 break
@@ -176,7 +175,7 @@ def _read_number(text: str, at: int, depth: int) -> tuple[str, int]:
                 break
             joined, after = joined + text[begin:finish], finish
     if text[end : end + 1] == ".":
-        finish = _digits_from(text, end + 1)
+        finish = _end_of_run(text, end + 1, DIGITS)
         if finish > end + 1:
             number, end = number + text[end:finish], finish
             if text[end : end + 1] == "." and text[end + 1 : end + 2] in [*DIGITS]:
@@ -203,10 +202,7 @@ def _read_letters(run: str, spaced: bool, before: list[Token], following: str) -
 
 
 def _read_command(text: str, at: int) -> tuple[str, int]:
-    end = at + 1
-    while end < len(text) and text[end].isascii() and text[end].isalpha():
-        end += 1
-    end = max(end, at + 2)
+    end = max(_end_of_run(text, at + 1, ascii_letters), at + 2)  # no letter: the one character behind the backslash
     return text[at + 1 : end], end
 
 
