@@ -21,6 +21,7 @@ from scanner import DIGITS, UNICODE, Budget, Unreadable
 
 BUDGET = 10_000  # steps that one comparison may take, some 20 ms: a quarter to read either answer, half to compare
 LONGEST = 2000  # characters; longer answers are compared as they stand
+MOST_JOINED = 16  # boxes of one list: each is compared with the last, and a text may hold any number of them
 
 LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # str.lower may change the length
 # LaTeX that says how a value looks and not what it is.
@@ -55,7 +56,7 @@ def _last_boxes(text: str) -> str:
     r"""The contents of the last box and of those that are joined to it; "" where there is none."""
     if not any(box in text for box in BOXES):
         return ""
-    boxes = _boxes(text)
+    boxes = _boxes(text)[-MOST_JOINED:]
     joined = boxes[-1:]
     for box in reversed(boxes[:-1]):
         # "$x=\boxed{1}$ and $x=\boxed{2}$": between two boxes of a list stands a separator, and a name perhaps.
@@ -72,12 +73,8 @@ def _last_boxes(text: str) -> str:
 def _boxes(text: str) -> list[tuple[int, int, str]]:
     """(begin, end, content) of each box that is closed and holds something, in order; of nested ones the innermost."""
     found: list[tuple[int, int, str]] = []
-    opened, at, before, box_at = (
-        [],
-        0,
-        "",
-        -1,
-    )  # opened: (begin of the box or -1, begin of its content) of each open brace
+    opened: list[tuple[int, int]] = []  # of each open brace: where its box begins or -1, where its content begins
+    at, before, box_at = 0, "", -1
     for token in _tokens(text):
         if token in BOXES:
             box_at = at

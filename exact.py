@@ -57,14 +57,17 @@ class Value:
 
 
 def from_key(key: tuple) -> Value:
+    """The value that `Value.key` was taken of."""
     return Value(dict(key[0]), dict(key[1]))
 
 
 def number(value: Number) -> Value:
+    """A rational number as a value; zero has no terms."""
     return Value({frozenset(): value} if value else {})
 
 
 def atom(name: tuple, exponent: Number = 1) -> Value:
+    """A power of one atom as a value: ("name", "x"), ("prime", 2), ("sin", key of the argument), ..."""
     mono, c = _merge(frozenset(), frozenset({(name, exponent)}))
     return Value({mono: c})
 

@@ -80,7 +80,8 @@ def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
                 return False
             points = Points(tried, budget)
             try:
-                difference = points.value(a) - points.value(b)
+                left = points.value(a)
+                difference = left - points.value(b)
             except (Unreadable, ArithmeticError):
                 if budget.left < 0:
                     raise Unreadable("over budget") from None
@@ -88,7 +89,7 @@ def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
             if difference.size > difference.error:
                 return False
             # An error that swallows the values would agree with anything.
-            if difference.error > Decimal("1e-30") * max(Decimal(1), points.value(a).size) and difference.error:
+            if difference.error > Decimal("1e-30") * max(Decimal(1), left.size) and difference.error:
                 continue
             agreed += 1
             if not points.seen:
@@ -156,7 +157,7 @@ class Points:
 
 
 PI_DIGITS = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
-TWO, HALF = Numeric(Decimal(2)), Numeric(Decimal("0.5"))
+HALF = Numeric(Decimal("0.5"))
 IMAGINARY = Numeric(Decimal(0), Decimal(1))
 
 

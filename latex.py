@@ -203,7 +203,7 @@ class Reader:
         return said
 
     def _words(self) -> tuple:
-        """Words: `\text{(C)}` is the letter in it, and any other text its words in lower case."""
+        r"""Words: `\text{(C)}` is the letter in it, and any other text its words in lower case."""
         pieces = []
         while self.next.kind in ("text", "word") and not (pieces and self._is_separator_text()):
             pieces.append(self.take().text)
@@ -451,7 +451,12 @@ class Reader:
         self.angles += 1
         if function in AGGREGATES:
             self.expect("(", r"\{")
-            arguments = [item[1] for item in self.items((")", r"\}")) if item[0] == "value"]
+            unit, two_values = self.unit, self.two_values  # of the value this call stands in
+            items = self.items((")", r"\}"))
+            self.unit, self.two_values = unit, two_values
+            if any(item[0] != "value" or item[2] for item in items):
+                raise Unreadable("an argument that is no number")
+            arguments = [item[1] for item in items]
         elif self.accept("("):
             arguments = [self.sum()]
             self.expect(")")

@@ -79,6 +79,8 @@ class Budget:
 
 
 class Token(NamedTuple):
+    """What the parser reads at a time."""
+
     kind: str  # number, letter, word, text, or the sign or command itself
     text: str = ""
     spaced: bool = False  # white space stands before it

@@ -141,6 +141,8 @@ def test_the_tables_are_what_they_claim():
     (r"\{x \mid -1 < x \le 2\}", "(-1, 2]", True),
     (r"102 \mathrm{~cm}", "102", True),
     (r"x \le -1 \text{ or } x \ge 2", r"(-\infty, -1] \cup [2, +\infty)", True),
+    (r"\pm 2 + \gcd(4, 6)", "4, 0", True),
+    (r"\pm 2 + \gcd(4, 6)", "4", False),
     (r"x \le -1 \text{ or } y \ge 2", r"(-\infty, -1] \cup [2, +\infty)", False),
     (r"\sqrt{x^2}", "x", False),  # not for negative x
     (r"\sqrt{x^2}", "|x|", True),
@@ -198,6 +200,11 @@ def test_no_text_raises_and_equality_is_symmetric():
         broken = gold[:cut] + answer[paste:]
         assert equivalent(broken, answer) == equivalent(answer, broken)
         assert equivalent(broken, broken) and extract_answer(broken) is not None or not any(c.isdigit() for c in broken)
+
+
+def test_a_crowd_of_boxes_is_read_from_its_end():
+    boxes = [rf"\boxed{{(x+y+z)^{{200}}+{i}}}" for i in range(5000)]
+    assert extract_answer(", ".join(boxes)).count("200") == answers.MOST_JOINED
 
 
 def test_what_is_kept_of_texts_is_bounded():

@@ -80,7 +80,7 @@ def test_answers(text, tree):
 
 @pytest.mark.parametrize("text", [
     "", "(", "1 +", "+ +", r"\frac{1}", r"\sqrt", r"x^", "1 2", "0x10", "1e5", "1_000", "2.0.1", r"\unknown{5}", "5 # 3", "4:30", "(1, 2",
-    r"\text{open", r"\begin{pmatrix} 1", r"\begin{cases} 1 \end{cases}", r"\sqrt12", "__import__('os')", "x2", "1" * 2000,
+    r"\gcd(\pm 4, 6)", r"\text{open", r"\begin{pmatrix} 1", r"\begin{cases} 1 \end{cases}", r"\sqrt12", "__import__('os')", "x2", "1" * 2000,
 ])  # fmt: skip
 def test_unreadable(text):
     with pytest.raises(Unreadable):
