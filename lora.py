@@ -59,7 +59,7 @@ class LoRALinear(Linear):
         if self.original is not None:
             return y
         inner = F.linear(x, self.lora_A.to(x.dtype)) * self.scale  # [T, in] -> [T, r]: the cheap place to scale
-        return y + F.linear(inner, self.lora_B.to(x.dtype))  # [T, r] -> [T, out]
+        return y.addmm_(inner, self.lora_B.T.to(x.dtype))  # [T, r] -> [T, out], added in the same pass
 
     @torch.no_grad()
     def merge(self) -> None:

@@ -51,6 +51,27 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
+class Normalise(torch.autograd.Function):
+    """x / sqrt(mean(x²) + eps) over the last axis, computed in fp32.
+
+    With y = x · s and s = 1 / sqrt(mean(x²) + eps), the gradient is s · (g - y · mean(g · y)). Written out, it keeps x
+    in its own dtype and one s a token; autograd by itself would keep three copies of x, two of them in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, scale)
+        return (wide * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        x, scale = ctx.saved_tensors
+        y, grad = x.float() * scale, grad.float()
+        return (scale * (grad - y * (grad * y).mean(-1, keepdim=True))).to(x.dtype), None
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight, the mean taken in fp32."""
 
@@ -60,9 +81,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight.to(x.dtype) * normed.to(x.dtype)
+        return self.weight.to(x.dtype) * Normalise.apply(x, self.eps)
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -101,6 +120,20 @@ class Attention(nn.Module):
         return self.o_proj(mixed.reshape(tokens, -1))  # [T, H, h] -> [T, H·h] -> [T, D]
 
 
+class Gated(torch.autograd.Function):
+    """silu(gate) · up, the widest tensors of the network: only the two arguments are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
 
@@ -111,7 +144,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(Gated.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class Layer(nn.Module):

@@ -27,7 +27,8 @@ from model import PackedAttention, Qwen2
 from runtime import UserError, clock, peak_memory_mib, write_text
 
 BETAS = (0.9, 0.95)  # a shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one
-LOGITS_AT_ONCE = 1 << 25  # elements of a chunk of logits: 128 MiB in fp32
+LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
+WIDE_AT_ONCE = 1 << 19  # and of those that stand in fp32: so few that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class TrainTotals:
 class SummedCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(hidden · weightᵀ)[target], the logits never whole in memory.
 
-    For each chunk of rows the forward pass computes the logits, their loss and at once their gradient; backward only
-    scales it. hidden [N, D], weight [V, D], targets [N] -> a scalar in fp32.
+    For each chunk of rows the forward pass computes the logits, their loss and at once, in the same memory, their
+    gradient; backward only scales it. hidden [N, D], weight [V, D], targets [N] -> a scalar in fp32.
     """
 
     @staticmethod
@@ -74,19 +75,16 @@ class SummedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        rows = max(256, LOGITS_AT_ONCE // len(weight))
+        rows = min(len(targets), max(256, LOGITS_AT_ONCE // len(weight)))
+        buffer = hidden.new_empty(rows, len(weight))
         for start in range(0, len(targets), rows):
-            part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
-            log_probs = (part @ matrix.T).float().log_softmax(-1)  # [rows, V]
-            total -= log_probs.gather(1, wanted).sum()
-            if wants_hidden or wants_weight:
-                # d loss / d logits = softmax - one-hot, made in place of the log-probabilities.
-                grad = log_probs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-                grad = grad.to(hidden.dtype)
+            part = hidden[start : start + rows]
+            logits = torch.mm(part, matrix.T, out=buffer[: len(part)])  # [rows, V]
+            total += _loss_then_gradient(logits, targets[start : start + rows])
             if wants_hidden:
-                grad_hidden[start : start + rows] = grad @ matrix
+                torch.mm(logits, matrix, out=grad_hidden[start : start + rows])
             if wants_weight:
-                grad_weight.add_(grad.T @ part)  # in place and without a wide copy: this matrix is the largest there is
+                grad_weight.add_(logits.T @ part)  # in place and without a wide copy: this matrix is the largest there is
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -98,6 +96,17 @@ class SummedCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(grad_output),
             None,
         )
+
+
+def _loss_then_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of logits [n, V] and targets [n]; the logits become its gradient, softmax - one-hot."""
+    total = torch.zeros((), device=logits.device, dtype=torch.float32)
+    rows = max(1, WIDE_AT_ONCE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for part, wanted in zip(logits.split(rows), targets[:, None].split(rows)):
+        log_probs = part.float().log_softmax(-1)
+        total -= log_probs.gather(1, wanted).sum()
+        part.copy_(log_probs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32)))
+    return total
 
 
 def summed_loss(
