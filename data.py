@@ -9,6 +9,7 @@ of T tokens without padding. Targets are positions, never ids: the prompt is mas
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,10 +52,12 @@ class Example:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Documents end to end in one row of T tokens, and the N places at which a target is predicted."""
+    """What all documents begin with, then the rest of each, end to end in one row of T tokens, and the N places at
+    which a target is predicted."""
 
     ids: Tensor  # [T] the last token of each document is left out: nothing is predicted from it
-    lengths: list[int]  # tokens of each document in the row
+    shared: int  # tokens at the head of the row that stand there for all documents
+    lengths: list[int]  # tokens of each document behind it
     predictors: Tensor  # [N] positions in the row whose hidden state predicts a target
     targets: Tensor  # [N] the ids to be predicted there
 
@@ -251,20 +254,30 @@ def split_by_tokens(examples: list[Example], most: int) -> list[list[Example]]:
     return groups
 
 
+def shared_beginning(documents: list[list[int]]) -> int:
+    """How many first tokens the documents have in common, so that at least one token of each is left."""
+    if len(documents) == 1:
+        return 0
+    shortest = min(map(len, documents))
+    return max(0, min(len(os.path.commonprefix(documents)), shortest - 1))  # which takes any lists, not paths alone
+
+
 def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedBatch:
-    """Lay documents end to end. Token t is predicted by the hidden state of token t-1 of the same document."""
-    ids, lengths, predictors, targets = [], [], [], []
-    for example in examples:
-        start = len(ids)
-        ids += example.ids[:-1]
-        lengths.append(len(example.ids) - 1)
-        for position, is_target in enumerate(example.is_target):
-            if is_target and position > 0:
-                predictors.append(start + position - 1)
-                targets.append(example.ids[position])
-    return PackedBatch(
-        torch.tensor(ids, device=device), lengths, torch.tensor(predictors, device=device), torch.tensor(targets, device=device)
-    )
+    """Lay documents end to end. Token t is predicted by the hidden state of token t-1 of the same document.
+
+    Their common beginning is computed once for all: nothing may be predicted from it, so it ends before the first target.
+    """
+    wanted = [[t for t in range(1, len(example.ids)) if example.is_target[t]] for example in examples]
+    shared = shared_beginning([example.ids[: times[0] if times else -1] for example, times in zip(examples, wanted)])
+    ids, lengths, predictors, targets = examples[0].ids[:shared], [], [], []
+    for example, times in zip(examples, wanted):
+        start = len(ids) - shared  # of the whole document, were its beginning to stand here
+        ids += example.ids[shared:-1]
+        lengths.append(len(example.ids) - 1 - shared)
+        predictors += [start + t - 1 for t in times]
+        targets += [example.ids[t] for t in times]
+    ids, predictors, targets = (torch.tensor(numbers, device=device) for numbers in (ids, predictors, targets))
+    return PackedBatch(ids, shared, lengths, predictors, targets)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checkpoint import Run, find_model, load_model, load_run
+from data import Example, pack, shared_beginning
 from flags import flag, parse_flags, run_command
-from model import Config, PackedAttention, Qwen2
+from attention import PackedAttention
+from model import Config, Qwen2
 from runtime import UsageError, keep_freed_memory, pick_device, pick_dtype
 from tokenizer import Tokenizer
 
 CACHE_BYTES = 2 << 30  # what keys and values of all rows may take, unless the number of rows is given
 MOST_ROWS = 256  # more are hardly faster: attention then takes the time
+WIDE_AT_ONCE = 1 << 19  # logits that stand in fp32 at a time
 MAX_NEW_TOKENS = 1024  # unless asked otherwise; the model's positions may leave less
 
 
@@ -144,20 +147,22 @@ class KVCache:
 def _prefill(model: Qwen2, prompts: list[list[int]], prefix: Tensor | None) -> list[list[Tensor]]:
     """Keys and values of each prompt behind the prefix: per prompt and layer [2, K, P + n, h]."""
     device = model.head_weight.device
-    lengths = [len(prompt) for prompt in prompts]
-    packed = PackedAttention(lengths, prefix, device)
+    shared = shared_beginning(prompts)  # read once for all
+    rest = [len(prompt) - shared for prompt in prompts]
+    packed = PackedAttention(rest, prefix, device, shared)
     pasts = [[] for _ in prompts]
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         states = torch.stack((keys, values)).transpose(1, 2)  # [2, T, K, h] -> [2, K, T, h]
-        for past, part in zip(pasts, states.split(lengths, dim=2)):  # [2, K, n, h]
-            if prefix is not None:
-                front = prefix[layer].to(part).transpose(1, 2)  # [2, P, K, h] -> [2, K, P, h]
-                part = torch.cat((front, part), dim=2)
-            past.append(part)
+        front, *own = states.split([shared, *rest], dim=2)
+        if prefix is not None:
+            front = torch.cat((prefix[layer].to(states).transpose(1, 2), front), dim=2)  # [2, K, P + shared, h]
+        for past, part in zip(pasts, own):
+            past.append(torch.cat((front, part), dim=2))  # [2, K, P + n, h]
         return packed(layer, queries, keys, values)
 
-    model(torch.tensor(sum(prompts, []), device=device), packed.positions, attend)
+    ids = prompts[0][:shared] + [token for prompt in prompts for token in prompt[shared:]]
+    model(torch.tensor(ids, device=device), packed.positions, attend)
     return pasts
 
 
@@ -211,26 +216,32 @@ def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, tempe
     """The next token of each row, and the log-probability that the untouched model gives it."""
     positions = cache.begin_step([row.position for row in live])
     hidden = model(torch.tensor([row.token for row in live], device=positions.device), positions, cache)  # [B, D]
-    logits = model.logits(hidden).float()  # [B, V]
+    logits = model.logits(hidden)  # [B, V]
     real = logits[:, :vocab_size]  # the tokenizer's ids; the rest are padding rows of the vocabulary
     if temperature == 0:
         tokens = real.argmax(-1)
     else:
         uniforms = torch.tensor([row.random.random() for row in live], dtype=torch.float64, device=logits.device)
-        tokens = choose(real, uniforms, temperature, top_p, top_k)
-    log_probs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)  # [B]
-    return tokens.tolist(), log_probs.tolist()
+        tokens = choose(real.float(), uniforms, temperature, top_p, top_k)
+    return tokens.tolist(), _log_probs_of(tokens, logits).tolist()
+
+
+def _log_probs_of(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Log-probabilities [n] in fp32 of tokens [n] under logits [n, V], a few rows at a time: they stay in the cache."""
+    rows = max(1, WIDE_AT_ONCE // logits.shape[1])
+    parts = zip(logits.split(rows), tokens[:, None].split(rows))
+    return torch.cat([part.log_softmax(-1, dtype=torch.float32).gather(1, wanted)[:, 0] for part, wanted in parts])
 
 
 @torch.inference_mode()
 def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int], vocab_size: int,
-             max_new_tokens: int = MAX_NEW_TOKENS, samples: int = 1, temperature: float = 0.0, top_p: float = 1.0,
+             max_new_tokens: int | list[int] = MAX_NEW_TOKENS, samples: int = 1, temperature: float = 0.0, top_p: float = 1.0,
              top_k: int = 0, seed: int = 0, rows: int | None = None, prefix: Tensor | None = None,
              skip: Container[tuple[int, int]] = (), prefill_tokens: int = 8192) -> Iterator[Completion]:
     """Yield `samples` completions of each prompt, in the order in which they end.
 
     `temperature` 0 is greedy: the most probable token, without a penalty. Ids from `vocab_size` on, the size of the
-    tokenizer, are never produced. `max_new_tokens` is cut to what the model's positions leave; a prompt that leaves
+    tokenizer, are never produced. `max_new_tokens`, one number or one for each prompt, is cut to what the model's positions leave; a prompt that leaves
     none gives an empty completion that ends by "length". `rows` are decoded at a time (by default as many as CACHE_BYTES
     hold), prompts are read `prefill_tokens` at a time; both bound memory. `prefix` [L, 2, P, K, h] stands before all. Pairs
     (problem, sample) in `skip` are left out, and the others come out as they would have. Raises ValueError for an
@@ -239,12 +250,13 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
     if not all(prompts):
         raise ValueError(f"prompt {prompts.index([])} is empty: there is no token to go on from")
     front = 0 if prefix is None else prefix.shape[2]
+    limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
     jobs = []
     # Long prompts first: neighbours are of like length, and memory runs out at once or never.
     for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
         # The prompt's last token is read once more, so that every new token comes from a decoding step.
         start = front + len(prompts[i]) - 1
-        limit = max(0, min(max_new_tokens, model.config.max_position_embeddings - start - 1))
+        limit = max(0, min(limits[i], model.config.max_position_embeddings - start - 1))
         for s in range(samples):
             if (i, s) not in skip:
                 jobs.append(_Row(i, s, prompts[i][-1], start, limit, np.random.default_rng((seed, i, s))))
@@ -289,18 +301,17 @@ def log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]], prefi
         if not ids or is_target[0]:
             raise ValueError(f"document {number}: its first token cannot be predicted, nothing stands before it")
     found = [torch.empty(0)] * len(documents)
-    order = sorted(range(len(documents)), key=lambda i: -len(documents[i][0]))
+    order = sorted((i for i, (_, flags) in enumerate(documents) if any(flags)), key=lambda i: -len(documents[i][0]))
     while order:
         count = max(1, chunk_tokens // len(documents[order[0]][0]))  # the first is the longest
         chunk, order = order[:count], order[count:]
-        packed = PackedAttention([len(documents[i][0]) for i in chunk], prefix, device)
-        ids = torch.tensor([token for i in chunk for token in documents[i][0]], device=device)  # [T]
-        targets = torch.tensor([flag for i in chunk for flag in documents[i][1]], device=device).nonzero()[:, 0]
-        hidden = model(ids, packed.positions, packed)  # [T, D]
+        batch = pack([Example(*documents[i]) for i in chunk], device)
+        packed = PackedAttention(batch.lengths, prefix, device, batch.shared)
+        hidden = model(batch.ids, packed.positions, packed)[batch.predictors]  # [N, D]
         parts = []
-        for part in targets.split(max(1, chunk_logits // model.config.vocab_size)):
-            logits = model.logits(hidden[part - 1]).float()  # [part, V], each from the token before its target
-            parts.append(logits.gather(1, ids[part, None])[:, 0] - logits.logsumexp(-1))
+        rows = max(1, chunk_logits // model.config.vocab_size)
+        for part, targets in zip(hidden.split(rows), batch.targets.split(rows)):
+            parts.append(_log_probs_of(targets, model.logits(part)))
         for i, part in zip(chunk, torch.cat(parts).cpu().split([sum(documents[i][1]) for i in chunk])):
             found[i] = part
     return found

@@ -46,7 +46,8 @@ DEFAULTS = {
         "prefix": {"learning_rate": 2e-2, **TINY},
     },
     "real": {
-        "sft": {"learning_rate": 1e-5, **REAL},
+        # Gradients and moments stand between what each micro-batch needs: in pieces the heap tears, and takes more.
+        "sft": {"learning_rate": 1e-5, **REAL, "micro_batch_tokens": 4096},
         "lora": {"learning_rate": 2e-4, **REAL},
         "prefix": {"learning_rate": 5e-3, **REAL},
     },

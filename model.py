@@ -3,12 +3,11 @@
     python -m pytest tests/test_model.py -v     # equal to transformers, shape by shape
 
 The model knows of no adapter, no file and no cache. It is given the token ids, their positions, and `attend`: a function
-that says which keys and values each query may look at. Training passes `PackedAttention` below, where documents stand end
-to end and do not see each other; generation passes one that reads and writes a key/value cache. Everything else of the
+that says which keys and values each query may look at. Training passes `attention.PackedAttention`, where documents stand
+end to end and do not see each other; generation passes one that reads and writes a key/value cache. Everything else of the
 network works on each token alone, which is why a batch is one row of T tokens and needs no padding.
 
-Shapes: T tokens, B documents, S longest document, D hidden, H heads, K key/value heads, h head size, L layers,
-V vocabulary, P prefix length. Parameter names are Hugging Face's.
+Shapes: T tokens, D hidden, H heads, K key/value heads, h head size, L layers, V vocabulary. Parameter names are Hugging Face's.
 
 Sources: Qwen2.5 Technical Report (arXiv 2412.15115); rotary positions, Su et al. 2021 (arXiv 2104.09864); grouped-query
 attention, Ainslie et al. 2023 (arXiv 2305.13245); SwiGLU, Shazeer 2020 (arXiv 2002.05202).
@@ -24,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 # attend(layer index, queries [T, H, h], keys [T, K, h], values [T, K, h]) -> [T, H, h]; queries and keys are rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+FEW_ROWS = range(16, 97)  # tokens: so many are decoded at a time, and a product is bound by how its weight is read
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,12 @@ class Linear(nn.Linear):
     """A linear map that multiplies in the dtype of its input: fp32 weights that train are cast when used."""
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        if len(x) in FEW_ROWS and not torch.is_grad_enabled():
+            # The right factor of a product is first brought into blocks; for few rows, that should not be the weight.
+            y = (weight @ x.T).T  # [out, in] @ [in, T] -> [T, out], a view: the next map turns it round again
+            return y if bias is None else y.add_(bias)
+        return F.linear(x, weight, bias)
 
 
 class Normalise(torch.autograd.Function):
@@ -209,81 +214,3 @@ class Qwen2(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
         return F.linear(hidden, self.head_weight.to(hidden.dtype))
-
-
-class PackedAttention:
-    """Causal attention inside each of B documents that stand end to end in one row of T tokens.
-
-    Documents are taken a few at a time, next to each other in the row, and only here laid out as a padded rectangle
-    [b, S]; the linear maps never see the padding. A padded key lies behind every real query of its document, so that the
-    causal mask hides it. Neighbours of like length waste little.
-
-    `prefix` [L, 2, P, K, h] holds keys and values that every document sees in front of its own; its tokens then begin
-    at position P. They are taken as they are: keys already rotated.
-    """
-
-    def __init__(self, lengths: list[int], prefix: Tensor | None = None, device: torch.device | str = "cpu"):
-        self.prefix = prefix
-        front = 0 if prefix is None else prefix.shape[2]
-        self.positions = torch.cat([torch.arange(front, front + n) for n in lengths]).to(device)  # [T]
-        self.groups = []  # for each: tokens t, rectangle [b, S], the tokens' cells in it [t], mask [S, P + S]
-        for members in _groups(lengths):
-            longest = max(members)
-            offsets = torch.arange(longest, device=device)
-            inside = offsets < torch.tensor(members, device=device)[:, None]  # [b, S]: is there a token?
-            # A query sees the whole prefix and no later token: the triangle stands at the lower right of [S, P + S].
-            hidden = torch.arange(front + longest, device=device) > front + offsets[:, None]
-            self.groups.append((sum(members), inside.shape, inside.flatten().nonzero().squeeze(1), hidden))
-
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        counts = [group[0] for group in self.groups]
-        parts = zip(self.groups, queries.split(counts), keys.split(counts), values.split(counts))
-        return torch.cat([self._attend(layer, group, *qkv) for group, *qkv in parts])  # [T, H, h]
-
-    def _attend(self, layer: int, group: tuple, *qkv: Tensor) -> Tensor:
-        _, (batch, longest), cells, hidden = group
-        # [t, n, h] -> [b·S, n, h] -> [b, S, n, h], zeros where there is no token
-        q, k, v = (
-            x.new_zeros(batch * longest, *x.shape[1:]).index_copy(0, cells, x).unflatten(0, (batch, longest)) for x in qkv
-        )
-        if self.prefix is not None:
-            front = self.prefix[layer].to(k.dtype)[:, None].expand(-1, batch, -1, -1, -1)  # [2, P, K, h] -> [2, b, P, K, h]
-            k, v = torch.cat((front[0], k), dim=1), torch.cat((front[1], v), dim=1)  # [b, P + S, K, h]
-        return grouped_attention(q, k, v, hidden).flatten(0, 1)[cells]  # [b, S, H, h] -> [b·S, H, h] -> [t, H, h]
-
-
-def _groups(lengths: list[int], most_scores: int = 1 << 17) -> list[list[int]]:
-    """Cut a row of documents into groups whose padded scores, b · S² a head, stay small enough for a processor's cache."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        if groups and (len(groups[-1]) + 1) * max(*groups[-1], length) ** 2 <= most_scores:
-            groups[-1].append(length)
-        else:
-            groups.append([length])
-    return groups
-
-
-def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(h)) v, where H/K query heads share a key/value head; [B, S, H, h] like the queries.
-
-    queries [B, S, H, h], keys and values [B, S', K, h], hidden [S, S'] true where a query must not look.
-
-    Without a gradient this is torch's fused attention, which never holds the scores. With one, on a CPU, it is written as
-    two batched products: the backward pass is then about ten times faster than the fused one in bf16, for documents of a
-    few hundred tokens. The queries of a group stand as further rows against their one key/value head, so that
-    keys and values are not copied H/K times.
-    """
-    if queries.is_cuda or not torch.is_grad_enabled():
-        q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, n, h] -> [B, n, S, h]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden, enable_gqa=True)
-        return mixed.transpose(1, 2)  # [B, H, S, h] -> [B, S, H, h]
-    batch, length, heads, size = queries.shape
-    shared = keys.shape[2]
-    q = queries.unflatten(2, (shared, -1)).transpose(1, 2)  # [B, S, H, h] -> [B, K, S, H/K, h]
-    q = q.reshape(batch * shared, -1, size)  # [B·K, S·H/K, h]
-    k, v = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))  # [B, S', K, h] -> [B·K, S', h]
-    bias = torch.zeros_like(hidden, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
-    bias = bias.repeat_interleave(heads // shared, dim=0).expand(len(q), -1, -1)  # [S, S'] -> [B·K, S·H/K, S']
-    weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=size**-0.5).softmax(-1)  # [B·K, S·H/K, S']
-    mixed = (weights @ v).view(batch, shared, length, heads // shared, size)  # [B, K, S, H/K, h]
-    return mixed.transpose(1, 2).reshape(batch, length, heads, size)  # [B, S, H, h]

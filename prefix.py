@@ -4,7 +4,7 @@
     python -m pytest tests/test_prefix.py -v      # what a prefix is, shown by equalities
 
 A prefix is one tensor [L, 2, P, K, h] (0 = keys, 1 = values) in fp32. Its keys are kept as they are after rotation and
-are never rotated again; real tokens begin at position P. `model.PackedAttention` and the generator take it as an
+are never rotated again; real tokens begin at position P. `attention.PackedAttention` and the generator take it as an
 argument, so that the model itself knows nothing of it: freezing is `model.requires_grad_(False)`, and what trains is
 `Prefix.parameters()`.
 
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from lora import check_tensors, read_adapter
-from model import Config, PackedAttention, Qwen2
+from attention import PackedAttention
+from model import Config, Qwen2
 from runtime import UsageError, UserError, whole_folder, write_json, write_tensors
 
 # Follows the system prompt in the default text to start from.

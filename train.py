@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from checkpoint import load_state, save_state
 from data import Example, pack, split_by_tokens
-from model import PackedAttention, Qwen2
+from attention import PackedAttention
+from model import Qwen2
 from runtime import UserError, clock, peak_memory_mib, write_text
 
 BETAS = (0.9, 0.95)  # a shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one
@@ -103,7 +104,7 @@ def _loss_then_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     total = torch.zeros((), device=logits.device, dtype=torch.float32)
     rows = max(1, WIDE_AT_ONCE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     for part, wanted in zip(logits.split(rows), targets[:, None].split(rows)):
-        log_probs = part.float().log_softmax(-1)
+        log_probs = part.log_softmax(-1, dtype=torch.float32)
         total -= log_probs.gather(1, wanted).sum()
         part.copy_(log_probs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32)))
     return total
@@ -115,9 +116,22 @@ def summed_loss(
     """Sum of the cross-entropy, in nats, over all target tokens of the examples, packed into one row."""
     device = model.head_weight.device
     batch = pack(examples, device)
-    attention = PackedAttention(batch.lengths, prefix, device)
+    attention = PackedAttention(batch.lengths, prefix, device, batch.shared)
     hidden = model(batch.ids, attention.positions, attention, grad_checkpoint)  # [T, D]
     return SummedCrossEntropy.apply(hidden[batch.predictors], model.head_weight, batch.targets)
+
+
+def accumulate_gradient(
+    model: Qwen2, examples: list[Example], settings: TrainSettings, prefix: Callable[[], Tensor] | None = None
+) -> float:
+    """Add the gradient of the mean loss a target to what trains, one micro-batch at a time; returns this loss."""
+    targets = count_targets(examples)
+    loss = 0.0
+    for part in split_by_tokens(examples, settings.micro_batch_tokens):
+        part_loss = summed_loss(model, part, prefix() if prefix else None, settings.grad_checkpoint) / targets
+        part_loss.backward()
+        loss += part_loss.item()
+    return loss
 
 
 def mean_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = None, micro_batch_tokens: int = 4096) -> float:
@@ -212,12 +226,7 @@ def train(
             group["lr"] = rate
 
         examples = batch_at(step)
-        targets = count_targets(examples)
-        loss = 0.0
-        for part in split_by_tokens(examples, settings.micro_batch_tokens):
-            part_loss = summed_loss(model, part, prefix() if prefix else None, settings.grad_checkpoint) / targets
-            part_loss.backward()
-            loss += part_loss.item()
+        loss = accumulate_gradient(model, examples, settings, prefix)
         grad_norm = nn.utils.clip_grad_norm_(parameters, settings.clip).item()
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             names = ", ".join(example.name for example in examples)
@@ -232,7 +241,7 @@ def train(
             count.steps += 1
             count.seconds += clock(device) - started
             count.tokens += sum(len(example.ids) for example in examples)
-            count.target_tokens += targets
+            count.target_tokens += count_targets(examples)
         totals.interrupted = stop()
         if totals.steps % settings.log_every == 0 or totals.steps == settings.steps:
             on_log(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint import find_model, load_model, load_run, load_state, read_config, save_model, save_state
 from lora import add_lora, save_lora
-from model import PackedAttention
+from attention import PackedAttention
 from prefix import prefix_from_ids, save_prefix
 from runtime import UserError
 from tokenizer import Tokenizer

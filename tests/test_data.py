@@ -20,6 +20,7 @@ from data import (
     pack,
     parse_record,
     read_problems,
+    shared_beginning,
     show,
     split_by_tokens,
 )
@@ -343,3 +344,25 @@ def test_an_example_is_shown_with_its_targets_marked(tokenizer):
     assert text.startswith("<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\nWhat is 12 + 34?<|im_end|>\n")
     assert "<|im_start|>assistant\n⟦12 + 34 = 46\n#### 46<|im_end|>⟧\n(" in text
     assert text.endswith("of them targets)")
+
+
+def test_a_common_beginning_stands_once():
+    """Up to the first target of any document, and never the whole of one."""
+    begin = [50, 51, 52, 53]
+    one, two = (Example(begin + rest, [False] * 5 + [True] * (len(rest) - 1)) for rest in ([1, 2, 3], [4, 5]))
+    batch = pack([one, two])
+    assert (batch.shared, batch.lengths) == (4, [2, 1])
+    assert batch.ids.tolist() == [*begin, 1, 2, 4]
+    assert batch.ids[batch.predictors].tolist() == [1, 2, 4] and batch.targets.tolist() == [2, 3, 5]
+    early = Example(begin + [9], [False] * 3 + [True] * 2)  # 53 is a target here: 52 must stand in each document
+    batch = pack([one, early])
+    assert (batch.shared, batch.lengths) == (2, [4, 2])
+    assert batch.ids[batch.predictors].tolist() == [1, 2, 52, 53]
+    assert pack([one]).shared == 0  # alone there is nothing to share
+
+
+@pytest.mark.parametrize("documents, shared", [
+    ([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[1, 2], [1, 2]], 1), ([[1], [1]], 0), ([[], [1]], 0),
+    ([[5], [6]], 0), ([[1, 2, 3]], 0), ([[7, 8, 9]] * 3 + [[7, 1, 9]], 1)])  # fmt: skip
+def test_the_shared_beginning_leaves_a_token_of_each(documents, shared):
+    assert shared_beginning(documents) == shared

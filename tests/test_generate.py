@@ -11,7 +11,8 @@ from checkpoint import load_model
 from conftest import reference_model
 from flags import run_command
 from generate import KVCache, choose, generate, log_probs, main
-from model import Config, PackedAttention, Qwen2
+from attention import PackedAttention
+from model import Config, Qwen2
 from prefix import prefix_from_ids
 from tokenizer import Tokenizer
 
@@ -118,6 +119,15 @@ def test_bf16_runs(model):
 
 
 # ------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_each_prompt_may_have_its_own_limit(model):
+    limits = [3, 1, 9, 0, 5, 7, 2, 2, 4, 1]
+    found = run(model, PROMPTS, stop_ids=(), max_new_tokens=limits, rows=2)
+    longest = run(model, PROMPTS, stop_ids=(), max_new_tokens=9, rows=2)
+    for (problem, _), (ids, finish) in found.items():
+        assert (len(ids), finish) == (limits[problem], "length")
+        assert ids == longest[problem, 0][0][: limits[problem]]
 
 
 def test_a_full_cache_ends_by_length():

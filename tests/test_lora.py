@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lora import TARGETS, LoRALinear, add_lora, load_lora, merge_lora, save_lora, unmerge_lora
-from model import Config, PackedAttention, Qwen2
+from attention import PackedAttention
+from model import Config, Qwen2
 from runtime import UserError
 
 IDS = torch.arange(20) * 7 % 97  # one document of 20 tokens

@@ -5,7 +5,8 @@ import torch
 from conftest import reference_model
 
 from checkpoint import load_model
-from model import Config, PackedAttention, Qwen2
+from attention import PackedAttention
+from model import FEW_ROWS, Config, Gated, Linear, Normalise, Qwen2
 
 SHAPES = {
     "0.5B: tied, K = 2": dict(hidden_size=56, num_attention_heads=14, num_key_value_heads=2),
@@ -69,12 +70,20 @@ def test_the_published_sizes(layers, hidden, heads, kv_heads, inner, vocab, tied
     assert len(state) == tensors and sum(tensor.numel() for tensor in state.values()) == parameters
 
 
-def test_documents_in_a_row_do_not_see_each_other(tiny_folder):
-    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
-    docs = documents(5, 31, 2, 17)
-    alone = [our_logits(model, [doc])[0] for doc in docs]
-    for together, single in zip(our_logits(model, docs), alone):
-        torch.testing.assert_close(together, single, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("function", [lambda x, y: Normalise.apply(x, 1e-6), lambda x, y: Gated.apply(x, y)])
+def test_the_gradients_written_out_are_right(function):
+    """Against differences of the function itself; normalising computes in fp32, hence the wide steps."""
+    x, y = (torch.randn(3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(function, (x, y), eps=1e-2, atol=1e-2, rtol=1e-2)
+
+
+def test_few_rows_give_what_many_give():
+    """The product that is turned round for decoding, with a bias and without."""
+    for bias in (True, False):
+        linear, x = Linear(24, 40, bias=bias), torch.randn(200, 24)
+        with torch.no_grad():
+            assert 32 in FEW_ROWS and 200 not in FEW_ROWS
+            torch.testing.assert_close(linear(x[:32]), linear(x)[:32])
 
 
 def test_a_token_sees_nothing_behind_it(tiny_folder):

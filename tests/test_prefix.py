@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from generate import generate
-from model import Config, PackedAttention, Qwen2
+from attention import PackedAttention
+from model import Config, Qwen2
 from prefix import INSTRUCTION, Prefix, load_prefix, prefix_from_ids, save_prefix, start_prefix
 from runtime import UsageError, UserError
 

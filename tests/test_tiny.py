@@ -10,7 +10,7 @@ from checkpoint import find_model, load_model
 from data import load_problems
 from evaluate import evaluate
 from make_tiny import SPECIAL_TOKENS
-from model import PackedAttention
+from attention import PackedAttention
 from tokenizer import Tokenizer
 
 TINY = find_model("tiny")

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import train as module
-from data import Example
+from data import Example, pack
 from lora import add_lora
-from model import Config, PackedAttention, Qwen2
+from attention import PackedAttention
+from model import Config, Qwen2
 from prefix import Prefix, prefix_from_ids
 from runtime import UserError
 from train import (
@@ -196,6 +197,22 @@ def test_the_loop_cuts_by_tokens_and_logs_the_same_figures(tmp_path):
         for record, first in zip(log, logs[0], strict=True):
             assert record["loss"] == pytest.approx(first["loss"], abs=1e-6)
             assert record["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_common_beginning_changes_nothing(method):
+    """Documents that begin alike share those tokens in a batch, and give the loss and gradients that they give alone."""
+    model, trainable, prefix = prepare(method)
+    begin = list(range(10, 19))
+    alike = [Example(begin + e.ids, [False] * len(begin) + e.is_target) for e in EIGHT]
+    assert pack(alike).shared >= len(begin)
+    found = []
+    for parts in ([alike], [[example] for example in alike]):
+        losses = [summed_loss(model, part, prefix() if prefix else None) for part in parts]
+        sum(losses).backward()
+        found.append((sum(losses).item(), gradients(trainable)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert_close(found[0][1], found[1][1], 2e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

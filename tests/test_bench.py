@@ -1,0 +1,139 @@
+"""The benchmark: both sides do the same work and begin at the same loss, and what fails is said."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bench
+from bench import SHAPES, Flags, flop_per_token, main, summarise, table, tasks_of, write_random
+from checkpoint import load_model, read_config
+from flags import run_command
+from runtime import UsageError, UserError
+from tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+# ------------------------------------------------------------------------------------------------------ what is counted
+
+
+def test_operations_of_the_half_billion_shape():
+    """Counted by hand: 357.8 M elements in the layers' maps, 136.1 M in the head, 8.8 M in LoRA; 58 % are targets."""
+    share = 0.58
+    counted = {case: flop_per_token(case, SHAPES["0.5B"], share) / 1e9 for case in bench.TRAINING}
+    assert counted == pytest.approx({"prefix": 1.75, "lora": 1.80, "sft": 2.62}, abs=0.005)
+    for case in bench.GENERATING:
+        assert flop_per_token(case, SHAPES["0.5B"]) / 1e9 == pytest.approx(0.99, abs=0.005)
+
+
+def test_random_weights_are_a_whole_checkpoint(tmp_path):
+    source = ROOT / "tiny"
+    write_random(read_config(source), source, tmp_path / "model", seed=1)
+    model = load_model(tmp_path / "model", CPU, torch.float32, torch.float32)
+    assert Tokenizer(tmp_path / "model").size == Tokenizer(source).size
+    for name, weight in model.state_dict().items():
+        if weight.ndim == 2:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.05), name
+        else:
+            assert (weight == float(name.endswith("norm.weight"))).all(), name
+
+
+def record(side: str, case: str = "lora", **changes) -> dict:
+    return {"case": case, "side": side, "seconds": [1.0, 2.0], "tokens": [50, 100], "tokens_per_second": 50.0,
+            "peak_memory_mib": 500.0, "share_of_limit": 0.25, **changes}
+
+
+def test_sides_are_compared_turn_by_turn():
+    fast, slow = {"tokens_per_second": 60.0}, {"tokens_per_second": 20.0, "peak_memory_mib": 1000.0}
+    records = [record("ours", **fast), record("peer", **slow), record("ours", **fast), record("peer", **fast)]
+    found = summarise(records, "bf16")["lora"]
+    assert found["speed_ratio"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
+    assert found["ours"]["tokens_per_second"] == {"median": 60.0, "lowest": 60.0, "highest": 60.0}
+    assert found["memory_ratio"] == {"median": 0.75, "lowest": 0.5, "highest": 1.0}
+    assert "2.00 (1.00 to 3.00)" in "\n".join(table({"lora": found}))
+
+
+@pytest.mark.parametrize(("case", "ours", "theirs", "said"), [
+    ("lora", {"first_loss": 2.0}, {"first_loss": 2.019}, []),
+    ("lora", {"first_loss": 2.0}, {"first_loss": 2.05}, ["loss differs: ours 2.0000, peer 2.0500"]),
+    ("lora", {"first_loss": 2.0}, {"first_loss": float("nan")}, ["loss differs: ours 2.0000, peer nan"]),
+    ("decode", {"first_tokens": [1, 2, 3, 4]}, {"first_tokens": [1, 2, 3, 0]}, []),
+    ("decode", {"first_tokens": [1, 2, 3]}, {"first_tokens": [1, 2, 0]}, ["first tokens differ: 2 of 3 are equal"]),
+])
+def test_sides_that_do_not_agree_are_told(case, ours, theirs, said):
+    found = summarise([record("ours", case, **ours), record("peer", case, **theirs)], "bf16")
+    assert found[case]["differs"] == said
+    assert all(any(line in row for row in table(found)) for line in said)
+
+
+# ---------------------------------------------------------------------------------------------------- the whole command
+
+
+def test_the_command_ends_with_a_table_and_json():
+    words = [sys.executable, "bench.py", "--case", "lora", "--steps", "1"]
+    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["case", "side"], ["lora", "ours"]]
+    found = json.loads(last)
+    (process,) = found["processes"]
+    assert len(process["seconds"]) == 1 and sum(process["tokens"]) > process["target_tokens"] > 0
+    assert 0 < process["share_of_limit"] < 1 and process["peak_memory_mib"] > 100
+    assert found["settings"]["batch_size"] == 8 and found["machine"]["torch"] == torch.__version__
+
+
+def test_the_sides_take_turns(tmp_path):
+    flags = Flags(case="prefix,lora", peer=True, repeat=2, dtype="fp32")
+    tasks = tasks_of(flags, tmp_path)
+    assert [(task.case, task.side) for task in tasks] == [
+        (case, side) for case in ("prefix", "lora") for _ in range(2) for side in ("ours", "peer")]
+    assert (tmp_path / "prefix" / "adapter_config.json").exists()
+    work = json.loads((tmp_path / "work.json").read_text())
+    assert [len(batch) for batch in work["batches"]] == [8] * 11 and work["batches"][0] != work["batches"][1]
+    assert len(work["prompts"]) == len(work["lengths"]) == 256
+
+
+def test_a_process_that_fails_is_one_line_and_the_rest_goes_on(tmp_path, capfd):
+    """A model with few positions: training finds problems that fit, decoding has no room for its 128 tokens."""
+    for file in (ROOT / "tiny").iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    config = json.loads((ROOT / "tiny" / "config.json").read_text()) | {"max_position_embeddings": 180}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run_command(main, ["--model", str(tmp_path), "--case", "decode,lora", "--steps", "1"]) == 1
+    out, error = capfd.readouterr()
+    lines = out.splitlines()
+    assert lines[2].split() == ["decode", "ours", "failed"] and lines[3].startswith("lora     ours ")
+    failed, done = json.loads(lines[-1])["processes"]
+    assert failed.keys() == {"case", "side", "failed"} and len(done["seconds"]) == 1
+    assert error.splitlines()[0] == f"1/2 decode ours: {failed['failed']}"
+    assert error.splitlines()[-1] == f"error: decode ours failed: {failed['failed']}"
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--case", "lora,speed"], "--case speed: unknown; known are"),
+    (["--shape", "0.5B", "--model", "tiny"], "--shape and --model exclude each other"),
+    (["--shape", "7B"], "invalid choice: '7B'"),
+    (["--tokenizer", "tiny"], "--tokenizer is for --shape"),
+    (["--repeat", "0"], "0 is below 1"),
+])
+def test_bad_flags(words, said):
+    with pytest.raises(UsageError, match=said):
+        main(words)
+
+
+def test_a_missing_peer_is_said_before_any_work(monkeypatch):
+    monkeypatch.setattr(bench.pkgutil, "iter_modules", list)
+    with pytest.raises(UserError, match="--peer needs transformers and peft: pip install -r requirements-dev.txt"):
+        main(["--peer"])
+
+
+def test_our_side_needs_neither_transformers_nor_peft():
+    code = "import sys, bench; print(sorted({'transformers', 'peft', 'peer'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
