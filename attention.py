@@ -44,7 +44,7 @@ class PackedAttention:
             self.flex = FlexAttention(lengths, front, shared, device)
             return
         self.groups = [_Group([shared], front, device)] if shared else []
-        self.groups += [_Group(members, front + shared, device) for members in _groups(lengths)]
+        self.groups += [_Group(members, front + shared, device) for members in _groups(lengths, front + shared)]
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         front = None if self.prefix is None else self.prefix[layer].to(keys.dtype)  # [2, P, K, h]
@@ -88,11 +88,12 @@ class _Group:
         return empty.index_copy(0, self.cells, x).unflatten(0, self.shape)
 
 
-def _groups(lengths: list[int], most_scores: int = 1 << 17) -> list[list[int]]:
-    """Cut a row of documents into groups whose padded scores, b · S² a head, stay small enough for a processor's cache."""
+def _groups(lengths: list[int], front: int, most_scores: int = 1 << 17) -> list[list[int]]:
+    """Cut a row of documents into groups whose padded scores, b · S · (F + S) a head, stay within a processor's cache."""
     groups: list[list[int]] = []
     for length in lengths:
-        if groups and (len(groups[-1]) + 1) * max(*groups[-1], length) ** 2 <= most_scores:
+        longest = max([length, *groups[-1]]) if groups else length
+        if groups and (len(groups[-1]) + 1) * longest * (front + longest) <= most_scores:
             groups[-1].append(length)
         else:
             groups.append([length])

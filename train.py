@@ -76,8 +76,8 @@ class SummedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        rows = min(len(targets), max(256, LOGITS_AT_ONCE // len(weight)))
-        buffer = hidden.new_empty(rows, len(weight))
+        rows = max(256, LOGITS_AT_ONCE // len(weight))
+        buffer = hidden.new_empty(min(rows, len(targets)), len(weight))
         for start in range(0, len(targets), rows):
             part = hidden[start : start + rows]
             logits = torch.mm(part, matrix.T, out=buffer[: len(part)])  # [rows, V]
