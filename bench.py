@@ -396,7 +396,8 @@ def tasks_of(flags: Flags, folder: Path) -> list[Task]:
         most = flags.micro_batch_tokens or usual["micro_batch_tokens"]
         steps = steps_of(flags) if case in TRAINING else flags.steps or 1
         sides = ("ours", "peer") if flags.peer else ("ours",)
-        tasks += [Task(case, side, str(source), str(folder), steps, usual["learning_rate"], most, flags) for side in sides] * flags.repeat
+        tasks += [Task(case, side, str(source), str(folder), steps, usual["learning_rate"], most, flags)
+                  for side in sides] * flags.repeat
     return tasks
 
 

@@ -276,7 +276,9 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
         lengths.append(len(example.ids) - 1 - shared)
         predictors += [start + t - 1 for t in times]
         targets += [example.ids[t] for t in times]
-    ids, predictors, targets = (torch.tensor(numbers, device=device) for numbers in (ids, predictors, targets))
+    ids, predictors, targets = (
+        torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (ids, predictors, targets)
+    )
     return PackedBatch(ids, shared, lengths, predictors, targets)
 
 

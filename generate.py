@@ -241,11 +241,11 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
     """Yield `samples` completions of each prompt, in the order in which they end.
 
     `temperature` 0 is greedy: the most probable token, without a penalty. Ids from `vocab_size` on, the size of the
-    tokenizer, are never produced. `max_new_tokens`, one number or one for each prompt, is cut to what the model's positions leave; a prompt that leaves
-    none gives an empty completion that ends by "length". `rows` are decoded at a time (by default as many as CACHE_BYTES
-    hold), prompts are read `prefill_tokens` at a time; both bound memory. `prefix` [L, 2, P, K, h] stands before all. Pairs
-    (problem, sample) in `skip` are left out, and the others come out as they would have. Raises ValueError for an
-    empty prompt.
+    tokenizer, are never produced. `max_new_tokens`, one number or one for each prompt, is cut to what the model's
+    positions leave; a prompt that leaves none gives an empty completion that ends by "length". `rows` are decoded at a
+    time (by default as many as CACHE_BYTES hold), prompts are read `prefill_tokens` at a time; both bound memory. `prefix`
+    [L, 2, P, K, h] stands before all. Pairs (problem, sample) in `skip` are left out, and the others come out as they
+    would have. Raises ValueError for an empty prompt.
     """
     if not all(prompts):
         raise ValueError(f"prompt {prompts.index([])} is empty: there is no token to go on from")

@@ -17,6 +17,14 @@ from tokenizer import Tokenizer
 COUNT = 400
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """--threads holds for the whole process: later tests compare it with others, to the last bit."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The tokenizer's files, made from fewer problems than the real one's."""
