@@ -346,6 +346,7 @@ def table(summary: dict) -> list[str]:
 
 
 def written(values: dict, digits: int) -> str:
+    """A median and its range as text."""
     return "{median:.{digits}f} ({lowest:.{digits}f} to {highest:.{digits}f})".format(**values, digits=digits)
 
 
@@ -368,6 +369,7 @@ def read_flags(argv: list[str]) -> Flags:
 
 
 def is_tiny(flags: Flags) -> bool:
+    """Whether the embedded model is measured."""
     return not flags.shape and flags.model in (None, "tiny")
 
 
