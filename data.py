@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 import synthetic
 from answers import extract_answer
-from runtime import UserError
+from runtime import UserError, write_text
 from tokenizer import Tokenizer
 
 EMBEDDED_COUNTS = {"train": 4000, "test": 500}  # problems of an embedded set, where no limit is given
@@ -39,6 +39,7 @@ class Problem:
     level: str = ""
     subject: str = ""
     messages: tuple[dict, ...] = ()  # a whole chat, instead of question and solution
+    origin: dict = field(default_factory=dict)  # of made data: recipe, parent id, teacher, seed, ...
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def parse_record(record: dict, where: str) -> Problem:
         "id": str(record.get("id", record.get("unique_id", where))),
         "level": str(record.get("level", "")),
         "subject": str(record.get("subject", record.get("type", ""))),
+        "origin": record["origin"] if isinstance(record.get("origin"), dict) else {},
     }
     if "messages" in record:
         messages = _check_messages(record["messages"], where)
@@ -149,6 +151,19 @@ def parse_record(record: dict, where: str) -> Problem:
         f"{where}: no known keys (found: {found}); expected question and answer, problem and solution or answer, "
         "query and response, or messages"
     )
+
+
+def to_record(problem: Problem) -> dict:
+    """The record that `parse_record` reads back as this problem: MATH's keys, or `messages`; empty fields left out."""
+    text = {"messages": list(problem.messages)} if problem.messages else {
+        "problem": problem.question, "solution": problem.solution, "answer": problem.answer}
+    extras = {"level": problem.level, "subject": problem.subject, "origin": problem.origin}
+    return {"id": problem.id, **text, **{key: value for key, value in extras.items() if value}}
+
+
+def write_problems(path: Path, problems: list[Problem]) -> None:
+    """Write a JSONL file of problems, whole or not at all."""
+    write_text(path, "".join(json.dumps(to_record(problem), ensure_ascii=False) + "\n" for problem in problems))
 
 
 def _text(record: dict, key: str, where: str) -> str:

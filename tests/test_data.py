@@ -366,3 +366,15 @@ def test_a_common_beginning_stands_once():
     ([[5], [6]], 0), ([[1, 2, 3]], 0), ([[7, 8, 9]] * 3 + [[7, 1, 9]], 1)])  # fmt: skip
 def test_the_shared_beginning_leaves_a_token_of_each(documents, shared):
     assert shared_beginning(documents) == shared
+
+
+@pytest.mark.parametrize("more", [{}, {"level": "3", "subject": "Algebra"}, {"origin": {"recipe": "rft", "parent": "7", "seed": 0}}])
+def test_a_problem_comes_back_from_its_record(tmp_path, more):
+    problems = [problem(**more), Problem("two", "q", "", "5")]
+    data.write_problems(tmp_path / "made.jsonl", problems)
+    assert read_problems(tmp_path / "made.jsonl") == problems
+
+
+def test_a_chat_comes_back_from_its_record(tmp_path):
+    record = {"id": "c", "messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "#### 2"}]}
+    assert data.to_record(parse_record(record, "here")) == record

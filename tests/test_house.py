@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those before it: problems -> ids and targets -> hidden states -> loss -> weights -> scores.
-ROOMS = """scanner latex exact identity compare answers synthetic runtime flags tokenizer vote stats score attention model lora prefix checkpoint data generate train
-    evaluate mathft make_tiny peer bench""".split()
+ROOMS = """scanner latex exact identity compare answers synthetic arithmetic dedup runtime flags tokenizer vote stats score attention
+    model lora prefix checkpoint sources data curate perturb tutor generate teacher train evaluate mathft augment make_tiny peer
+    bench""".split()
 PACKAGES = {"torch", "safetensors", "tokenizers", "huggingface_hub", "numpy"}
 TEST_PACKAGES = PACKAGES | {"pytest", "transformers", "peft"}
 # The core that is read in an afternoon.
