@@ -2,10 +2,11 @@
 
     python arithmetic.py "She sold 48/2 = <<48/2=24>>24 clips and <<48+24=73>>73 in all."
 
-A mark is an expression, `=`, and its value. Expressions have numbers, `+ - * /`, percent signs and brackets, and are computed
-in fractions by a parser of thirty lines; nothing is ever run, and what is longer or deeper than any real mark is not read.
+A mark is an expression, `=`, and its value. Expressions have numbers, `+ - * /`, percent signs and brackets, and are
+computed in fractions, or kept as trees, by a parser of forty lines; nothing is ever run, and what is longer or deeper
+than any real mark is not read. Numbers of a text are found and written as they stand there: `1,200`, `2.50`.
 
-Source of the marks: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168); the tolerance: Yuan et al. 2023 (RFT, arXiv 2308.01825).
+Source of the marks: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168); tolerance: Yuan et al. 2023 (RFT, arXiv 2308.01825).
 """
 
 import sys
@@ -15,6 +16,8 @@ from fractions import Fraction
 TOLERANCE = Fraction(1, 1000)  # by which a value may be off, as 3.333 is from 10/3
 LONGEST = 200  # characters of an expression, and 20 of a number: published marks stay far below
 DEEPEST = 20  # brackets and signs around each other
+PLACES = 4  # decimal places of a number that is written
+DIGITS = "0123456789"
 SAME = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", ":": "/", "−": "-", "–": "-", "[": "(", "]": ")"}
 
 
@@ -69,7 +72,7 @@ def tokens(expression: str) -> list[str]:
     found: list[str] = []
     number = ""
     for char in expression.replace(",", "").replace("$", "") + " ":
-        if char in "0123456789.":
+        if char in DIGITS + ".":
             number += char
             continue
         if number:
@@ -97,11 +100,65 @@ def compute(expression: str) -> Fraction:
     return value
 
 
+Tree = int | Fraction | tuple  # the number of an operand, a value that stands for a sign, or (operator, left, right)
+
+
+def tree(expression: str) -> tuple[Tree, list[Fraction]]:
+    """What an expression does, and its operands in their order: `3*(4+5)` -> `("*", 0, ("+", 1, 2))` and [3, 4, 5].
+
+    `-5` is 0-5 and `25%` is 25/100; that 0 and that 100 are no operands. Raises ValueError where it cannot be read.
+    """
+    parser = _TreeParser(tokens(expression))
+    found = parser.sum(0)
+    if parser.next:
+        raise ValueError(f"{parser.next!r} is one too many in {expression!r}")
+    return found, parser.operands
+
+
+def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:
+    """One of `+ - * /`. Raises ValueError for a division by zero."""
+    if operator == "/":
+        if right == 0:
+            raise ValueError("divides by zero")
+        return left / right
+    return left * right if operator == "*" else left + right if operator == "+" else left - right
+
+
+def evaluate(tree: Tree, operands: list[Fraction], trail: list[Fraction]) -> Fraction:
+    """The value of a tree; the value of each operation is appended to `trail`. Raises ValueError."""
+    if isinstance(tree, tuple):
+        trail.append(apply(tree[0], evaluate(tree[1], operands, trail), evaluate(tree[2], operands, trail)))
+        return trail[-1]
+    return operands[tree] if isinstance(tree, int) else tree
+
+
+def contains(tree: Tree, operand: int) -> bool:
+    if isinstance(tree, tuple):
+        return contains(tree[1], operand) or contains(tree[2], operand)
+    return isinstance(tree, int) and tree == operand
+
+
+def expression(tree: Tree, operands: list[Fraction]) -> str:
+    """A tree as text, with brackets where it has another tree on its right or a weaker one on its left."""
+    if not isinstance(tree, tuple):
+        return write(operands[tree] if isinstance(tree, int) else tree, "")
+    operator, left, right = tree
+    texts = [expression(left, operands), expression(right, operands)]
+    if isinstance(right, tuple):
+        texts[1] = f"({texts[1]})"
+    if isinstance(left, tuple) and left[0] in "+-" and operator in "*/":
+        texts[0] = f"({texts[0]})"
+    return operator.join(texts)
+
+
 class _Parser:
-    """Recursive descent, a method for each rank of operators."""
+    """Recursive descent, a method for each rank of operators; what it makes of numbers can be overridden."""
 
     def __init__(self, tokens: list[str]):
         self.tokens, self.at = tokens, 0
+
+    number = staticmethod(lambda value: value)
+    join = staticmethod(apply)
 
     @property
     def next(self) -> str:
@@ -115,17 +172,14 @@ class _Parser:
     def sum(self, depth: int) -> Fraction:
         value = self.product(depth)
         while self.next in ("+", "-"):
-            value = value + self.product(depth) if self.take() == "+" else value - self.product(depth)
+            value = self.join(self.take(), value, self.product(depth))
         return value
 
     def product(self, depth: int) -> Fraction:
         value = self.factor(depth)
         while self.next in ("*", "/", "("):
             operator = self.take() if self.next != "(" else "*"
-            right = self.factor(depth)
-            if operator == "/" and right == 0:
-                raise ValueError("divides by zero")
-            value = value * right if operator == "*" else value / right
+            value = self.join(operator, value, self.factor(depth))
         return value
 
     def factor(self, depth: int) -> Fraction:
@@ -134,19 +188,98 @@ class _Parser:
             raise ValueError("too deep")
         if token in ("-", "+"):
             value = self.factor(depth + 1)
-            return -value if token == "-" else value
+            return self.join("-", Fraction(0), value) if token == "-" else value
         if token == "(":
             value = self.sum(depth + 1)
             if self.take() != ")":
                 raise ValueError("a bracket is not closed")
-        elif token and token[0] in "0123456789.":
-            value = Fraction(token)
+        elif token and token[0] in DIGITS + ".":
+            value = self.number(Fraction(token))
         else:
             raise ValueError(f"{token or 'the end'!r} stands where a number should")
         while self.next == "%":
             self.take()
-            value /= 100
+            value = self.join("/", value, Fraction(100))
         return value
+
+
+class _TreeParser(_Parser):
+    """The same grammar, but nothing is computed."""
+
+    def __init__(self, tokens: list[str]):
+        super().__init__(tokens)
+        self.operands: list[Fraction] = []
+
+    def number(self, value: Fraction) -> int:
+        self.operands.append(value)
+        return len(self.operands) - 1
+
+    def join(self, operator: str, left: Tree, right: Tree) -> tuple:
+        return operator, left, right
+
+
+# ------------------------------------------------------------------------------------------------ numbers in a text
+
+
+@dataclass(frozen=True)
+class Numeral:
+    """A number as it is written in a text."""
+
+    text: str
+    value: Fraction
+    start: int
+    end: int
+
+
+def numerals(text: str) -> list[Numeral]:
+    """All numbers of a text: `12`, `1,200`, `2.50`, `.5`; a sign, `$` or `%` is no part of them.
+
+    Raises ValueError for one of more than 20 digits.
+    """
+    found, at = [], 0
+    while at < len(text):
+        end = _digits(text, at)
+        if 1 <= end - at <= 3:
+            while text[end : end + 1] == "," and _digits(text, end + 1) == end + 4:
+                end += 4
+        if text[end : end + 1] == "." and _digits(text, end + 1) > end + 1:
+            end = _digits(text, end + 1)
+        if end - at > 20:
+            raise ValueError("a number is too long")
+        if end > at:
+            found.append(Numeral(text[at:end], Fraction(text[at:end].replace(",", "")), at, end))
+        at = max(end, at + 1)
+    return found
+
+
+def _digits(text: str, at: int) -> int:
+    """Where the digits that begin at `at` end."""
+    while at < len(text) and text[at] in DIGITS:
+        at += 1
+    return at
+
+
+def write(value: Fraction, like: str) -> str:
+    """A number in the manner of another: commas as there, and two decimal places where it has them (money).
+
+    Raises ValueError for what has no end within PLACES.
+    """
+    places = max(2 * (like[-3:-2] == "."), places_of(value))
+    digits = str(int(abs(value) * 10**places)).zfill(places + 1)
+    whole = digits[: len(digits) - places]
+    if "," in like:
+        whole = f"{int(whole):,}"
+    if like.startswith(".") and whole == "0":
+        whole = ""
+    return "-" * (value < 0) + whole + ("." + digits[len(digits) - places :] if places else "")
+
+
+def places_of(value: Fraction) -> int:
+    """Decimal places that a value needs. Raises ValueError where PLACES are too few."""
+    for places in range(PLACES + 1):
+        if 10**places % value.denominator == 0:
+            return places
+    raise ValueError("a value is no short decimal")
 
 
 if __name__ == "__main__":

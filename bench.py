@@ -39,6 +39,7 @@ from model import Config, Linear, Qwen2
 from prefix import save_prefix
 from runtime import (UsageError, UserError, clock, describe_machine, keep_freed_memory, peak_memory_mib, pick_device,
                      pick_dtype, read_json, write_json)
+from sources import test_set_of
 from tokenizer import Tokenizer
 from train import TrainSettings, accumulate_gradient, count_targets, make_optimizer
 
@@ -256,8 +257,9 @@ def write_work(flags: Flags, tokenizer: Tokenizer, config: Config, folder: Path)
     """Write the ids that all processes work on: training examples, prompts, and the lengths of the gold solutions."""
     most = max(prompts for prompts, *_ in GENERATING.values())
     size, steps = flags.batch_size, steps_of(flags) + 1  # the first is for warming up
-    asked = mathft.Flags(dataset=flags.dataset, eval_dataset=flags.eval_dataset, seed=flags.seed, eval_limit=most)
-    train_problems, test_problems = mathft.load_data(asked)
+    asked = mathft.Flags(dataset=flags.dataset, eval_dataset=flags.eval_dataset or test_set_of(flags.dataset),
+                         seed=flags.seed, eval_limit=most)
+    train_problems, test_problems, _ = mathft.load_data(asked)
     examples, _ = chat_examples(tokenizer, train_problems, None, config.max_position_embeddings - asked.prefix_length)
     if not examples:
         raise UserError(f"{flags.dataset}: no problem has a solution and fits the model's positions")

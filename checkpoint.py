@@ -53,25 +53,36 @@ def _from_hub(name: str) -> Path:
 
     Where the hub cannot be reached or refuses to answer, the client itself is content with a whole copy in its cache.
     """
-    from huggingface_hub import errors, snapshot_download  # here: a model in a folder needs no network client
+    from huggingface_hub import snapshot_download  # here: a model in a folder needs no network client
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as caught:  # the client's own, and those of the HTTP library below it
-        # "Not in the cache either" is raised from what went wrong with the hub.
-        error = caught.__cause__ if isinstance(caught, errors.LocalEntryNotFoundError) else caught
-        if isinstance(error, errors.GatedRepoError):
-            why = f"this model is gated; accept its terms at https://huggingface.co/{name} and set HF_TOKEN"
-        elif isinstance(error, errors.RepositoryNotFoundError):
-            why = "neither a folder here nor a model on the hub; check the spelling; a private one needs HF_TOKEN"
-        elif isinstance(error, errors.OfflineModeIsEnabled):
-            why = "not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
-        elif getattr(getattr(error, "response", None), "status_code", None) == 429:
-            why = "the hub answers 429, too many requests; wait some minutes, or set HF_TOKEN for a higher limit"
-        else:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            why = f"cannot be downloaded ({first}); check name and connection, or give a folder"
-        raise UserError(f"{name}: {why}") from caught
+        page = f"https://huggingface.co/{name}"
+        raise hub_error(name, caught, "model", page, "neither a folder here nor a model", "give a folder") from caught
+
+
+def hub_error(name: str, caught: Exception, kind: str, page: str, unknown: str, instead: str) -> UserError:
+    """What the hub's client has raised, in one line. `kind` is what was asked for, `page` where one reads about it,
+    `unknown` what `name` is where the hub does not know it, and `instead` what may be done without the hub."""
+    from huggingface_hub import errors
+
+    # "Not in the cache either" is raised from what went wrong with the hub.
+    error = caught.__cause__ or caught if isinstance(caught, errors.LocalEntryNotFoundError) else caught
+    if isinstance(error, errors.GatedRepoError):
+        why = f"this {kind} is gated; accept its terms at {page} and set HF_TOKEN"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        why = f"{unknown} on the hub; check the spelling; a private one needs HF_TOKEN"
+    elif isinstance(error, errors.RemoteEntryNotFoundError):
+        why = f"the {kind} has no such file; its files are listed at {page}/tree/main"
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        why = f"not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or {instead}"
+    elif getattr(getattr(error, "response", None), "status_code", None) == 429:
+        why = "the hub answers 429, too many requests; wait some minutes, or set HF_TOKEN for a higher limit"
+    else:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"cannot be downloaded ({first}); check name and connection, or {instead}"
+    return UserError(f"{name}: {why}")
 
 
 # ------------------------------------------------------------------------------------------------------------ settings

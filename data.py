@@ -1,7 +1,7 @@
 """From problems to what the model is trained on: records, chat examples with marked targets, batches, packed rows.
 
     python data.py mini-gsm                 # shows one example, its targets in brackets
-    python data.py path/to/problems.jsonl
+    python data.py gsm8k                    # or path/to/problems.jsonl
 
 Three steps, each a function: a record of any known form becomes a `Problem`; a problem becomes an `Example`, the token ids
 of a chat with a mark on those the model must learn to predict; the examples of a micro-batch become a `PackedBatch`, one row
@@ -11,7 +11,7 @@ of T tokens without padding. Targets are positions, never ids: the prompt is mas
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import sources
 import synthetic
 from answers import extract_answer
+from download import zip_lines
 from runtime import UserError, write_text
 from tokenizer import Tokenizer
 
 EMBEDDED_COUNTS = {"train": 4000, "test": 500}  # problems of an embedded set, where no limit is given
-HELD_OUT = 200  # at most so many problems of a file without an evaluation file are kept for measuring
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,32 @@ class PackedBatch:
 
 
 def load_problems(name: str, split: str = "train", limit: int | None = None, seed: int = 0) -> list[Problem]:
-    """Problems of an embedded set (`mini-gsm`, `mini-math`) or of a JSON or JSONL file.
+    """Problems of an embedded set (`mini-gsm`, `mini-math`), of a published one, or of a JSON or JSONL file.
 
-    An embedded set is unlimited, so `limit` says how many; a file has no splits, and gives at most its first `limit`.
-    Raises UserError that names file and line.
+    An embedded set is unlimited, so `limit` says how many; what is read gives at most its first `limit`. A file has no
+    splits. Raises UserError that names file and line.
     """
     if name in synthetic.DATASETS:
         count = EMBEDDED_COUNTS[split] if limit is None else limit
         return [parse_record(record, name) for record in synthetic.problems(name, split, count, seed)]
-    path = Path(name)
-    if not path.is_file():
-        known = ", ".join(synthetic.DATASETS)
-        raise UserError(f"{name}: no such file, and no data set of that name; known are {known}, or a .json or .jsonl file")
-    return read_problems(path)[:limit]
+    if not sources.is_known(name) and not Path(name).is_file():
+        raise UserError(f"{name}: no such file, and no data set of that name; known are {known_names()}")
+    paths = sources.fetch(name, split) if sources.is_known(name) else [Path(name)]
+    return [problem for path in paths for problem in read_problems(path)][:limit]
+
+
+def known_names() -> str:
+    """What `load_problems` takes, for messages."""
+    return ", ".join((*synthetic.DATASETS, *sources.SETS, "hub:owner/name/path.jsonl", "or a JSON or JSONL file"))
+
+
+def has_split(name: str, split: str) -> bool:
+    """Whether a set of that name has such a split; a file has none."""
+    return name in synthetic.DATASETS or (name in sources.SETS and split in sources.SETS[name].splits)
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """All problems of a JSONL file or a JSON list, told apart by the first character. Raises UserError with file:line."""
+    """All problems of a JSONL file, a JSON list or a zip of JSONL files. Raises UserError with file:line."""
     problems = [parse_record(record, where) for where, record in _records(path)]
     if not problems:
         raise UserError(f"{path}: holds no problems; expected one JSON object a line, such as {{\"question\", \"answer\"}}")
@@ -91,6 +101,10 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict]]:
+    """Records and their places. A list and lines are told apart by the first character."""
+    if path.suffix == ".zip":
+        yield from _json_lines(zip_lines(path))
+        return
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -103,13 +117,18 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
         yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, 1))
         return
     # Not splitlines(): it also breaks at U+2028 and its like, which may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
+    yield from _json_lines((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1))
+
+
+def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict]]:
+    """The records of lines that come with their place, blank ones aside."""
+    for where, line in lines:
         if line.strip():
             try:
-                yield f"{path}:{number}", _parse(line)
+                yield where, _parse(line)
             except (ValueError, RecursionError) as error:
                 reason = getattr(error, "msg", None) or str(error)
-                raise UserError(f"{path}:{number}: not valid JSON ({reason}); mend or remove that line") from None
+                raise UserError(f"{where}: not valid JSON ({reason}); mend or remove that line") from None
 
 
 def _parse(text: str) -> dict | list:
@@ -185,22 +204,6 @@ def _check_messages(messages, where: str) -> tuple[dict, ...]:
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: messages must end with a turn of the assistant, which is what is learnt")
     return tuple(messages)
-
-
-def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
-    """Split into (train, test): about a tenth, at most `most`, chosen by a hash of the question alone.
-
-    The same question always falls on the same side, also when it stands in the file twice. Raises UserError where there
-    is but one.
-    """
-    ranks = {p.question: synthetic.hash_of(p.question) for p in problems}
-    if len(ranks) < 2:
-        raise UserError("one problem alone cannot be held out and trained on; give more, or an --eval-dataset")
-    chosen = sorted(ranks, key=ranks.get)[: min(most, max(1, len(ranks) // 10))]
-    test = set(chosen)
-    seen: set[str] = set()
-    held = [p for p in problems if p.question in test and not (p.question in seen or seen.add(p.question))]
-    return [p for p in problems if p.question not in test], held
 
 
 # ------------------------------------------------------------------------------------------------------------- examples

@@ -5,6 +5,7 @@
     python evaluate.py --model Qwen/Qwen2.5-0.5B --dataset test.jsonl --shots 4 --shots-dataset train.jsonl
     python evaluate.py --run runs/NAME --versus runs/NAME/evals/before      # what has changed, problem by problem
     python evaluate.py --regrade runs/NAME/evals/after                      # grade again what was generated then
+    python evaluate.py --api-base http://HOST:8000/v1 --api-model NAME      # a model behind a server, see client.py
 
 Decoding is greedy unless a temperature is given. With several samples a problem, a greedy evaluation of the same
 problems follows (in the folder `greedy`): votes that do not beat it have gained nothing.
@@ -22,7 +23,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,16 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 import synthetic
-from data import Problem, load_problems
+from client import ApiFlags, ApiTeacher, open_api
+from data import Problem, has_split, known_names, load_problems
 from flags import flag, given_flags, run_command
 from generate import MAX_NEW_TOKENS, Completion, SamplingFlags, generate, load_asked
 from model import Qwen2
 from runtime import (UsageError, UserError, clock, describe_machine, new_directory, read_json, write_json,
                      write_text)
-from score import (Report, by_problem, compare, grade_again, place, read_finished, read_records, report_lines, score,
-                   summarise, verdict, versus_lines)
+from score import (Report, by_problem, compare, grade_again, place, read_finished, read_records, record_of,
+                   report_lines, score, summarise, versus_lines)
+from teacher import completions
 from tokenizer import Tokenizer
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
@@ -66,7 +69,7 @@ def evaluate(
         "dataset": dataset,
         **(about or {}),
         "system": system,
-        "shots": [{"id": shot.id, "question": shot.question, "solution": shot.solution} for shot in shots],
+        "shots": _told(shots),
         **sampling,
         **check_problems(problems),
     }
@@ -108,6 +111,26 @@ def evaluate(
         "least_new_tokens": min(max_new_tokens, room),
         "machine": describe_machine(device, model.compute_dtype),
     })
+
+
+def evaluate_api(teacher: ApiTeacher, problems: list[Problem], folder: Path, *, dataset: str = "",
+                 shots: Sequence[Problem] = (), samples: int = 1) -> Report:
+    """As `evaluate`, of a model behind a server. What it never answered is left out and told as `lost`; the next call
+    asks for that alone. Raises UserError also where all is lost."""
+    settings = {"dataset": dataset, "api_model": teacher.name, "system": teacher.system, "shots": _told(shots),
+                "samples": samples, **teacher.settings, **check_problems(problems)}
+    records = _records_so_far(folder, settings)
+    if not (folder / "result.json").exists() or len(records) < samples * len(problems):
+        _write_records(folder, records)
+        write_json(folder / "args.json", settings)
+        records, measured = completions(teacher, problems, _turns(shots), folder, samples)
+        records = [{"dataset": dataset, **record} for record in records]
+        return _finish(folder, records, {"max_new_tokens": teacher.max_new_tokens, **measured})
+    return Report(read_json(folder / "result.json"), records)
+
+
+def _told(shots: Sequence[Problem]) -> list[dict]:
+    return [{"id": shot.id, "question": shot.question, "solution": shot.solution} for shot in shots]
 
 
 def _turns(shots: Sequence[Problem]) -> list[dict]:
@@ -160,20 +183,8 @@ def grade(problem: Problem, completion: Completion, text: str) -> dict:
     """The record of one completion. Raises UserError where the log-probability is no finite number."""
     if not math.isfinite(completion.mean_log_prob):
         raise UserError(f"{problem.id}: the model gives no finite probabilities; are its weights NaN or infinite?")
-    return {
-        "id": problem.id,
-        "problem": completion.problem,  # index in the list of problems
-        "sample": completion.sample,
-        "question": problem.question,
-        "gold": problem.answer,
-        "level": problem.level,
-        "subject": problem.subject,
-        "text": text,
-        "tokens": len(completion.ids),  # without the stop token
-        "finish": completion.finish,  # "stop", or "length" where it was cut
-        "mean_log_prob": completion.mean_log_prob,
-        **verdict(problem.answer, text, completion.finish),
-    }
+    return record_of(problem, completion.problem, completion.sample, text, len(completion.ids), completion.finish,
+                     completion.mean_log_prob)
 
 
 def _finish(folder: Path, records: list[dict], measured: dict) -> Report:
@@ -196,7 +207,7 @@ def regrade(source: Path, folder: Path) -> Report:
     args = read_json(settings / "args.json") if (settings / "args.json").exists() else {}
     result = read_json(settings / "result.json") if (settings / "result.json").exists() else {}
     write_json(folder / "args.json", args | {"regraded_from": str(source)})
-    kept = ("max_new_tokens", "least_new_tokens")
+    kept = ("max_new_tokens", "least_new_tokens", "lost", "wanted", "left_out")
     return _finish(folder, records, {key: result[key] for key in kept if key in result})
 
 
@@ -204,7 +215,8 @@ def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
     """The report of several samples with `greedy` in its result: that accuracy, and what the majority changes."""
     change = compare(greedy.records, report.records)
     del change["changed"]
-    result = report.result | {"greedy": score(by_problem(greedy.records)) | {"majority": change}}
+    lost = {"lost": greedy.result["lost"]} if greedy.result.get("lost") else {}
+    result = report.result | {"greedy": score(by_problem(greedy.records)) | {"majority": change} | lost}
     write_json(folder / "result.json", result)
     return Report(result, report.records)
 
@@ -213,14 +225,14 @@ def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
 
 
 @dataclass(kw_only=True)
-class Flags(SamplingFlags):
+class Flags(ApiFlags, SamplingFlags):
     """The flags of `python evaluate.py`."""
 
-    dataset: str = flag("mini-gsm", "problems: mini-gsm, mini-math, or a JSON or JSONL file")
+    dataset: str = flag("mini-gsm", f"problems, of sets their test split: one of {known_names()}")
     limit: int | None = flag(None, "number of problems (default: 500 of an embedded set, all of a file)", least=1)
     shots: int = flag(0, "worked training examples, drawn by --seed, before each question as turns of "
                       "the chat; for base models", least=0)
-    shots_dataset: str | None = flag(None, "where --shots come from (default: the training split of an embedded set)")
+    shots_dataset: str | None = flag(None, "where --shots come from (default: the set's own training split)")
     versus: str | None = flag(None, "another evaluation's folder, to compare with problem by problem")
     regrade: str | None = flag(None, "a finished evaluation's folder or generations.jsonl, to grade and count again "
                                "without a model, into a new folder beside it")
@@ -230,7 +242,7 @@ class Flags(SamplingFlags):
 
 def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
     """The problems that --shots asks for: drawn by the seed from a training set, none of them to be evaluated."""
-    name = flags.shots_dataset or (flags.dataset if flags.dataset in synthetic.DATASETS else None)
+    name = flags.shots_dataset or (flags.dataset if has_split(flags.dataset, "train") else None)
     if not flags.shots:
         if flags.shots_dataset:
             raise UsageError("--shots-dataset without --shots: say how many of its problems to show")
@@ -252,7 +264,8 @@ def measure(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
     problems = load_problems(flags.dataset, split="test", limit=flags.limit)
     check_problems(problems)  # before a model is loaded, and a folder made
     shots = worked_examples(flags, problems)
-    run = load_asked(flags)
+    teacher = open_api(flags)
+    run = None if teacher else load_asked(flags)
     if flags.output_dir and (Path(flags.output_dir) / "generations.jsonl").exists():
         folder = Path(flags.output_dir)  # an evaluation that was begun goes on
     elif flags.run:
@@ -260,24 +273,30 @@ def measure(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
     else:
         folder = new_directory(flags.output_dir, f"eval-{Path(flags.dataset).stem}")
 
-    machine = describe_machine(run.model.head_weight.device, run.model.compute_dtype)
-    name = flags.run or flags.model or "tiny"
+    name = flags.api_model or flags.run or flags.model or "tiny"
     decoding = f"temperature {flags.temperature:g}" if flags.temperature else "greedy"
-    print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
-    print(f"model      {name}")
+    if run:
+        machine = describe_machine(run.model.head_weight.device, run.model.compute_dtype)
+        print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
+    print(f"model      {name}" + (f" at {teacher.base}" if teacher else ""))
     print(f"data       {flags.dataset}, {len(problems)} problems, {flags.samples} completion(s) each, {decoding}"
           + ", and one greedy" * (flags.samples > 1))
     if shots:
         print(f"shots      {len(shots)} worked examples of {flags.shots_dataset or flags.dataset} before each question")
     sys.stdout.flush()
 
-    common = dict(dataset=flags.dataset, system=run.system, shots=shots, prefix=run.prefix, seed=flags.seed,
-                  max_new_tokens=flags.max_new_tokens, about={"model": name, "dtype": machine["dtype"]})
+    common = dict(dataset=flags.dataset, shots=shots)
+    if run:
+        common |= dict(system=run.system, prefix=run.prefix, seed=flags.seed, max_new_tokens=flags.max_new_tokens,
+                       about={"model": name, "dtype": machine["dtype"]})
     sampling = dict(samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p, top_k=flags.top_k)
     try:
-        report = evaluate(run.model, run.tokenizer, problems, folder, **common, **sampling)
+        report = (evaluate_api(teacher, problems, folder, samples=flags.samples, **common) if teacher else
+                  evaluate(run.model, run.tokenizer, problems, folder, **common, **sampling))
         if flags.samples > 1:
-            greedy = evaluate(run.model, run.tokenizer, problems, folder / "greedy", **common)
+            again = folder / "greedy"
+            greedy = (evaluate_api(replace(teacher, temperature=0.0), problems, again, **common) if teacher else
+                      evaluate(run.model, run.tokenizer, problems, again, **common))
             report = beside_greedy(report, greedy, folder)
     except KeyboardInterrupt:
         words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]

@@ -318,12 +318,10 @@ def log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]], prefi
 
 
 @dataclass(kw_only=True)
-class SamplingFlags:
-    """The flags of every command that lets a model answer."""
+class DecodingFlags:
+    """The flags of every command that lets a model answer, wherever the model comes from."""
 
-    run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
-    model: str | None = flag(None, "model without a run: tiny, a folder or a hub id (default: tiny)")
-    system: str | None = flag(None, "system prompt (default: the run's, else the checkpoint's own)")
+    system: str | None = flag(None, "system prompt (default: the run's, else the checkpoint's own; to a server none)")
     samples: int = flag(1, "completions of each problem", least=1)
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
     top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability", least=0, most=1)
@@ -336,18 +334,31 @@ class SamplingFlags:
 
 
 @dataclass(kw_only=True)
+class SamplingFlags(DecodingFlags):
+    """The flags of every command that lets one of our own models answer."""
+
+    run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
+    model: str | None = flag(None, "model without a run: tiny, a folder or a hub id (default: tiny)")
+
+
+@dataclass(kw_only=True)
 class Flags(SamplingFlags):
     """The flags of `python generate.py`."""
 
     question: str = flag(MISSING, "the question; - reads it from stdin", positional=True)
 
 
+def check_samples(flags: DecodingFlags) -> None:
+    """Raise UsageError for several samples that would all be the same."""
+    if flags.samples > 1 and flags.temperature == 0:
+        raise UsageError(f"--samples {flags.samples} needs a --temperature above 0: greedy samples are all the same")
+
+
 def load_asked(flags: SamplingFlags) -> Run:
     """The run or the untuned model that the flags name, with the system prompt that is to be used."""
     if flags.run and flags.model:
         raise UsageError("--run and --model exclude each other: a run names its own model")
-    if flags.samples > 1 and flags.temperature == 0:
-        raise UsageError(f"--samples {flags.samples} needs a --temperature above 0: greedy samples are all the same")
+    check_samples(flags)
     keep_freed_memory()
     device = pick_device(flags.device)
     dtype = pick_dtype(flags.dtype, device)

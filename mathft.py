@@ -1,8 +1,8 @@
 """Fine-tune Qwen2.5 on mathematics and say what it cost and brought: measure, train, measure again, save, report.
 
     python mathft.py --method prefix                                  # embedded model and data, minutes on a laptop
-    python mathft.py --method lora --model Qwen/Qwen2.5-0.5B-Instruct --dataset my.jsonl
-    python mathft.py --resume runs/lora-my-1                          # goes on after Ctrl-C
+    python mathft.py --method lora --model Qwen/Qwen2.5-0.5B-Instruct --dataset gsm8k
+    python mathft.py --resume runs/lora-gsm8k-1                       # goes on after Ctrl-C
 
 The three methods differ in `prepare` alone: which parameters train, and whether a prefix stands before every document.
 All that a run does is in its folder: settings, machine, loss by step, every completion before and after, the result.
@@ -20,9 +20,11 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
+import sources
 import synthetic
 from checkpoint import find_model, load_model, save_model
-from data import Example, Problem, batch_indices, chat_examples, hold_out, load_problems, show
+from curate import drop_overlap, hold_out
+from data import Example, Problem, batch_indices, chat_examples, known_names, load_problems, show
 from evaluate import evaluate
 from flags import Terminated, flag, given_flags, run_command
 from lora import TARGETS, add_lora, save_lora
@@ -53,8 +55,9 @@ DEFAULTS = {
     },
 }
 METHODS = tuple(DEFAULTS["real"])
+LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
 # What may differ when a run goes on; every other setting is the run's own.
-FREE_ON_RESUME = ("resume", "device", "steps", "epochs", "model", "dataset", "eval_dataset", "debug")
+FREE_ON_RESUME = (*LENGTHS, "resume", "device", "model", "dataset", "eval_dataset", "debug")
 WRONG_SHOWN = 3
 
 
@@ -64,12 +67,15 @@ class Flags:
 
     method: str | None = flag(None, "what trains: all weights, LoRA matrices, or a key/value prefix", choices=METHODS)
     model: str = flag("tiny", "tiny (embedded), a folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct")
-    dataset: str = flag("mini-gsm", "training problems: mini-gsm, mini-math, or a JSON or JSONL file")
-    eval_dataset: str | None = flag(None, "test problems (default: the set's own; of a file a tenth is held out)")
+    dataset: str = flag("mini-gsm", f"training problems: one of {known_names()}")
+    eval_dataset: str | None = flag(None, "test problems (default: the set's own; math500 for math and aug-math, gsm8k "
+                                    "for aug-gsm8k; of a file a tenth is held out)")
+    train_on_overlap: bool = flag(False, "keep training problems that repeat a test problem, wholly or in 13 words")
     limit: int | None = flag(None, "use at most so many training problems", least=1)
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure", least=0)
-    steps: int | None = flag(None, "optimiser steps (instead of --epochs)", least=1)
+    steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1)
     epochs: float | None = flag(None, "passes over the training problems (instead of --steps)", least=0.001)
+    tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to compare sets", least=1)
     batch_size: int | None = flag(None, "problems an optimiser step sees", least=1)
     micro_batch_tokens: int | None = flag(None, "tokens computed at once; bounds memory, changes no result", least=1)
     learning_rate: float | None = flag(None, "peak learning rate", alias="--lr", least=0)
@@ -111,11 +117,14 @@ class Job:
     examples: list[Example]
     dropped: int  # examples longer than --max-length
     test_problems: list[Problem]
+    overlap: int  # training problems that repeat a test problem
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.args.steps or max(1, round(self.args.epochs * len(self.examples) / self.args.batch_size))
+        args, count = self.args, len(self.examples)
+        epochs = args.epochs or (args.tokens or 0) / sum(len(example.ids) for example in self.examples)
+        return args.steps or max(1, round(epochs * count / args.batch_size))
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -139,7 +148,9 @@ def defaults_table() -> str:
 def read_flags(argv: list[str]) -> Flags:
     """The flags with defaults filled in, or with --resume those of the run. Raises UsageError where they contradict."""
     words = given_flags(Flags, argv, __doc__ + "\n" + defaults_table())
-    given = Flags(**words)
+    given, lengths = Flags(**words), [name for name in LENGTHS if name in words]
+    if len(lengths) > 1:
+        raise UsageError(f"--{lengths[0]} and --{lengths[1]} exclude each other")
     if given.resume:
         saved = read_json(Path(given.resume) / "args.json")
         try:
@@ -147,36 +158,41 @@ def read_flags(argv: list[str]) -> Flags:
         except TypeError:
             raise UserError(f"{given.resume}/args.json: not the settings of a run of this version") from None
         for name, value in words.items():
-            if name not in FREE_ON_RESUME and value != saved[name]:
+            if name not in FREE_ON_RESUME and value != getattr(run, name):
                 spelled = "--" + name.replace("_", "-")
-                raise UsageError(f"{spelled} {value}: the run in {given.resume} has {saved[name]}; leave it out")
-        if given.epochs is not None:
-            run.steps = None
+                raise UsageError(f"{spelled} {value}: the run in {given.resume} has {getattr(run, name)}; leave it out")
+        if lengths:
+            run = dataclasses.replace(run, **dict.fromkeys(LENGTHS))
         return dataclasses.replace(run, **{name: value for name, value in words.items() if name in FREE_ON_RESUME})
     if given.method is None:
         raise UsageError(f"--method is missing: one of {', '.join(METHODS)}; --help lists the flags")
-    if given.steps is not None and given.epochs is not None:
-        raise UsageError("--steps and --epochs exclude each other")
     chosen = DEFAULTS["tiny" if given.model == "tiny" else "real"][given.method]
-    lengths = ("steps", "epochs") if given.steps is not None or given.epochs is not None else ()
-    fill = {name: value for name, value in chosen.items() if getattr(given, name) is None and name not in lengths}
+    chosen = chosen | {"eval_dataset": sources.test_set_of(given.dataset)}
+    fill = {name: value for name, value in chosen.items() if getattr(given, name) is None and not (lengths and name in LENGTHS)}
     return dataclasses.replace(given, **fill)
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def load_data(args: Flags) -> tuple[list[Problem], list[Problem]]:
-    """Training and test problems, without a question in common."""
+def load_data(args: Flags) -> tuple[list[Problem], list[Problem], int]:
+    """Training and test problems, and how many training problems repeat a test problem: these are left out, but with
+    --train-on-overlap. Of an embedded set, whose templates repeat, only the same question is a repetition."""
     embedded = args.dataset in synthetic.DATASETS
     if args.eval_dataset or embedded:
         train_problems = load_problems(args.dataset, "train", seed=args.seed)
         test_problems = load_problems(args.eval_dataset or args.dataset, "test")
-        tested = {problem.question for problem in test_problems}
-        train_problems = [problem for problem in train_problems if problem.question not in tested]
     else:
         train_problems, test_problems = hold_out(load_problems(args.dataset))
-    return train_problems[: args.limit], test_problems[: args.eval_limit]
+    tested = {problem.question for problem in test_problems}
+    if embedded:
+        clean = [problem for problem in train_problems if problem.question not in tested]
+    else:
+        clean = drop_overlap(train_problems, {args.eval_dataset or "test": tested}).problems
+    overlap = len(train_problems) - len(clean)
+    if overlap and not clean and not args.train_on_overlap:
+        raise UserError(f"{args.dataset}: all {overlap} problems repeat test problems; --train-on-overlap keeps them")
+    return (train_problems if args.train_on_overlap else clean)[: args.limit], test_problems[: args.eval_limit], overlap
 
 
 # -------------------------------------------------------------------------------------------------------------- methods
@@ -291,6 +307,7 @@ def result_of(job: Job, sizes: dict[str, int], totals: TrainTotals, before: Repo
     return {
         "method": args.method, "model": args.model, "dataset": args.dataset,
         "eval_dataset": args.eval_dataset or args.dataset, "n": len(job.test_problems) if measured else None,
+        "train_overlap": job.overlap,
         **pair("accuracy"), **pair("ci95"), **pair("no_answer_rate"), **pair("truncated_rate"),
         **pair("ended_with_answer_rate"),
         "mcnemar_p": mcnemar(before.verdicts, after.verdicts) if measured else None,
@@ -334,8 +351,10 @@ def run(job: Job, model: Qwen2) -> None:
     total = sum(parameter.numel() for parameter in model.parameters())
     print(f"model      {args.model}, {total:,} parameters; method {args.method}")
     dropped = f" ({job.dropped} longer than {args.max_length} tokens dropped)" if job.dropped else ""
+    what = "are trained on all the same" if args.train_on_overlap else "are left out"
+    overlap = f" ({job.overlap} overlap the test problems and {what})" if job.overlap else ""
     print(f"data       {args.dataset}: {len(job.examples)} training examples{dropped}, "
-          f"{len(job.test_problems)} test problems", flush=True)
+          f"{len(job.test_problems)} test problems{overlap}", flush=True)
 
     def measure(label: str, prefix: Tensor | None = None) -> Report | None:
         if args.eval_limit == 0:
@@ -368,7 +387,7 @@ def main(argv: list[str]) -> None:
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
-    train_problems, test_problems = load_data(args)
+    train_problems, test_problems, overlap = load_data(args)
     examples, dropped = chat_examples(tokenizer, train_problems, args.system, args.max_length)
     if not examples:
         raise UserError(f"{args.dataset}: no problem with a solution fits into --max-length {args.max_length} tokens")
@@ -386,7 +405,7 @@ def main(argv: list[str]) -> None:
     write_json(folder / "env.json", machine)
     print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
     try:
-        run(Job(args, folder, device, machine, source, tokenizer, examples, dropped, test_problems), model)
+        run(Job(args, folder, device, machine, source, tokenizer, examples, dropped, test_problems, overlap), model)
     except KeyboardInterrupt:
         print(f"to go on:  python mathft.py --resume {folder}")
         raise

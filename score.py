@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from answers import equivalent, extract_answer
-from runtime import UserError
+from runtime import UserError, read_json
 from stats import bootstrap, interval, mcnemar
 from vote import choose, cluster, confidence, maj_at_k, pass_at_k
 
 VOTES = {"majority": "majority of", "weighted": "weighted vote of", "best": "most confident of"}  # kinds, and in words
-# What a record must hold to be graded and counted.
+# What a record must hold to be graded and counted; None is what a server did not tell.
 FIELDS = {"id": str, "problem": int, "sample": int, "question": str, "gold": str, "level": str, "subject": str,
-          "text": str, "tokens": int, "finish": str, "mean_log_prob": float}
+          "text": str, "tokens": int | None, "finish": str, "mean_log_prob": float | None}
 
 # ------------------------------------------------------------------------------------------------------------- records
 
@@ -41,6 +41,25 @@ class Report:
         """Whether each problem's answer is right, by majority where it has several samples."""
         spokesmen = map(_spokesman, by_problem(self.records))
         return [record is not None and record["correct"] for record in spokesmen]
+
+
+def record_of(problem, number: int, sample: int, text: str, tokens: int | None, finish: str,
+              mean_log_prob: float | None) -> dict:
+    """The graded record of completion `sample` of `problem` (a data.Problem), which stands at `number` in its list."""
+    return {
+        "id": problem.id,
+        "problem": number,
+        "sample": sample,
+        "question": problem.question,
+        "gold": problem.answer,
+        "level": problem.level,
+        "subject": problem.subject,
+        "text": text,
+        "tokens": tokens,  # without the stop token, where they are ours
+        "finish": finish,  # "stop", or "length" where it was cut
+        "mean_log_prob": mean_log_prob,
+        **verdict(problem.answer, text, finish),
+    }
 
 
 def verdict(gold: str, text: str, finish: str) -> dict:
@@ -84,8 +103,8 @@ def read_records(path: Path) -> list[dict]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not valid JSON ({error}); remove that line") from None
         kinds = record if isinstance(record, dict) else {}
-        wrong = [key for key, kind in FIELDS.items() if not isinstance(kinds.get(key), kind)]
-        if wrong or not -math.inf < record["mean_log_prob"] < 1:  # at most 0, but for rounding
+        wrong = [key for key, kind in FIELDS.items() if key not in kinds or not isinstance(kinds[key], kind)]
+        if wrong or not -math.inf < (record["mean_log_prob"] or 0) < 1:  # at most 0, but for rounding
             what = ", ".join(wrong) or "mean_log_prob"
             raise UserError(f"{path}:{number}: no record of an evaluation ({what} missing or wrong); remove that line")
         records.setdefault(place(record), record)
@@ -108,14 +127,19 @@ def by_problem(records: list[dict]) -> list[list[dict]]:
 def read_finished(path: Path) -> list[dict]:
     """The records of a finished evaluation, from its folder or its generations.jsonl.
 
-    Raises UserError for an unfinished one: what ended first is short, and no fair sample of the problems.
+    Raises UserError for an unfinished one: what ended first is short, and no fair sample of the problems. One that has
+    lost replies of a server (result.json says so) is finished without these problems.
     """
     path = path / "generations.jsonl" if path.is_dir() else path
     records = read_records(path)
-    unfinished = (path.parent / "args.json").exists() and not (path.parent / "result.json").exists()
+    result = path.parent / "result.json"
+    unfinished = (path.parent / "args.json").exists() and not result.exists()
     places = [place(record) for record in records]
     samples = sum(problem == places[0][0] for problem, _ in places) if places else 0
-    whole = places == [(i, s) for i in range(len(places) // max(1, samples)) for s in range(samples)]
+    numbers = range(len(places) // max(1, samples))
+    if result.exists() and read_json(result).get("lost"):
+        numbers = dict.fromkeys(problem for problem, _ in places)
+    whole = places == [(i, s) for i in numbers for s in range(samples)]
     if unfinished or not places or not whole:
         raise UserError(f"{path}: holds {len(places)} completions of an unfinished evaluation; let it end first")
     return records
@@ -130,15 +154,17 @@ def summarise(records: list[dict]) -> dict:
     accuracy: the mean over problems and samples. ended_with_answer_rate: the share of completions that have an answer
     and were not cut. by_level and by_subject are empty where the data has none. With several samples also `votes` by
     each kind, each with its gain over a single sample, and pass_at_k and maj_at_k by kind and k: 1, 2, 4, ... and all.
+    Where a server told no log-probabilities there is nothing to weigh votes by, and the majority stands alone.
     """
     groups = by_problem(records)
     samples = len(groups[0])
     ended = sum(record["answer"] is not None and record["finish"] == "stop" for record in records)
+    tokens = [record["tokens"] for record in records]
     result = {
         "samples": samples,
         **score(groups),
         "ended_with_answer_rate": ended / len(records),
-        "mean_tokens": sum(record["tokens"] for record in records) / len(records),
+        "mean_tokens": sum(tokens) / len(tokens) if None not in tokens else None,
         "strict": score(groups, "strict_correct", "strict_answer"),
         "exact": score(groups, "exact"),
         "by_level": _score_by("level", groups),
@@ -177,9 +203,10 @@ def _summarise_samples(groups: list[list[dict]], samples: int) -> dict:
     rights = [[record["correct"] for record in group] for group in groups]
     single = [sum(right) / samples for right in rights]
     ids = [cluster([record["answer"] for record in group]) for group in groups]
-    weights = [[confidence(record["mean_log_prob"]) for record in group] for group in groups]
+    weights = [_weights(group) for group in groups]
+    kinds = list(VOTES) if None not in weights else ["majority"]
     votes = {}
-    for kind in VOTES:
+    for kind in kinds:
         chosen = [choose(*ballot, kind) for ballot in zip(ids, weights)]
         verdicts = [index is not None and right[index] for index, right in zip(chosen, rights)]
         gains = [vote - mean for vote, mean in zip(verdicts, single)]
@@ -191,9 +218,9 @@ def _summarise_samples(groups: list[list[dict]], samples: int) -> dict:
             "no_answer_rate": chosen.count(None) / n,
         }
     ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
-    points = [(kind, k) for kind in VOTES for k in ks]
+    points = [(kind, k) for kind in kinds for k in ks]
     curves = [[maj_at_k(ids[i], rights[i], k, weights[i], kind, seed=i) for kind, k in points] for i in range(n)]
-    maj: dict[str, dict] = {kind: {} for kind in VOTES}
+    maj: dict[str, dict] = {kind: {} for kind in kinds}
     for (kind, k), found in zip(points, zip(*curves)):
         # se: of drawing subsets where there are too many to count all, not of drawing other problems.
         error = math.sqrt(sum(error**2 for _, error in found)) / n
@@ -206,13 +233,18 @@ def _summarise_samples(groups: list[list[dict]], samples: int) -> dict:
     }
 
 
+def _weights(group: list[dict]) -> list[float] | None:
+    """What the samples' votes weigh; None where it is not known of all."""
+    log_probs = [record["mean_log_prob"] for record in group]
+    return None if None in log_probs else [confidence(log_prob) for log_prob in log_probs]
+
+
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
 def _spokesman(group: list[dict]) -> dict | None:
     """The record that speaks for the majority of a problem's samples; None where none of them has an answer."""
-    weights = [confidence(record["mean_log_prob"]) for record in group]
-    index = choose(cluster([record["answer"] for record in group]), weights)
+    index = choose(cluster([record["answer"] for record in group]), _weights(group))
     return None if index is None else group[index]
 
 
@@ -250,7 +282,8 @@ def compare(before: list[dict], after: list[dict]) -> dict:
 def report_lines(result: dict) -> list[str]:
     """The figures of result.json, for people. The share that was cut stands beside every score."""
     samples, cut = result["samples"], result["truncated_rate"]
-    lines = [
+    lines = [_losses(result)] if result.get("lost") else []
+    lines += [
         f"{'':24s}accuracy     95 % interval  no answer     cut",
         _row("flexible", result, f"of {result['n']} problems" + f", mean of {samples} samples" * (samples > 1)),
         _row("strict", result["strict"], "marked answers only: a box or ####"),
@@ -260,7 +293,9 @@ def report_lines(result: dict) -> list[str]:
         note = f"{100 * vote['gain']:+.1f} points beside one sample (SE {100 * vote['gain_se']:.1f})"
         lines.append(_row(f"{VOTES[kind]} {samples}", vote | {"truncated_rate": cut}, note))  # cut: of all that vote
     if "greedy" in result:
-        lines.append(_row("greedy", result["greedy"], ""))
+        lost = result["greedy"].get("lost")
+        note = f"of {result['greedy']['n']} problems, {lost} replies lost" if lost else ""
+        lines.append(_row("greedy", result["greedy"], note))
         lines.append(f"{'majority beside greedy':24s}{_change(result['greedy']['majority'])}")
     for field in ("level", "subject"):
         parts = result[f"by_{field}"]
@@ -269,13 +304,27 @@ def report_lines(result: dict) -> list[str]:
                               f"of {part['n']}"))
     if samples > 1:
         lines += _curve(result)
-    lines.append(f"{'length':24s}{result['mean_tokens']:.0f} tokens a completion{_budget(result)}")
+    told = "an untold number of" if result["mean_tokens"] is None else f"{result['mean_tokens']:.0f}"
+    lines.append(f"{'length':24s}{told} tokens a completion{_budget(result)}")
     if "eval_seconds" in result:
         timed, total = result["timed_completions"], result["n"] * samples
         part = f" (of the last {timed} of {total} completions)" if timed < total else ""
         lines.append(f"{'speed':24s}{result['eval_seconds']:.1f} s, {result['tokens_per_second']:.0f} tokens/s{part}")
+    if "cost" in result:
+        lines.append(f"{'cost':24s}{cost_line(result['cost'])}")
     lines.append(f"{'grading':24s}{result['grading_seconds_per_1000']:.3f} s for 1,000 answers")
     return lines
+
+
+def _losses(result: dict) -> str:
+    return (f"lost {result['lost']} of {result['wanted']} replies: {result['left_out']} problem(s) left out below; "
+            "with --output-dir they are asked again")
+
+
+def cost_line(cost: dict) -> str:
+    """What a teacher was asked in this sitting, and what its replies have cost."""
+    return (f"{cost['requests']} requests ({cost['retries']} of them again) in {cost['seconds']:.1f} s; in all "
+            f"{cost['prompt_tokens']:,} prompt tokens, {cost['new_tokens']:,} new tokens")
 
 
 def _row(name: str, part: dict, note: str) -> str:
@@ -285,7 +334,8 @@ def _row(name: str, part: dict, note: str) -> str:
 
 
 def _budget(result: dict) -> str:
-    most, least = result.get("max_new_tokens"), result.get("least_new_tokens")
+    most = result.get("max_new_tokens")
+    least = result.get("least_new_tokens", most)  # a server does not tell its model's positions
     if most is None:  # graded again from records alone
         return ""
     sooner = f" (after the longest prompt at {least:,}: the model's positions end)" if least < most else ""
@@ -297,7 +347,9 @@ def _curve(result: dict) -> list[str]:
     ks = list(result["pass_at_k"])
     lines = [f"{'k samples':24s}" + "".join(f"{k:>8s}" for k in ks)]
     lines.append(f"{'pass@k, one is right':24s}" + "".join(f"{result['pass_at_k'][k]:8.1%}" for k in ks))
-    for kind, name in (("majority", "maj@k"), ("weighted", "weighted vote@k"), ("best", "most confident@k")):
+    names = {"majority": "maj@k", "weighted": "weighted vote@k", "best": "most confident@k"}
+    for kind in result["maj_at_k"]:
+        name = names[kind]
         lines.append(f"{name:24s}" + "".join(f"{result['maj_at_k'][kind][k]['accuracy']:8.1%}" for k in ks))
     error = max(point["se"] for points in result["maj_at_k"].values() for point in points.values())
     if error:

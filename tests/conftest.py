@@ -1,7 +1,14 @@
-"""What several tests share: a small tokenizer of Qwen's kind, and small random models made by transformers."""
+"""What several tests share: a small tokenizer of Qwen's kind, small random models made by transformers, a worked problem in short
+form, and a server of files."""
 
+import contextlib
+import hashlib
 import json
 import os
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes in: small products only wait for a second thread
@@ -9,6 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes in: small pr
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+import download
+from arithmetic import marks
+from data import Problem
 
 # The template as Qwen2.5-Instruct renders a chat without tools; SYSTEM stands for the checkpoint's default.
 TEMPLATE = (
@@ -102,3 +113,72 @@ def tiny_folder(tmp_path_factory) -> Path:
     folder = write_tokenizer(tmp_path_factory.mktemp("checkpoint"))
     reference_model().save_pretrained(folder)
     return folder
+
+
+def worked(question: str, *lines: str) -> Problem:
+    """A problem from lines in which `[48/2=24]` stands for `48/2 = <<48/2=24>>24`; the last mark is the answer."""
+    solution = re.sub(r"\[([^=\]]+)=([^\]]+)\]", r"\1 = <<\1=\2>>\2", "\n".join(lines))
+    answer = marks(solution)[-1].value if marks(solution) else "0"
+    return Problem("p", question, f"{solution}\n#### {answer}", answer)
+
+
+BOOKS = worked("Ann has 48 books and buys 6 more. She gives half of them away. How many are left?",
+               "Ann has [48+6=54] books.", "She keeps [54/2=27] of the 54 books.")  # fmt: skip
+
+
+# What the server of files below has: 5,000 problems.
+BODY = "".join(json.dumps({"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"}) + "\n" for n in range(5000)).encode()
+HASH = hashlib.sha256(BODY).hexdigest()
+
+
+class Files(BaseHTTPRequestHandler):
+    """Answers with server.body, whole or the range asked for; server.script says what goes wrong, by request."""
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.requests.append(dict(self.headers))
+        act = server.script.pop(0) if server.script else {}
+        if "status" in act:
+            self.answer(act["status"], act.get("headers", {}), b"no")
+            return
+        body, first = act.get("body", server.body), 0
+        headers = {"ETag": act.get("etag", '"v1"')}
+        same = self.headers.get("If-Range") == headers["ETag"]
+        if "Range" in self.headers and same and not act.get("ignores_range"):
+            first = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            headers["Content-Range"] = f"bytes {first + act.get('astray', 0)}-{len(body) - 1}/{len(body)}"
+        if act.get("drips"):
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+            with contextlib.suppress(OSError):  # where the other side has left
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.01)
+        self.answer(206 if first else 200, headers, body[first:], act.get("cut"), act.get("length", True))
+
+    def answer(self, status: int, headers: dict, body: bytes, cut: int | None = None, length: bool = True) -> None:
+        self.send_response(status)
+        if length:
+            headers = {**headers, "Content-Length": str(len(body))}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body[:cut])
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A server on the loopback, a home for files, and pauses that are noted and not slept."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download.constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(download.constants, "HF_HUB_OFFLINE", False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    server.body, server.script, server.requests, server.pauses = BODY, [], [], []
+    server.url = f"http://127.0.0.1:{server.server_port}/train.jsonl"
+    monkeypatch.setattr(download, "sleep", server.pauses.append)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()

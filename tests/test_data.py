@@ -15,7 +15,6 @@ from data import (
     batch_indices,
     chat_example,
     chat_examples,
-    hold_out,
     load_problems,
     pack,
     parse_record,
@@ -212,6 +211,13 @@ def test_an_error_names_the_file_and_the_line(content, said, tmp_path):
     assert f"{file}{said}" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(UserError) as error:
+        load_problems("gsm9k")
+    for name in ("mini-math", "gsm8k", "math500", "aug-math", "math-perturb-hard", "hub:owner/name/path.jsonl"):
+        assert f" {name}," in str(error.value) and name in data.known_names()
+
+
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(
         UserError, match="nowhere.jsonl: no such file, and no data set of that name; known are mini-gsm, mini"
@@ -254,38 +260,6 @@ def test_embedded_sets_come_with_their_answers():
     assert [p.question for p in load_problems("mini-math", limit=3)] == [
         r["problem"] for r in synthetic.problems("mini-math", "train", 3)
     ]
-
-
-# ------------------------------------------------------------------------------------------------------------- held out
-
-
-def many(count: int) -> list[Problem]:
-    return [Problem(str(n), f"question {n}", "s", "1") for n in range(count)]
-
-
-@pytest.mark.parametrize("count, held", [(2, 1), (9, 1), (100, 10), (1999, 199), (2000, 200), (5000, 200)])
-def test_a_tenth_is_held_out_and_200_at_most(count, held):
-    train, test = hold_out(many(count))
-    assert len(test) == held and len(train) == count - held
-    assert not {p.question for p in train} & {p.question for p in test}
-
-
-def test_one_problem_cannot_be_on_both_sides():
-    with pytest.raises(UserError, match="one problem alone cannot be held out and trained on"):
-        hold_out(many(1) * 3)
-
-
-def test_who_is_held_out_hangs_on_the_question_alone():
-    """Not on the order, and not on how often a question stands in the file: all its copies go, one is measured."""
-    problems = many(300)
-    _, test = hold_out(problems)
-    chosen = {p.question for p in test}
-    twice = [Problem(f"copy {p.id}", p.question, "another solution", "1") for p in problems]
-    train, again = hold_out(list(reversed(problems)) + twice)
-    assert {p.question for p in again} == chosen and len(again) == 30
-    assert len(train) == 2 * 270 and not chosen & {p.question for p in train}
-    # A file that grows keeps most of its test problems.
-    assert len(chosen & {p.question for p in hold_out(many(320))[1]}) > 25
 
 
 # -------------------------------------------------------------------------------------------------------------- batches

@@ -299,6 +299,100 @@ def test_bad_input(tuned, tmp_path):
     assert (tmp_path / "generations.jsonl").read_text() == "somebody's own\n"
 
 
+# --------------------------------------------------------------------------------------------------- behind a server
+
+
+class Scripted:
+    """A teacher that gives `texts[question]` (a list: one a sample), or nothing of use; keeps what it was asked."""
+
+    name, system = "scripted", None
+
+    def __init__(self, texts: dict, tokens: int | None = 5, **settings):
+        self.texts, self.tokens, self.asked = texts, tokens, []
+        self.settings = {"temperature": 0.0, "max_new_tokens": 99} | settings
+        self.max_new_tokens = 99
+
+    def answer(self, chats, samples, skip):
+        for place in ((i, s) for i in range(len(chats)) for s in range(samples) if (i, s) not in skip):
+            texts = self.texts.get(chats[place[0]][-1]["content"], "")
+            text = texts if isinstance(texts, str) else texts[place[1]]
+            self.asked.append((chats[place[0]], place[1]))
+            raw = {"choices": [{"message": {"content": text}}], "usage": {"completion_tokens": self.tokens}}
+            yield place, {"request": {}, "status": 200, "fault": "", "raw": json.dumps(raw), "attempt": 1}
+
+
+ANSWERS = {"What is 2 + 3?": "#### 5", "What is half of 7?": "7/2", "What is 2 · 50?": "99"}
+
+
+def test_a_server_is_measured_by_the_same_rules(tmp_path):
+    teacher = Scripted(ANSWERS)
+    report = module.evaluate_api(teacher, PROBLEMS, tmp_path, dataset="sums")
+    told = [[record[key] for key in ("text", "correct", "tokens", "mean_log_prob")] for record in report.records]
+    assert told == [["#### 5", True, 5, None], ["7/2", True, 5, None], ["99", False, 5, None]]
+    assert report.records == lines_of(tmp_path) and report.result == read(tmp_path / "result.json")
+    assert (report.result["lost"], report.result["wanted"], report.result["n"]) == (0, 3, 3)
+    assert report.result["accuracy"] == pytest.approx(2 / 3) and report.result["mean_tokens"] == 5
+    assert report.result["cost"]["requests"] == 3 and report.result["cost"]["new_tokens"] == 15
+    told = {"dataset": "sums", "api_model": "scripted", "system": None, "samples": 1, "max_new_tokens": 99, "n": 3}
+    assert told.items() <= read(tmp_path / "args.json").items()
+    stored = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in stored] == [record["reply_key"] for record in report.records]
+    assert module.evaluate_api(teacher, PROBLEMS, tmp_path, dataset="sums").result == report.result
+    assert len(teacher.asked) == 3
+    with pytest.raises(UserError, match="was begun with temperature 0.0, not 0.5"):
+        module.evaluate_api(Scripted(ANSWERS, temperature=0.5), PROBLEMS, tmp_path)
+
+
+def test_what_is_lost_is_nobodys_mistake(tmp_path):
+    """It is told and left out, asked again alone, and then counted like all else."""
+    short = {question: text for question, text in ANSWERS.items() if "half" not in question}
+    first = module.evaluate_api(Scripted(short), PROBLEMS, tmp_path)
+    assert [record["id"] for record in first.records] == ["first", "third"] and first.result["accuracy"] == 0.5
+    assert (first.result["lost"], first.result["wanted"], first.result["left_out"], first.result["n"]) == (1, 3, 1, 2)
+    head, *_ = module.report_lines(first.result)
+    assert head.startswith("lost 1 of 3 replies: 1 problem(s) left out below")
+    # What is left is an evaluation like others: it can be graded again and compared.
+    again = module.regrade(tmp_path, tmp_path / "regraded")
+    assert again.records == first.records and again.result["lost"] == 1
+    assert module.read_finished(tmp_path) == module.read_finished(tmp_path / "regraded") == first.records
+    assert module.compare(first.records, again.records)["n"] == 2
+
+    well = Scripted(ANSWERS)
+    second = module.evaluate_api(well, PROBLEMS, tmp_path)
+    assert [chat[-1]["content"] for chat, _ in well.asked] == ["What is half of 7?"]
+    assert (second.result["lost"], second.result["n"]) == (0, 3) and second.result["accuracy"] == pytest.approx(2 / 3)
+    assert not module.report_lines(second.result)[0].startswith("lost")
+    with pytest.raises(UserError, match="3 of 3 replies were lost and no problem is left"):
+        module.evaluate_api(Scripted({}), PROBLEMS, tmp_path / "none")
+    assert not (tmp_path / "none" / "result.json").exists()
+
+
+def test_samples_of_a_server_vote_by_number_alone(tmp_path):
+    """No log-probabilities, no votes that would need them; and a problem with half of its votes is left out."""
+    texts = {"What is 2 + 3?": ["5", "#### 5", "6"], "What is half of 7?": ["3", "7/2", "3.50"],
+             "What is 2 · 50?": ["100", "", "100"]}
+    report = module.evaluate_api(Scripted(texts, tokens=None, temperature=1.0), PROBLEMS, tmp_path, samples=3)
+    assert (report.result["lost"], report.result["wanted"], report.result["left_out"]) == (1, 9, 1)
+    assert list(report.result["votes"]) == list(report.result["maj_at_k"]) == ["majority"]
+    assert report.result["votes"]["majority"]["accuracy"] == 1 and report.verdicts == [True, True]
+    assert report.result["mean_tokens"] is None
+    greedy = module.evaluate_api(Scripted({"What is 2 + 3?": "5"}), PROBLEMS, tmp_path / "greedy")
+    text = "\n".join(module.report_lines(module.beside_greedy(report, greedy, tmp_path).result))
+    assert "majority of 3" in text and "maj@k" in text and "confident" not in text and "weighted" not in text
+    assert "an untold number of tokens a completion, cut at 99" in text and "of 1 problems, 2 replies lost" in text
+    assert "cost                    9 requests (0 of them again)" in text
+
+
+def test_shots_are_earlier_turns_of_the_chat(tmp_path):
+    shots = [Problem("s", "What is 1 + 1?", "It is 2. #### 2", "2")]
+    teacher = Scripted(ANSWERS)
+    module.evaluate_api(teacher, PROBLEMS[:1], tmp_path, shots=shots)
+    assert teacher.asked[0][0] == [
+        {"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "It is 2. #### 2"},
+        {"role": "user", "content": "What is 2 + 3?"}]
+    assert read(tmp_path / "args.json")["shots"][0]["id"] == "s"
+
+
 # ------------------------------------------------------------------------------------------------------- graded again
 
 

@@ -3,6 +3,7 @@
 The problems ask for sums but are all answered "7", which even this model learns in some dozen steps.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import evaluate
 import mathft
 import train
 from checkpoint import load_run
+from data import Example
 from flags import run_command
 from mathft import METHODS, load_data, main, read_flags
 from runtime import UserError
@@ -148,7 +150,7 @@ def test_without_measuring_and_with_a_held_out_tenth(common, tmp_path, capsys, m
     assert not (tmp_path / "runs" / "prefix-sums-1" / "evals").exists()
     assert "still wrong" not in out and "after training" not in out
 
-    train_problems, test_problems = load_data(read_flags(argv))
+    train_problems, test_problems, _ = load_data(read_flags(argv))
     assert len(train_problems) == 36 and len(test_problems) == 4
     assert not {p.question for p in train_problems} & {p.question for p in test_problems}
 
@@ -157,14 +159,92 @@ def test_a_question_of_the_test_file_is_not_trained_on(tmp_path):
     """Whoever gives the same problems twice measures honestly all the same."""
     data, test = write_problems(tmp_path / "a.jsonl", 30), write_problems(tmp_path / "b.jsonl", 10, first=25)
     argv = ["--method", "sft", "--dataset", data, "--eval-dataset", test]
-    train_problems, test_problems = load_data(read_flags(argv))
-    assert len(train_problems) == 25 and len(test_problems) == 10
+    train_problems, test_problems, overlap = load_data(read_flags(argv))
+    assert overlap == 5 and len(train_problems) == 25 and len(test_problems) == 10
     assert len(load_data(read_flags([*argv, "--limit", "20"]))[0]) == 20
     assert not {p.question for p in train_problems} & {p.question for p in test_problems}
 
 
+LONG = "Ana has {} red apples and four green ones in the basket that she bought on the market last {} morning."
+
+
+def overlapping(tmp_path: Path) -> list[str]:
+    """Flags of ten training problems: eight new ones, a test problem in other spelling, one with another number."""
+    asked = [f"What is {n} + {n + 1}?" for n in range(8)] + ["what is: 100 + 101", LONG.format(7, "Monday")]
+    tested = ["What is 100 + 101?", LONG.format(3, "Monday"), "What is 200 + 201?"]
+    for name, questions in (("train", asked), ("test", tested)):
+        rows = [json.dumps({"question": question, "answer": "#### 7"}) + "\n" for question in questions]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    return ["--dataset", str(tmp_path / "train.jsonl"), "--eval-dataset", str(tmp_path / "test.jsonl")]
+
+
+def test_what_repeats_a_test_problem_is_left_out_and_told(common, tmp_path, capsys):
+    """Another spelling, or thirteen words in a row: the model would be measured on what it has seen."""
+    more = [*overlapping(tmp_path), "--steps", "1", "--eval-limit", "1"]
+    code, out, _ = command(lora(common, tmp_path / "clean", *more), capsys)
+    assert code == 0 and "train.jsonl: 8 training examples, 1 test problems" in out
+    assert "test problems (2 overlap the test problems and are left out)\n" in out
+    assert read(tmp_path / "clean" / "result.json")["train_overlap"] == 2
+    code, out, _ = command(lora(common, tmp_path / "all", *more, "--train-on-overlap"), capsys)
+    assert code == 0 and "train.jsonl: 10 training examples, 1 test problems" in out
+    assert "test problems (2 overlap the test problems and are trained on all the same)\n" in out
+    assert read(tmp_path / "all" / "args.json")["train_on_overlap"] is True
+
+
+def test_a_chat_is_held_against_the_test_problems_turn_by_turn(tmp_path):
+    argv = ["--method", "sft", *overlapping(tmp_path)]
+    turns = [("user", "What is 100 + 101?"), ("assistant", "7"), ("user", "And one more?"), ("assistant", "8")]
+    with open(tmp_path / "train.jsonl", "a") as file:
+        file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+    assert load_data(read_flags(argv))[2] == 3
+
+
+def test_training_on_the_test_problems_alone_is_refused(common, tmp_path, capsys):
+    same = ["--dataset", str(tmp_path / "test.jsonl")]  # which is the --eval-dataset, too
+    code, _, err = command(lora(common, tmp_path / "run", *same), capsys)
+    assert code == 1 and "test.jsonl: all 9 problems repeat test problems; --train-on-overlap keeps them" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_twin_of_a_held_out_problem_is_not_trained_on(tmp_path):
+    """The tenth is chosen by the question's letters; what is nearly the same question goes with it."""
+    days = ("Monday", "Friday")
+    text = "House {0}: Ana has {0} red apples, {0} green ones, {0} eggs and {0} pears; how many on {1}?"
+    rows = [{"question": text.format(n, day), "answer": "#### 7"} for n in range(30) for day in days]
+    (tmp_path / "twins.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--method", "sft", "--dataset", str(tmp_path / "twins.jsonl")]
+    (train_problems, test_problems, overlap), (everything, same, counted) = (
+        load_data(read_flags([*argv, *more])) for more in ([], ["--train-on-overlap"]))
+    houses = [{problem.question.split()[1] for problem in problems} for problems in (train_problems, test_problems)]
+    assert len(test_problems) == 6 and not houses[0] & houses[1] and overlap > 0
+    assert same == test_problems and counted == overlap and len(everything) == 54 == len(train_problems) + overlap
+
+
+@pytest.mark.parametrize("dataset, tested_on", [
+    ("gsm8k", "gsm8k"), ("aug-gsm8k", "gsm8k"), ("math", "math500"), ("aug-math", "math500"), ("mini-gsm", None),
+    ("my.jsonl", None), ("hub:us/sums/x.jsonl", None)])  # fmt: skip
+def test_a_published_set_is_measured_where_it_is_by_custom(dataset, tested_on):
+    assert read_flags(["--method", "sft", "--dataset", dataset]).eval_dataset == tested_on
+    assert read_flags(["--method", "sft", "--dataset", dataset, "--eval-dataset", "math500"]).eval_dataset == "math500"
+
+
+def test_math_perturb_is_for_measuring_alone(common, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command(["--method", "lora", *common, "--dataset", "math-perturb-hard"], capsys)
+    assert code == 1 and "math-perturb-hard: is for testing only, its authors forbid training on it" in err
+    assert err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="set MATHFT_DATA to a folder with gsm8k/")
+def test_gsm8k_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("sources.constants.HF_HOME", str(tmp_path))
+    shutil.copytree(Path(os.environ["MATHFT_DATA"]) / "gsm8k", tmp_path / "mathft" / "gsm8k")
+    train_problems, test_problems, overlap = load_data(read_flags(["--method", "lora", "--dataset", "gsm8k"]))
+    assert len(train_problems) + overlap == 7473 and len(test_problems) == 1319 and overlap < 100
+
+
 def test_embedded_problems_differ_by_seed_and_are_measured_on_the_same(tmp_path):
-    (train_0, test_0), (train_1, test_1) = (load_data(read_flags(["--method", "sft", "--seed", seed])) for seed in "01")
+    (train_0, test_0, _), (train_1, test_1, _) = (load_data(read_flags(["--method", "sft", "--seed", seed])) for seed in "01")
     assert test_0 == test_1 and len(test_0) == 500 and train_0 != train_1 and len(train_0) > 3900
     assert not {p.question for p in train_0 + train_1} & {p.question for p in test_0}
 
@@ -354,6 +434,7 @@ def test_a_full_disk_while_saving(common, tmp_path, capsys):
         (["--method", "qlora"], "invalid choice: 'qlora'"),
         (["--method", "lora", "--lora-rang", "3"], "unrecognized arguments: --lora-rang 3"),
         (["--method", "lora", "--steps", "5", "--epochs", "1"], "--steps and --epochs exclude each other"),
+        (["--method", "lora", "--tokens", "5", "--epochs", "1"], "--epochs and --tokens exclude each other"),
         (["--method", "lora", "--steps", "0"], "0 is below 1"),
         (["--method", "lora", "--lr", "nan"], "'nan' is not a finite number"),
         (["--method", "lora", "--dtype", "fp16"], "--dtype fp16 is not supported: fp16 overflows"),
@@ -468,3 +549,10 @@ def test_defaults_hang_on_model_and_method():
     assert real.epochs is not None and real.steps is None and real.learning_rate < tiny.learning_rate
     given = read_flags(["--method", "lora", "--epochs", "3", "--lr", "0.5"])
     assert (given.epochs, given.steps, given.learning_rate, given.batch_size) == (3.0, None, 0.5, tiny.batch_size)
+
+
+def test_so_many_training_tokens_whatever_the_length_of_the_examples(tmp_path):
+    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), tmp_path, None, {}, tmp_path, None, [], 0, [], 0)
+    short = dataclasses.replace(job, examples=[Example([0] * 10, [True] * 10)] * 7)
+    long = dataclasses.replace(job, examples=[Example([0] * 50, [True] * 50)] * 7)
+    assert (short.steps, long.steps) == (25, 5)

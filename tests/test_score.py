@@ -303,6 +303,43 @@ def test_every_score_has_the_truncated_share_beside_it():
     assert not any("majority" in line or "speed" in line for line in lines)
 
 
+# ------------------------------------------------------------------------------------- what a server does not tell
+
+
+def test_without_log_probabilities_the_majority_stands_alone():
+    """Also where one of them is missing: a vote is weighted by all or by none."""
+    records = records_of(VOTES)
+    full = summarise(records)
+    for missing in (records, records[2:3]):
+        bare = [entry | {"mean_log_prob": None} if entry in missing else entry for entry in records]
+        result = summarise(bare)
+        assert list(result["votes"]) == list(result["maj_at_k"]) == ["majority"]
+        assert result["votes"]["majority"] == full["votes"]["majority"] and result["pass_at_k"] == full["pass_at_k"]
+        assert Report(result, bare).verdicts == Report(full, records).verdicts
+        assert "weighted" not in "\n".join(report_lines(result | {"grading_seconds_per_1000": 0.1}))
+
+
+def test_unknown_lengths_are_not_made_up(tmp_path):
+    records = [record(0, 0, "#### 5") | {"tokens": None, "mean_log_prob": None}, record(1, 0, "3.5")]
+    assert summarise(records)["mean_tokens"] is None
+    assert read_finished(write(tmp_path / "generations.jsonl", records)) == records
+
+
+def test_lost_replies_leave_a_gap_that_is_told(tmp_path):
+    """Without the word of its result.json, a gap is what an interruption leaves."""
+    records = [entry for entry in records_of(VOTES) if entry["problem"] != 1]
+    write(tmp_path / "generations.jsonl", records)
+    for result in ({}, {"lost": 0}):
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        with pytest.raises(UserError, match="unfinished"):
+            read_finished(tmp_path)
+    (tmp_path / "result.json").write_text('{"lost": 3}')
+    assert read_finished(tmp_path) == records
+    write(tmp_path / "generations.jsonl", records[:-1])  # half of a problem's samples is never left
+    with pytest.raises(UserError, match="unfinished"):
+        read_finished(tmp_path)
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 

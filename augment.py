@@ -1,0 +1,255 @@
+"""Make and curate training data: one command for a paper's recipe, and every row says where it comes from.
+
+    python augment.py make perturb --dataset mini-gsm --limit 200 --samples 8
+    python augment.py make rft --teacher runs/lora-mini-gsm-1 --dataset mini-gsm --samples 8 --temperature 0.7
+    python augment.py make queries --api-base https://HOST/v1 --api-model NAME --dataset gsm8k --samples 5 --temperature 0.7
+    python augment.py filter rows.jsonl clean.jsonl --style gsm8k --numeric --dedup near
+    python augment.py recipe mugglemath-15k muggle.jsonl --source aug-gsm8k
+
+`make` runs a recipe of recipes.py into a folder of its own: args.json, replies.jsonl (what a teacher said, raw), data.jsonl
+and result.json. After Ctrl-C the same command with --output-dir FOLDER goes on and asks nothing twice. `filter` takes a file
+through the steps of curate.py in a fixed order, tells what each dropped and why, and keeps that beside the file it writes.
+"""
+
+import dataclasses
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from huggingface_hub.utils import tqdm
+
+from client import ApiFlags
+from curate import (KINDS, STRATA, Step, drop_duplicates, drop_overlap, keep_numeric, keep_right_arithmetic, mugglemath_15k,
+                    sample, split, unify)
+from data import Problem, load_problems, write_problems
+from flags import flag, parse_flags, run_command
+from recipes import NEEDS_TEACHER, RECIPES, Kitchen
+from runtime import UsageError, UserError, clock, new_directory, pick_device, read_json, write_json
+from score import cost_line
+from sources import SETS
+from teacher import TeacherFlags, open_teacher
+
+# ---------------------------------------------------------------------------------------------------------------- make
+
+
+@dataclass(kw_only=True)
+class MakeFlags(TeacherFlags):
+    """The flags of `python augment.py make`."""
+
+    recipe: str = flag(MISSING, "what to make", positional=True, choices=tuple(RECIPES))
+    dataset: str = flag("mini-gsm", "problems to start from: a set's name, or a JSON or JSONL file")
+    limit: int | None = flag(None, "use at most so many of them", least=1)
+    student: str | None = flag(None, "tutor: whose attempts are corrected: tiny, a run directory, a folder or a hub id")
+    check: bool = flag(True, "responses, diversify: keep only answers that the grader agrees with")
+    hard: bool = flag(False, "perturb: changes after which the old way of solving fails")
+    agreement: float = flag(0.5, "queries, expand: least share of the samples that a majority needs", least=0, most=1)
+    style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box", choices=("gsm8k", "boxed"))
+    output_dir: str | None = flag(None, "folder of the result; an unfinished one goes on (default: runs/RECIPE-DATASET-N)")
+
+
+# What may differ when an interrupted recipe goes on: how a server is reached, not what is asked.
+FREE = ("output_dir", "api_base", "api_concurrency", "api_rate", "api_timeout", "device", "debug")
+
+
+def make(argv: list[str]) -> None:
+    """`python augment.py make RECIPE`: run a recipe into its folder and print what came of it."""
+    flags = parse_flags(MakeFlags, argv, __doc__)
+    if flags.teacher and flags.api_model:
+        raise UsageError("--teacher and --api-model exclude each other: one teacher is asked")
+    if flags.recipe in NEEDS_TEACHER and not (flags.teacher or flags.api_model):
+        raise UsageError(f"{flags.recipe} asks a teacher: name one of our own with --teacher, or a server's with --api-model")
+    if (flags.recipe == "tutor") != bool(flags.student):
+        raise UsageError("--student names whose attempts are corrected: it goes with tutor, and tutor with it")
+    problems = load_problems(flags.dataset, "train", flags.limit, flags.seed)
+    teacher = open_teacher(flags) if flags.teacher or flags.api_model else None
+    local = {field.name: field.default for field in dataclasses.fields(ApiFlags)}
+    student = open_teacher(dataclasses.replace(flags, teacher=flags.student, **local)) if flags.student else None
+    folder = _folder(flags)
+    print(f"data       {flags.dataset}, {len(problems)} problems; recipe {flags.recipe}"
+          + (f", teacher {teacher.name}" if teacher else "") + (f", student {student.name}" if student else ""), flush=True)
+    kitchen = Kitchen(flags.recipe, problems, folder, teacher, student, flags.samples, flags.seed, flags.check, flags.hard,
+                      flags.agreement)
+    start = clock(pick_device("cpu"))
+    try:
+        made = list(tqdm(RECIPES[flags.recipe](kitchen), flags.recipe, unit="rows", leave=False,
+                         disable=not sys.stderr.isatty()))
+    except KeyboardInterrupt:
+        words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
+        print(f"to go on:  {shlex.join(['python', 'augment.py', 'make', *words])}")
+        raise
+    if flags.style:
+        made = unify(made, flags.style).problems
+    result = {"problems": len(problems), "parents": len({p.origin["parent"] for p in made}), "rows": len(made),
+              "dropped": dict(kitchen.dropped.most_common()), "cost": dict(kitchen.cost),
+              "seconds": clock(pick_device("cpu")) - start}
+    if not made:
+        write_json(folder / "result.json", result)
+        raise UserError(f"{flags.recipe}: nothing came of it ({_reasons(kitchen.dropped)}); {folder}/result.json counts why")
+    write_problems(folder / "data.jsonl", made)
+    write_json(folder / "result.json", result)
+    print(f"made       {len(made)} rows from {result['parents']} of {len(problems)} problems in {result['seconds']:.1f} s")
+    for reason, count in kitchen.dropped.most_common():
+        print(f"  {count:7d} left out: {reason}")
+    if kitchen.cost:
+        print(f"cost       {cost_line(kitchen.cost)}")
+    print(f"\nfirst row  {made[0].id}: {made[0].question}")
+    print(*(f"  | {line}" for line in made[0].solution.splitlines()), sep="\n")
+    print(f"\nfiles      {folder} (data.jsonl, result.json, args.json{', replies.jsonl' * bool(kitchen.cost)})")
+    print(f"next       python mathft.py --method lora --dataset {folder / 'data.jsonl'} --eval-dataset TEST")
+
+
+def _folder(flags: MakeFlags) -> Path:
+    """The folder of a recipe: a new one, or one that was begun with the same settings and has not come to its end."""
+    settings = {name: value for name, value in dataclasses.asdict(flags).items() if name not in FREE}
+    begun = Path(flags.output_dir) / "args.json" if flags.output_dir else None
+    if begun is None or not begun.exists():
+        folder = new_directory(flags.output_dir, f"{flags.recipe}-{Path(flags.dataset).stem}")
+        write_json(folder / "args.json", settings)
+        return folder
+    other = sorted(name for name, value in read_json(begun).items() if settings.get(name) != value)
+    if other:
+        names = ", ".join("--" + name.replace("_", "-") for name in other)
+        raise UserError(f"{begun}: was begun with another {names}; give the same, or another --output-dir")
+    if (begun.parent / "data.jsonl").exists():
+        raise UserError(f"{begun.parent}: is finished (data.jsonl is there); give another --output-dir")
+    return begun.parent
+
+
+def _reasons(dropped: Counter) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3)) or "no problem to start from"
+
+
+# ---------------------------------------------------------------------------------------------------- filter and recipe
+
+
+@dataclass(kw_only=True)
+class AgainstFlags:
+    """What made data must not repeat."""
+
+    against: str = flag("all", "test sets whose questions are left out of the rows, with commas: names, files, all or none")
+    keep_overlap: bool = flag(False, "keep rows that overlap a test set, with its name in their origin")
+    seed: int = flag(0, "seed of every choice", least=0)
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+@dataclass(kw_only=True)
+class FilterFlags(AgainstFlags):
+    """The flags of `python augment.py filter`; the steps run in the order of the flags."""
+
+    source: str = flag(MISSING, "rows: a set's name, or a JSON or JSONL file", positional=True)
+    target: str = flag(MISSING, "the JSONL file to write", positional=True)
+    style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box", choices=("gsm8k", "boxed"))
+    numeric: bool = flag(False, "keep plain numbers as answers")
+    arithmetic: bool = flag(True, "drop solutions with a wrong <<a=b>>")
+    dedup: str = flag("near", "drop rows that repeat an earlier one", choices=("none", *KINDS))
+    questions_only: bool = flag(False, "compare questions alone, and so keep one row of each")
+    sample: int | None = flag(None, "keep so many rows, chosen by the seed", least=1)
+    by: str | None = flag(None, "keep the shares of this when sampling", choices=tuple(STRATA))
+    split: float | None = flag(None, "write this share of the questions into TARGET's neighbour NAME-held-out.jsonl", least=0, most=1)
+
+
+@dataclass(kw_only=True)
+class RecipeFlags(AgainstFlags):
+    """The flags of `python augment.py recipe`."""
+
+    name: str = flag(MISSING, "a paper's recipe", positional=True, choices=("mugglemath-15k",))
+    target: str = flag(MISSING, "the JSONL file to write", positional=True)
+    source: str = flag("aug-gsm8k", "MuggleMath's set: aug-gsm8k, aug-math, or a file in its form")
+
+
+def clean(argv: list[str]) -> None:
+    """`python augment.py filter IN OUT`: the steps that the flags name, in their order."""
+    flags = parse_flags(FilterFlags, argv, __doc__)
+    if flags.by and not flags.sample:
+        raise UsageError("--by says how --sample chooses; give --sample N too")
+    _check_target(flags.target)
+    tests = questions_of_tests(flags)
+    rows, steps = load_problems(flags.source), []
+    works: list[Callable[[list[Problem]], Step]] = []
+    if flags.style:
+        works.append(lambda rows: unify(rows, flags.style))
+    if flags.numeric:
+        works.append(keep_numeric)
+    if flags.arithmetic:
+        works.append(keep_right_arithmetic)
+    if flags.dedup != "none":
+        works.append(lambda rows: drop_duplicates(rows, flags.dedup, flags.questions_only))
+    works.append(lambda rows: drop_overlap(rows, tests, flags.keep_overlap))
+    if flags.sample:
+        works.append(lambda rows: sample(rows, flags.sample, flags.seed, flags.by))
+    print(f"read       {len(rows)} rows of {flags.source}", flush=True)
+    for work in works:
+        steps.append(work(rows))
+        rows = steps[-1].problems
+        print(steps[-1], flush=True)
+    if flags.split is not None and rows:
+        target = Path(flags.target)
+        rows, held = split(rows, flags.split, flags.seed)
+        write_problems(target.with_name(f"{target.stem}-held-out.jsonl"), held)
+        print(f"split: {len(held)} rows into {target.stem}-held-out.jsonl")
+    _write(flags, rows, steps, tests)
+
+
+def _check_target(target: str) -> None:
+    if Path(target).exists():
+        raise UserError(f"{target}: exists, and nothing is overwritten; give another name")
+
+
+def questions_of_tests(flags: AgainstFlags) -> dict[str, list[str]]:
+    """The questions of the test sets that --against names. Of `all`, those that cannot be had are named on stderr."""
+    if flags.against == "none":
+        return {}
+    published = [name for name, source in SETS.items() if "test" in source.splits]
+    names = published if flags.against == "all" else [name.strip() for name in flags.against.split(",")]
+    tests = {}
+    for name in names:
+        try:
+            tests[name] = [problem.question for problem in load_problems(name, "test")]
+        except UserError as error:
+            if flags.against != "all":
+                raise
+            print(f"not checked for overlap: {error}", file=sys.stderr)
+    return tests
+
+
+def _write(flags: FilterFlags | RecipeFlags, rows: list[Problem], steps: list[Step], tests: dict) -> None:
+    """The rows, and beside them what each step dropped."""
+    if not rows:
+        raise UserError(f"{flags.source}: no row is left; the lines above say why, and nothing was written")
+    target = Path(flags.target)
+    write_problems(target, rows)
+    told = [{"step": step.name, "kept": len(step.problems), "dropped": step.dropped, "noted": step.noted,
+             "examples": step.examples} for step in steps]
+    write_json(target.with_suffix(".report.json"), {**dataclasses.asdict(flags), "tests": sorted(tests), "rows": len(rows),
+                                                    "steps": told})
+    print(f"written    {len(rows)} rows to {target}, the report to {target.with_suffix('.report.json')}")
+
+
+def cook(argv: list[str]) -> None:
+    """`python augment.py recipe NAME OUT`: a paper's selection, end to end."""
+    flags = parse_flags(RecipeFlags, argv, __doc__)
+    _check_target(flags.target)
+    tests = questions_of_tests(flags)
+    rows, steps = mugglemath_15k(load_problems(flags.source), flags.seed, tests)
+    print(*steps, sep="\n")
+    _write(flags, rows, steps, tests)
+
+
+COMMANDS = {"make": make, "filter": clean, "recipe": cook}
+
+
+def main(argv: list[str]) -> None:
+    """`python augment.py make|filter|recipe`."""
+    if argv[:1] in (["--help"], ["-h"]):
+        print(__doc__)
+        return
+    if argv[:1] == [] or argv[0] not in COMMANDS:
+        raise UsageError(f"say what to do: python augment.py {'|'.join(COMMANDS)} ...; each has its own --help")
+    COMMANDS[argv[0]](argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,363 @@
+"""A client for servers that speak OpenAI's chat completions: requests, retries, and what a reply says.
+
+    python client.py '{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}'      # how a reply is read
+
+A reply that cannot be used (cut, garbled, empty, refused, an error of the server) is asked for again, up to ATTEMPTS times
+a sitting. A text that reached the token limit is of use, for that is the model's doing; so is the empty one of a model that
+spent its whole budget on reasoning.
+
+The client is the standard library's. One request a sample (many servers ignore `n`), the budget as `max_tokens` (the
+older name, which all servers know), no proxy, and no redirect: the key would go with it. The key comes from
+OPENAI_API_KEY alone, goes into the header alone, and is cut out of whatever the server sends back. Plain http is
+allowed, as local servers speak it; whoever names a distant http address sends the key in the clear.
+
+Protocol: https://platform.openai.com/docs/api-reference/chat, and server-sent events (WHATWG HTML, section 9.2).
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import queue
+import random
+import socket
+import sys
+import threading
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from itertools import islice
+from time import monotonic, sleep
+from urllib.parse import urlsplit
+
+from flags import flag
+from generate import DecodingFlags, check_samples
+from runtime import UsageError, UserError
+
+ATTEMPTS = 8  # requests for one reply in one sitting
+MOST_WAIT = 120.0  # seconds between two of them, whatever Retry-After says
+MOST_BYTES = 16 << 20  # of a reply; what is longer is cut, and asked for again
+KEPT_BYTES = 1 << 16  # of a reply that is known to be of no use
+PATIENCE = 12  # so many times the longest silence, a whole reply may take
+LEAST_SECRET = 8  # shorter keys are the placeholders of local servers ("none"), and stand in any text
+NOT_THERE = ("ConnectionRefusedError", "gaierror", "SSLCertVerificationError")  # wrong from the start: a wrong address
+FINAL_HINTS = {401: "; is OPENAI_API_KEY right?", 403: "; is OPENAI_API_KEY right?",
+               404: "; does --api-base end in /v1, as most do, and does it serve this --api-model?"}
+
+# ------------------------------------------------------------------------------------------------------------- replies
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a teacher said to a chat in one sample."""
+
+    text: str
+    reasoning: str = ""  # where the server keeps it apart from the text
+    finish: str = "stop"  # "length" where it was cut at the token limit
+    prompt_tokens: int | None = None  # None: the server does not say
+    new_tokens: int | None = None  # reasoning included
+    mean_log_prob: float | None = None  # of a checkpoint of our own
+    fault: str = ""  # why it is of no use
+
+
+def read_reply(line: dict) -> Reply:
+    """The reply in a stored line. Never raises: what cannot be used has a `fault`."""
+    if line["fault"] or line["status"] != 200:
+        return Reply("", fault=line["fault"] or f"status {line['status']}")
+    try:
+        raw = line["raw"]
+        body = json.loads(raw) if raw.startswith("{") else _joined(raw)
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        message, finish = choice["message"], choice.get("finish_reason") or "stop"
+        text = _text(message.get("content"))
+        reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))
+        counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+        refused = _text(message.get("refusal")) or finish in ("content_filter", "error")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return Reply("", fault="garbled")
+    if finish in ("eos", "eos_token", "end_turn"):  # other servers' names of it
+        finish = "stop"
+    fault = "refused" if refused else "" if text.strip() or finish == "length" else "empty"
+    return Reply(text, reasoning, str(finish), *counts, line.get("mean_log_prob"), fault)
+
+
+def _joined(raw: str) -> dict:
+    """The body that a stream of server-sent events spells out in pieces. Raises ValueError where it has no end."""
+    pieces: dict[str, list[str]] = {}
+    finish, usage, done = None, None, False
+    for line in raw.split("\n"):  # not splitlines(): U+2028 may stand within a line
+        name, _, data = line.strip().partition(":")
+        data = data.strip()
+        if name != "data" or not data:  # a blank line, or a comment to keep the connection alive
+            continue
+        if data == "[DONE]":
+            done = True
+            break
+        event = json.loads(data)
+        if event.get("error"):
+            raise ValueError("the server broke off")
+        usage = event.get("usage") or usage
+        for choice in event.get("choices") or []:
+            for key, piece in (choice.get("delta") or {}).items():
+                if isinstance(piece, str):
+                    pieces.setdefault(key, []).append(piece)
+            finish = choice.get("finish_reason") or finish
+    if not done and not finish:
+        raise ValueError("cut off")
+    message = {key: "".join(parts) for key, parts in pieces.items()}
+    return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
+
+
+def _text(value) -> str:
+    """A string that can be written to a file: JSON's escapes can spell half a surrogate pair, which is no character."""
+    return "".join([value or ""]).encode("utf-8", "replace").decode()  # join: a TypeError for what is no text
+
+
+def _count(value) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**53 else None
+
+
+# -------------------------------------------------------------------------------------------------------- over the wire
+
+
+@dataclass(kw_only=True)
+class ApiTeacher:
+    """A model behind `base`/chat/completions. `base` and `key` are no part of what a reply depends on."""
+
+    name: str
+    base: str
+    key: str = field(default="", repr=False)
+    system: str | None = None  # None: none is sent, and the server's template decides
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 1024
+    seed: int = 0
+    concurrency: int = 8
+    rate: float = 0.0  # requests a minute, 0: no bound
+    timeout: float = 600.0  # seconds of silence
+    stream: bool = False
+    _turn: float = field(default=0.0, init=False, repr=False)  # when the next request may leave
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def settings(self) -> dict:
+        return {name: getattr(self, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+
+    def request(self, messages: list[dict], sample: int) -> dict:
+        """The body of a request. `logprobs` are not asked for: few servers give them, and none alike."""
+        body = {"model": self.name, "messages": messages, "max_tokens": self.max_new_tokens, "logprobs": False,
+                "temperature": self.temperature, "stream": self.stream}
+        if self.temperature:
+            body |= {"top_p": self.top_p, "seed": self.seed + sample}
+        return body | {"stream_options": {"include_usage": True}} if self.stream else body
+
+    def answer(self, chats: list[list[dict]], samples: int, skip: Container[tuple[int, int]]) -> Iterator[tuple]:
+        """Yield ((chat, sample), line) for every attempt as it ends; the last one of a place is what came of it.
+
+        `concurrency` threads send and receive; all else is done by who iterates. They are daemons, and nobody waits
+        for what is under way when the iteration ends. Two places a thread are in hand at a time, however many to come.
+        """
+        jobs, done, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+        places = ((i, s) for i in range(len(chats)) for s in range(samples) if (i, s) not in skip)
+
+        def work() -> None:
+            while (job := jobs.get()) and not stop.is_set():
+                place, attempt, wait = job
+                sleep(wait)
+                sleep(self._until_my_turn())
+                if stop.is_set():
+                    return
+                try:
+                    done.put((place, attempt, self._post(self.request(chats[place[0]], place[1]))))
+                except BaseException as error:  # a fault of this program: raised where it is seen
+                    done.put((place, attempt, error))
+
+        in_hand, silent, heard = 0, 0, False
+        try:
+            for _ in range(min(self.concurrency, len(chats) * samples)):
+                threading.Thread(target=work, daemon=True).start()
+            while True:
+                for place in islice(places, 2 * self.concurrency - in_hand):
+                    jobs.put((place, 1, 0.0))
+                    in_hand += 1
+                if not in_hand:
+                    return
+                place, attempt, line = done.get()
+                if isinstance(line, BaseException):
+                    raise line
+                after = line.pop("retry_after")
+                yield place, line | {"attempt": attempt}
+                heard = heard or line["status"] > 0
+                self._refuse_final(line, heard)
+                if read_reply(line).fault and attempt < ATTEMPTS:
+                    jobs.put((place, attempt + 1, seconds_to_wait(attempt, after)))
+                    continue
+                in_hand -= 1
+                silent = silent + 1 if line["fault"] or line["status"] != 200 else 0
+                if silent >= 2 * self.concurrency:
+                    raise UserError(f"{self.base}: {silent} questions in a row got no reply in {ATTEMPTS} attempts "
+                                    f"(the last: {self._said(line)}); what came before is kept, go on when it is back")
+        finally:
+            stop.set()
+            for _ in range(self.concurrency):
+                jobs.put(None)
+
+    def _until_my_turn(self) -> float:
+        """Seconds until one more request keeps to the rate."""
+        with self._lock:
+            now = monotonic()
+            turn = max(now, self._turn)
+            self._turn = turn + (60 / self.rate if self.rate else 0)
+        return turn - now
+
+    def _post(self, body: dict) -> dict:
+        """One request, and all that came of it, as part of a line. What network and server do raises nothing."""
+        url, headers = urlsplit(self.base), {"Content-Type": "application/json", "Connection": "close"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        connection = kind(url.hostname, url.port, timeout=self.timeout)  # of each wait, not of the whole
+        watch, status, after, data = None, 0, "", bytearray()
+        try:
+            connection.connect()
+            watch = threading.Timer(PATIENCE * self.timeout, _hang_up, [connection.sock])
+            watch.daemon = True
+            watch.start()
+            connection.request("POST", f"{url.path}/chat/completions", json.dumps(body).encode(), headers)
+            response = connection.getresponse()
+            status, after = response.status, response.headers.get("Retry-After", "")
+            fault = _receive(response, data)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            fault = f"{type(error).__name__}: {error}"
+        finally:
+            if watch:
+                watch.cancel()
+            connection.close()
+        raw = self._without_key(data.decode("utf-8", "replace").strip())  # blanks keep slow connections alive
+        if fault or status != 200:
+            raw = raw[:KEPT_BYTES]
+        fault = self._without_key(fault)[:300]
+        return {"request": body, "status": status, "fault": fault, "raw": raw, "retry_after": after}
+
+    def _without_key(self, text: str) -> str:
+        if len(self.key) < LEAST_SECRET:
+            return text
+        for form in (self.key, json.dumps(self.key)[1:-1], self.key.replace("/", "\\/")):
+            text = text.replace(form, "[OPENAI_API_KEY]")
+        return text
+
+    def _refuse_final(self, line: dict, heard: bool) -> None:
+        """Raise UserError for what no second request would change; `heard`: there has been an answer of some kind."""
+        status = line["status"]
+        if not heard and line["fault"].startswith(NOT_THERE):
+            raise UserError(f"{self.base}: {self._said(line)}; does the server run, and is this its address?")
+        if 300 <= status < 400:
+            raise UserError(f"{self.base}: answers {status}, a redirect, which is not followed (the key would go with "
+                            "it); give the address it leads to as --api-base")
+        if 400 <= status < 500 and status not in (408, 409, 425, 429):
+            raise UserError(f"{self.base}: {self._said(line)}{FINAL_HINTS.get(status, '')}")
+
+    def _said(self, line: dict) -> str:
+        """A line's trouble on one line: a server's words may hold anything."""
+        words = line["fault"] or line["raw"]
+        try:
+            error = json.loads(line["raw"])["error"]
+            words = error if isinstance(error, str) else error["message"]
+        except (ValueError, RecursionError, LookupError, TypeError):
+            pass
+        words = " ".join(printable(str(words)[:1000]).split())
+        status = f"{line['status']} " if line["status"] else ""
+        return status + (words if len(words) <= 200 else words[:199] + "…")
+
+
+def _hang_up(connected: socket.socket) -> None:
+    """End a connection that another thread waits on."""
+    with contextlib.suppress(OSError):  # it has just ended
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # TLS's own farewell would wait too
+
+
+def _receive(response: http.client.HTTPResponse, data: bytearray) -> str:
+    """Read a body into `data`; what was wrong with it, else ""."""
+    whole = response.length  # None where the server does not tell
+    while whole is None or len(data) < whole:
+        piece = response.read1(1 << 16)
+        data += piece
+        if len(data) > MOST_BYTES:
+            return f"more than {MOST_BYTES >> 20} MiB"
+        if not piece or b"\ndata: [DONE]" in data[-32:]:  # some servers leave the connection open behind it
+            break
+    return "cut off" if whole is not None and len(data) < whole else ""
+
+
+def seconds_to_wait(attempt: int, after: str) -> float:
+    """Before the next attempt: 1, 2, 4, ... 60 with jitter, or longer where Retry-After (seconds or a date) asks."""
+    try:
+        asked = float(after)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(after)
+            asked = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            asked = 0.0
+    # Half of it by chance, or all threads that failed together would come back together.
+    return min(MOST_WAIT, max(min(60, 2 ** (attempt - 1)) * (1 + random.random()) / 2, asked))
+
+
+# --------------------------------------------------------------------------------------------------------------- flags
+
+
+@dataclass(kw_only=True)
+class ApiFlags:
+    """The flags of every command that can ask a server."""
+
+    api_model: str | None = flag(None, "ask this model of a server instead (its key: OPENAI_API_KEY)")
+    api_base: str | None = flag(None, "the server's address, mostly ending in /v1 (default: OPENAI_BASE_URL)")
+    api_concurrency: int = flag(8, "requests under way at a time", least=1, most=256)
+    api_rate: float = flag(0.0, "most requests a minute; 0 is no bound", least=0)
+    api_timeout: float = flag(600.0, "seconds of silence after which a request is given up and sent again", least=0.1,
+                              most=86400)
+    api_stream: bool = flag(False, "let the server send its reply in pieces, where idle connections are cut")
+
+
+def open_api(flags: "ApiFlags | DecodingFlags") -> ApiTeacher | None:
+    """The server that --api-model and its companions name, if any. Raises UsageError for flags without effect."""
+    given = [part.name for part in fields(ApiFlags) if getattr(flags, part.name) != part.default]
+    if not flags.api_model:
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} without --api-model: say which model of the server")
+        return None
+    ours = {"run": None, "model": None, "teacher": None, "top_k": 0, "device": "auto", "dtype": "auto"}
+    idle = [name for name, default in ours.items() if getattr(flags, name, default) != default]
+    if idle:
+        raise UsageError(f"--{idle[0].replace('_', '-')} means nothing to a server; leave it out, or --api-model")
+    check_samples(flags)
+    base = (flags.api_base or os.environ.get("OPENAI_BASE_URL") or "").strip()
+    if not base:
+        raise UsageError("--api-model needs the server's address: --api-base https://HOST/v1, or OPENAI_BASE_URL")
+    try:
+        url = urlsplit(base)
+        right = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
+    except ValueError:
+        right = False
+    if not right or not base.isascii() or not base.isprintable() or " " in base or "@" in url.netloc:
+        raise UsageError("--api-base (or OPENAI_BASE_URL) is no address such as https://HOST:PORT/v1, without user or "
+                         "query")
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("OPENAI_API_KEY holds characters that no key has; copy it again")
+    return ApiTeacher(name=flags.api_model, base=base.rstrip("/"), key=key, system=flags.system, seed=flags.seed,
+                      temperature=flags.temperature, top_p=flags.top_p, max_new_tokens=flags.max_new_tokens,
+                      concurrency=flags.api_concurrency, rate=flags.api_rate, timeout=flags.api_timeout,
+                      stream=flags.api_stream)
+
+
+def printable(text: str) -> str:
+    """Text without what would move a terminal's cursor or change its colours."""
+    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python client.py BODY, the JSON or the event stream of a reply")
+    print(read_reply({"status": 200, "fault": "", "raw": sys.argv[1]}))

@@ -1,0 +1,341 @@
+r"""Texts that repeat each other or a test set: exactly, in the same words, nearly, or in a run of words.
+
+    python dedup.py problems.jsonl         # how many of its questions repeat an earlier one, by kind
+
+Near duplicates: MinHash over shingles of words, bands of it as keys of buckets (Broder 1997; Leskovec, Rajaraman and
+Ullman, Mining of Massive Datasets, ch. 3). Candidates are verified by the true Jaccard index of their shingle sets, so
+that hashing can overlook a duplicate but drops nothing. Two problems that differ in one number are two problems,
+however alike their words, and augmented data is made of these: near duplicates must also agree in numbers and symbols.
+
+Overlap: a common run of 13 words, as in Brown et al. 2020 (GPT-3, arXiv 2005.14165, appendix C). They cut the run and
+200 characters around it out of long documents and pass over runs that are common; here any run tells, and what to do is
+the caller's.
+"""
+
+import json
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from huggingface_hub.utils import tqdm
+
+OPERATORS = "+-*/^=<>%"
+BRACKETS = "()[]{}|"
+SYMBOLS = OPERATORS + BRACKETS
+# LaTeX that says how something looks, or says what another form also says; longer ones first.
+LATEX = {
+    "\\\\": " ", r"\left": "", r"\right": "", r"\displaystyle": " ", r"\textbf": " ", r"\text": " ", r"\mathrm": " ",
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\qquad": " ", r"\quad": " ", r"\,": " ", r"\!": "",
+    r"\;": " ", r"\:": " ", r"\ ": " ", r"\$": " ", r"\%": "%", r"\{": "{", r"\}": "}", r"\(": " ", r"\)": " ",
+    r"\[": " ", r"\]": " ", r"\times": "*", r"\cdot": "*", r"\div": "/",
+}  # fmt: skip
+SAME = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "'": "", "’": ""}
+# Words that are numbers, or turn a problem into another one as a number does.
+NUMBER_WORDS = set("""
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion dozen
+    half halves third thirds quarter quarters fourth fourths fifth fifths sixth seventh eighth ninth tenth tenths
+    once twice thrice double doubles triple triples quadruple first second last
+    more less fewer greater smaller larger bigger most least largest smallest greatest maximum minimum odd even
+    positive negative sum difference product quotient increase decrease increases decreases increased decreased
+    not no without
+""".split())
+
+SHINGLE = 3  # words; in a question of sixty words, one changed word leaves a Jaccard index of 0.9, two leave 0.82
+BANDS, ROWS = 16, 5  # of a signature: a pair with index 0.8 shares a band with probability 0.998, one with 0.5 with 0.4
+BASE = np.uint64(0x9E3779B97F4A7C13)  # of polynomial hashes; 3 modulo 8: few of its powers come near 1 modulo 2**64
+BLOCK = 512  # texts that are signed at once: their shingles stay in the processor's cache
+MOST_WORDS = 1_000_000  # whose hashes are remembered, some 200 MB
+MOST_KEPT, MOST_COMPARED = 16, 16  # texts that a bucket shows, and that a text is compared with
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+def words(text: str, symbols: str = "") -> list[str]:
+    r"""Lower-case words and numbers of a text, in order; of `SYMBOLS`, those asked for are words of their own.
+
+    Punctuation, dollar signs and LaTeX that only looks go; `1,234` is 1234, `.5` is 0.5, `Tom's` is toms. Without
+    symbols a command is a plain word (`\frac{1}{2}`: frac 1 2); with them it keeps its backslash, and a hyphen is a
+    minus where no two letters follow. A run of characters without spaces (as in Chinese) is one word.
+    """
+    text = text.lower()
+    if "\\" in text:
+        for command, plain in LATEX.items():
+            text = text.replace(command, plain)
+        text = text.replace("\\", " \\")
+    text = text.replace("--", " ").replace(". ", " ").replace(", ", " ")
+    for symbol in symbols:
+        if symbol != "-":  # it may be a hyphen, which _pieces tells
+            text = text.replace(symbol, f" {symbol} ")
+    found: list[str] = []
+    for token in text.translate(_table(symbols)).split():
+        if token.isalnum() or token in symbols and token != "-":
+            found.append(token)
+        else:
+            found += _pieces(token)
+    return found
+
+
+class _Table(dict):
+    """For str.translate: what becomes of each character, worked out when it is first met."""
+
+    def __init__(self, symbols: str):
+        self.symbols = symbols
+
+    def __missing__(self, code: int) -> str:
+        char = SAME.get(chr(code), chr(code))
+        if self.symbols and not char.isascii() and unicodedata.category(char) == "Sm":  # such as a sign of inequality
+            self[code] = f" {char} "
+        else:
+            kept = char.isalnum() or char in ",." or char in self.symbols or char == "\\" and self.symbols
+            self[code] = char if kept else " "
+        return self[code]
+
+
+_table = lru_cache(_Table)
+
+
+def _pieces(token: str) -> list[str]:
+    """`x-3,` -> x - 3; `ten-year-old` -> ten year old; `1,234.50` -> 1234.50; `3,4` -> 3 4; `p.m.` -> p m."""
+    found: list[str] = []
+    for number, part in enumerate(token.split("-")):
+        if number and not (len(part) > 1 and part[:2].isalpha()):
+            found.append("-")
+        for piece in _thousands_joined(part.rstrip(",.")).split(","):
+            whole, point, decimals = piece.partition(".")
+            if point and decimals[:1].isdigit() and (whole or "0").isdigit() and "." not in decimals:
+                found.append(f"{whole or 0}.{decimals}")
+            else:
+                found += (char for char in piece.replace(".", " ").split() if char != "\\")
+    return found
+
+
+def _thousands_joined(text: str) -> str:
+    """`1,234` -> `1234`, where digits stand in groups of three."""
+    first, *others = text.split(",")
+    groups = all(group[:3].isdigit() and len(group[:3]) == 3 and not group[3:4].isdigit() for group in others)
+    return "".join((first, *others)) if groups and first.isdigit() and len(first) <= 3 else text
+
+
+# --------------------------------------------------------------------------------------------------------------- hashes
+
+
+class _Hashes(dict):
+    """A 64-bit hash of each word, the same in every process. Its lowest bit says that near duplicates must agree in the
+    word: numbers, symbols, variables and NUMBER_WORDS."""
+
+    def __missing__(self, word: str) -> int:
+        value = int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+        decides = not word.isalpha() or word in NUMBER_WORDS or len(word) == 1 and word != "a"
+        value = value & ~1 | decides
+        if len(word) < 64:
+            if len(self) >= MOST_WORDS:
+                self.clear()
+            self[word] = value
+        return value
+
+    def of(self, found: list[str]) -> np.ndarray:
+        """uint64 [words]"""
+        return np.fromiter(map(self.__getitem__, found), np.uint64, len(found))
+
+
+def _grams(values: np.ndarray, n: int) -> np.ndarray:
+    """Polynomial hashes of all runs of n word hashes, uint64 [len(values) - n + 1]; empty where there are fewer.
+
+    Two runs that differ in one word never collide; two of other words do with probability 2**-63, two orders of the
+    same few words with 2**-46 at worst. Of 10**8 runs of training texts beside 10**6 of tests: one in 90,000 tries.
+    """
+    count = max(len(values) - n + 1, 0)
+    hashed = np.zeros(count, np.uint64)
+    for k in range(n):
+        hashed *= BASE
+        hashed += values[k : k + count]
+    return hashed
+
+
+class Overlap:
+    """Which texts repeat one of a test set's, wholly or in a run of n words."""
+
+    def __init__(self, texts: Iterable[str], n: int = 13):
+        self.n, self._hashes = n, _Hashes()
+        self._whole: set[bytes | None] = set()
+        self._runs: set[int] = set()
+        for text in texts:
+            self._whole.add(_digest(words(text, OPERATORS)))
+            self._runs.update(_grams(self._hashes.of(words(text)), n).tolist())
+        self._whole.discard(None)  # what has no words repeats nothing
+
+    def kind(self, text: str) -> str | None:
+        """`exact`: the same words, numbers and operators as one of the set's texts; `13-gram` (after n): n words in a
+        row that stand so in one, whatever punctuation and operators stand between; None otherwise. A text of fewer
+        words can only be exact."""
+        if _digest(words(text, OPERATORS)) in self._whole:
+            return "exact"
+        shared = not self._runs.isdisjoint(_grams(self._hashes.of(words(text)), self.n).tolist())
+        return f"{self.n}-gram" if shared else None
+
+
+def _digest(found: list[str], key: str = "") -> bytes | None:
+    """16 bytes that stand for a list of words (and a key), None for none: of 10**6 texts two collide once in 10**26."""
+    joined = "\0".join((key, *found)).encode("utf-8", "surrogatepass")
+    return blake2b(joined, digest_size=16).digest() if found else None
+
+
+# ----------------------------------------------------------------------------------------------------------- duplicates
+
+
+def exact_duplicates(texts: Iterable[str]) -> list[int]:
+    """For each text the index of the first one that is the same but for white space at its ends, or -1."""
+    return _first_of(text.strip() for text in texts)
+
+
+def normalised_duplicates(texts: Iterable[str]) -> list[int]:
+    """For each text the index of the first one with the same words, numbers and symbols, or -1 (also without any)."""
+    return _first_of(_digest(words(text, SYMBOLS)) for text in texts)
+
+
+def _first_of(keys: Iterable[str | bytes | None]) -> list[int]:
+    """For each key the index of the first equal one, -1 where it is that one itself, or None."""
+    first: dict[str | bytes, int] = {}
+    found = (index if key is None else first.setdefault(key, index) for index, key in enumerate(keys))
+    return [-1 if earlier == index else earlier for index, earlier in enumerate(found)]
+
+
+def near_duplicates(texts: Sequence[str], threshold: float = 0.8, keys: Sequence[str] | None = None) -> list[int]:
+    """For each text the index of the first kept one it repeats, or -1 where it is kept itself.
+
+    It repeats one where the Jaccard index of their shingles is `threshold` or more, their numbers, symbols, variables
+    and NUMBER_WORDS are the same in the same order, and so are their `keys` where given: the answers, say, since no
+    list of words is complete. Every dropped text has a kept one it is like: there are no chains.
+
+    Time is linear: a bucket shows its first MOST_KEPT kept texts, and a text is compared with the MOST_COMPARED of them
+    with which it shares the most buckets. So overlooked are, of an index near 0.8, one pair in 500; and more where over
+    16 texts of the same numbers and symbols, none a duplicate of another, fall into one bucket. Texts with the same
+    words are always found. Texts without words are kept.
+    """
+    keys = keys if keys is not None else [""] * len(texts)
+    first = _first_of(_digest(words(text, SYMBOLS), key) for text, key in zip(texts, keys, strict=True))
+    rest = [index for index, earlier in enumerate(first) if earlier < 0]
+    buckets = _buckets(_band_keys([texts[index] for index in rest], [keys[index] for index in rest]))
+    hashes = _Hashes()
+    shown: dict[int, list[int]] = {}  # of each bucket the kept texts
+    sets: dict[int, np.ndarray] = {}  # of each kept text its shingles
+    for row in np.flatnonzero((buckets >= 0).any(1)):
+        index, own = rest[row], _shingles(texts[rest[row]], hashes)
+        places = [bucket for bucket in buckets[row].tolist() if bucket >= 0]
+        candidates = Counter(other for bucket in places for other in shown.get(bucket, ()))
+        like = [other for other, _ in candidates.most_common(MOST_COMPARED) if jaccard(own, sets[other]) >= threshold]
+        if like:
+            first[index] = min(like)
+            continue
+        for bucket in places:
+            others = shown.setdefault(bucket, [])
+            if len(others) < MOST_KEPT:
+                others.append(index)
+                sets[index] = own
+    # The same words as a text that has itself turned out to repeat another: so do these.
+    return [first[earlier] if earlier >= 0 and first[earlier] >= 0 else earlier for earlier in first]
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Size of the intersection over size of the union, of two arrays without repetitions."""
+    both = np.concatenate((a, b))
+    both.sort()
+    shared = np.count_nonzero(both[1:] == both[:-1])
+    return shared / max(len(both) - shared, 1)
+
+
+def _shingles(text: str, hashes: _Hashes) -> np.ndarray:
+    """The set of a text's runs of SHINGLE words, the last ones shorter: one begins at every word. uint64, sorted."""
+    values = hashes.of(words(text, SYMBOLS))
+    return np.unique(_grams(np.append(values, np.zeros(SHINGLE - 1, np.uint64)), SHINGLE))
+
+
+def _band_keys(texts: list[str], keys: list[str]) -> np.ndarray:
+    """uint64 [texts, BANDS]: texts with the same numbers and symbols, and with index J, agree in a column with
+    probability J ** ROWS. A text without words has zeros."""
+    factors = np.random.default_rng(1997).integers(0, 2**31, BANDS * ROWS, np.uint32) * np.uint32(2) + np.uint32(1)
+    hashes, band_keys = _Hashes(), np.zeros((len(texts), BANDS), np.uint64)
+    blocks = range(0, len(texts), BLOCK)
+    for begin in tqdm(blocks, "near duplicates", unit_scale=BLOCK, unit="texts", disable=not sys.stderr.isatty()):
+        block = [hashes.of(words(text, SYMBOLS)) for text in texts[begin : begin + BLOCK]]
+        rows = [row for row, values in enumerate(block) if len(values)]
+        if not rows:
+            continue
+        end = np.zeros(SHINGLE - 1, np.uint64)
+        lengths = np.array([len(block[row]) for row in rows])
+        padded = np.concatenate([part for row in rows for part in (block[row], end)] + [end])
+        # [words]: the place of each in `padded`, where SHINGLE - 1 zeros follow each text
+        places = np.arange(lengths.sum()) + np.repeat(np.arange(len(rows)) * (SHINGLE - 1), lengths)
+        starts = np.cumsum(lengths) - lengths
+        # The high half of a hash that has been multiplied once more: all its bits have had their say.
+        shingles = (_mixed(_grams(padded, SHINGLE)[places]) >> np.uint64(32)).astype(np.uint32)
+        least = [np.minimum.reduceat(shingles * factor, starts) for factor in factors]
+        signature = np.stack(least, 1).reshape(len(rows), BANDS, ROWS).astype(np.uint64)
+        same = np.array([_decisive(block[row], keys[begin + row]) for row in rows], np.uint64)[:, None]
+        for k in range(ROWS):
+            same = same * BASE + signature[:, :, k]  # [rows, BANDS]
+        band_keys[begin + np.array(rows)] = _mixed(same)
+    return band_keys
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Bits stirred, so that the high ones depend on all (the end of MurmurHash3)."""
+    values = (values ^ values >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)
+    return values ^ values >> np.uint64(33)
+
+
+def _decisive(values: np.ndarray, key: str) -> int:
+    """One 64-bit hash of all the words in which duplicates must agree, in their order, and of the key."""
+    hashed = blake2b(values[(values & np.uint64(1)).astype(bool)].tobytes(), digest_size=8)
+    hashed.update(key.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def _buckets(band_keys: np.ndarray) -> np.ndarray:
+    """int32 [texts, BANDS]: numbers of buckets with more than one text, -1 elsewhere; no bucket is in two bands."""
+    buckets, begin = np.full(band_keys.shape, -1, np.int32), 0
+    for band in range(band_keys.shape[1]):
+        _, place, counts = np.unique(band_keys[:, band], return_inverse=True, return_counts=True)
+        together = (counts[place] > 1) & (band_keys[:, band] != 0)
+        buckets[together, band] = begin + place[together]
+        begin += len(counts)
+    return buckets
+
+
+def _question(line: str) -> str:
+    """The `question`, `problem` or `query` of a line of JSON. Raises ValueError where there is none."""
+    record = json.loads(line)
+    if isinstance(record, dict):
+        for key in ("question", "problem", "query"):
+            if isinstance(record.get(key), str):
+                return record[key]
+    raise ValueError("expected an object with a text as question, problem or query")
+
+
+def main(path: str) -> None:
+    """Print how many questions of a JSONL file repeat an earlier one, by kind. Exits naming a line that is broken."""
+    questions, number = [], 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                questions += [_question(line)] if line.strip() else []
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"error: {path}: cannot be read as UTF-8 text ({error})")
+    except (ValueError, RecursionError) as error:
+        sys.exit(f"error: {path}:{number}: {error}; mend or remove that line")
+    print(f"{len(questions)} questions; that repeat an earlier one:")
+    kinds = {"exactly": exact_duplicates, "in the same words": normalised_duplicates, "nearly": near_duplicates}
+    for kind, find in kinds.items():
+        print(f"  {kind:18s} {sum(earlier >= 0 for earlier in find(questions))}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python dedup.py FILE.jsonl")
+    main(sys.argv[1])

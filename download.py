@@ -1,0 +1,247 @@
+"""Files from the web: downloaded whole, checked and once, or not at all; and zips that are read and never unpacked.
+
+    python download.py https://HOST/rows.jsonl.zip rows.jsonl.zip        # goes on where it was cut
+
+Whatever a server or a zip says, what comes of it is bounded in size, in time and in number of tries.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import socket
+import ssl
+import struct
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from time import monotonic, sleep
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock, tqdm
+
+from runtime import VERSION, UserError
+
+LARGEST_FILE = 500 * 10**6  # bytes of a download: the largest published file is far below
+CHUNK = 2**20
+TRIES = 5
+LONGEST_WAIT = 60  # seconds between tries; a server that asks for more is asked again another day
+PASSING = (408, 429, 500, 502, 503, 504)  # answers that may be others a little later
+TIMEOUT = 60  # seconds without a byte, and, before the rate below counts, of any download
+SLOWEST = 1000  # bytes/s
+MEMBERS, LONGEST_LINE, UNPACKED = 100, 2**20, 2**30  # most files of a zip, bytes of a line and of all lines together
+
+
+# ------------------------------------------------------------------------------------------------------------- download
+
+
+def download(url: str, path: Path, sha256: str = "") -> None:
+    """Download `url` to `path`: whole, with the right hash, or not at all.
+
+    What has come of an interrupted download stays in `path`.part, and the next call goes on there. Of several processes
+    one downloads and the others wait for it. Raises UserError with what to do by hand.
+    """
+    by_hand = f"put that file at {path}"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{url}: not here, and HF_HUB_OFFLINE is set; unset it, or {by_hand}")
+    if not _is_safe(url):
+        raise UserError(f"{url}: only https is downloaded from")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(path.with_name(f".{path.name}.lock")):
+            if path.exists():  # another process was faster
+                return
+            part = path.with_name(f"{path.name}.part")
+            _fetch_part(url, part, by_hand)
+            wrong = None
+            if sha256 and (found := sha256_of(part)) != sha256:
+                wrong = f"has sha256 {found}, expected {sha256}"
+            elif path.suffix == ".zip" and not zipfile.is_zipfile(part):  # the page of a proxy, say
+                wrong = "is no zip file"
+            if wrong:
+                _forget(part)
+                raise UserError(f"{url}: what was downloaded {wrong}, and is removed; try again later, or {by_hand}")
+            os.replace(part, path)
+            _forget(part)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _fetch_part(url: str, part: Path, by_hand: str) -> None:
+    """Fill `part` with the whole file, in a bounded number of tries. Raises UserError, or OSError of the disk."""
+    for attempt in range(1, TRIES + 1):
+        wait = 2.0 ** (attempt - 1)
+        try:
+            return _download_once(url, part)
+        except urllib.error.HTTPError as error:
+            error.close()
+            why = f"the server answers {error.code}"
+            if error.code == 416:  # there is no such range: the part is not of this file
+                _forget(part)
+            elif error.code not in PASSING:
+                raise UserError(f"{url}: {why}; {by_hand}") from error
+            asked = error.headers.get("Retry-After", "")
+            if asked.isdecimal():  # it may be a date, too: then our own pace
+                wait = float(asked)
+                why += f", to be asked again after {wait:g} seconds"
+        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            why = " ".join(str(reason).split()) or type(reason).__name__
+            if isinstance(reason, socket.gaierror | ConnectionRefusedError | ssl.SSLCertVerificationError):
+                raise UserError(f"{url}: cannot be reached ({why}); check the connection, or {by_hand}") from error
+        if attempt == TRIES or wait > LONGEST_WAIT:
+            raise UserError(f"{url}: {why} (try {attempt}); the same command later goes on where it was, or {by_hand}")
+        sleep(wait)
+
+
+def _download_once(url: str, part: Path) -> None:
+    """One request for what `part` lacks. Raises what urllib raises, and ConnectionError where the body is cut."""
+    have, etag = _begun(part)
+    headers = {"User-Agent": f"mathft/{VERSION}", "Accept-Encoding": "identity"}
+    if have:  # If-Range: where the file has changed since, the server sends all of it
+        headers |= {"Range": f"bytes={have}-", "If-Range": etag}
+    opener = urllib.request.build_opener(_SafeRedirects)
+    with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            _forget(part)
+            raise ConnectionError("the server sends another range than it was asked for")
+        at = have if response.status == 206 else 0
+        total = None if response.length is None else at + response.length
+        if not at:
+            _forget(part)
+            _etag_file(part).write_text(response.headers.get("ETag", ""), encoding="utf-8")
+        bar = tqdm(desc=part.stem, total=total, initial=at, unit="B", unit_scale=True, leave=False,
+                   disable=not sys.stderr.isatty())
+        start, first = monotonic(), at
+        with bar, open(part, "ab") as file:
+            while total is None or at < total:
+                if max(at, total or 0) > LARGEST_FILE:
+                    file.close()
+                    _forget(part)
+                    raise UserError(f"{url}: more than {LARGEST_FILE:,} bytes; nothing was kept of it")
+                if not (chunk := response.read1(CHUNK if total is None else min(CHUNK, total - at))):
+                    break
+                file.write(chunk)
+                at += len(chunk)
+                bar.update(len(chunk))
+                if monotonic() - start > TIMEOUT + (at - first) / SLOWEST:
+                    raise TimeoutError(f"slower than {SLOWEST} bytes/s")
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and at < total:
+        raise ConnectionError(f"the connection was cut after {at:,} of {total:,} bytes")
+
+
+def sha256_of(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _etag_file(part: Path) -> Path:
+    """Beside a part: which version of the file it is a part of, in the server's words."""
+    return part.with_name(f"{part.name}.etag")
+
+
+def _begun(part: Path) -> tuple[int, str]:
+    """Bytes that are here already and the version they are of; 0 where nothing tells the version byte for byte."""
+    try:
+        etag = _etag_file(part).read_text(encoding="utf-8")
+        strong = len(etag) > 2 and etag[0] == etag[-1] == '"' and etag.isascii() and etag.isprintable()
+        return (part.stat().st_size, etag) if strong else (0, "")
+    except (OSError, UnicodeDecodeError):
+        return 0, ""
+
+
+def _forget(part: Path) -> None:
+    for file in (part, _etag_file(part)):
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
+
+
+def _is_safe(url: str, before: str = "") -> bool:
+    """https, or plain http within this machine (not where https came `before` it)."""
+    parts = urlsplit(url)
+    at_home = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
+    return parts.scheme == "https" or (at_home and urlsplit(before).scheme != "https")
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, response, code, message, headers, url):
+        if not _is_safe(url, request.full_url):
+            raise UserError(f"{request.full_url}: leads to {url[:200]!r}, and only https is downloaded from")
+        return super().redirect_request(request, response, code, message, headers, url)
+
+
+# ----------------------------------------------------------------------------------------------------------------- zips
+
+
+class _Frugal(io.FileIO):
+    """A file that is read in pieces: zipfile would take a list of contents of any length into memory at once."""
+
+    def read(self, size: int = -1) -> bytes:
+        data = super().read(CHUNK + 1 if size < 0 else min(size, CHUNK + 1))
+        if len(data) > CHUNK:
+            raise zipfile.BadZipFile("its list of contents is too long")
+        return data
+
+
+def zip_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of all .jsonl files in a zip, each with `zip:member:line` for messages.
+
+    Nothing is unpacked to the disk, and no header is believed: what is read is counted. Raises UserError for a name
+    that leads elsewhere, for more members, longer lines or more text than any published set has, and for a broken zip.
+    """
+    unpacked = 0
+    try:
+        with _Frugal(path) as file, zipfile.ZipFile(file) as archive:
+            for member in _members(path, archive):
+                with io.BufferedReader(archive.open(member), CHUNK) as lines:
+                    number = 0
+                    while line := lines.readline(LONGEST_LINE + 1):
+                        number, unpacked = number + 1, unpacked + len(line)
+                        where = f"{path}:{member.filename}:{number}"
+                        if len(line) > LONGEST_LINE or unpacked > UNPACKED:
+                            raise UserError(f"{where}: a line of more than {LONGEST_LINE:,} bytes, or more than "
+                                            f"{UNPACKED:,} in all; no published set is like that")
+                        try:
+                            yield where, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                        except UnicodeDecodeError:
+                            raise UserError(f"{where}: not UTF-8 text; mend or remove that line") from None
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a zip ({error}); put a whole one there") from None
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The .jsonl files of a zip. (`__MACOSX/` holds what macOS adds beside each file, under the same ending.)"""
+    members = archive.infolist()
+    if len(members) > MEMBERS:
+        raise UserError(f"{path}: holds {len(members)} files, more than the {MEMBERS} that are read")
+    for member in members:
+        parts = member.filename.replace("\\", "/").split("/")
+        if not parts[0] or ".." in parts or ":" in parts[0] or not member.filename.isprintable():
+            raise UserError(f"{path}: holds a file named {member.filename[:200]!r}, which leads elsewhere; remove the zip")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{path}: {member.filename} is compressed in another way than deflate; pack it again")
+    found = [m for m in members if m.filename.endswith(".jsonl") and not m.filename.startswith("__MACOSX/")]
+    if not found:
+        raise UserError(f"{path}: holds no .jsonl file")
+    return found
+
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python download.py https://... FILE")
+    try:
+        download(sys.argv[1], Path(sys.argv[2]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,220 @@
+"""The published data sets by name: where each file lies, and how it gets here whole, checked, and once.
+
+    python sources.py               # the sets, their splits and licences, and which of them are here
+    python sources.py gsm8k         # fetches the files of a set and prints their paths
+    python sources.py hub:HuggingFaceH4/MATH-500/test.jsonl
+
+A file is looked for in `$HF_HOME/mathft/NAME/FILE` first, so that one put there by hand is taken. Files of GitHub are
+downloaded to that place (download.py), files of the hub by the hub's own client into its cache. Only JSON, JSONL and
+zips of JSONL are known.
+
+The sets: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168); Hendrycks et al. 2021 (MATH, 2103.03874); Lightman et al. 2023
+(MATH-500, 2305.20050); Li et al. 2023 (MuggleMath, 2310.05506); Huang et al. 2025 (MATH-Perturb, 2502.06453). The
+published files of MuggleMath are not the paper's own: their queries are by qwen-max, their answers by DeepSeekMath-RL.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import logging
+
+from checkpoint import hub_error
+from download import LARGEST_FILE, download, sha256_of
+from flags import flag, parse_flags, run_command
+from runtime import UserError
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a set."""
+
+    name: str  # in the folder of the set
+    place: str  # https://... or hub:owner/name/path
+    sha256: str = ""  # where the published bytes are known
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set: its files by split, and what must be known of them."""
+
+    splits: dict[str, tuple[File, ...]]
+    licence: str = "see its page"
+    tested_on: str = ""  # the set whose test problems measure a training on this one
+    note: str = ""  # said when it is loaded for training
+    refusal: str = ""  # why nobody may train on it
+
+
+GITHUB = "https://raw.githubusercontent.com"
+GSM8K = f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data"
+MUGGLEMATH = f"{GITHUB}/OFA-Sys/gsm8k-ScRel/main/data/MuggleMATH"
+PERTURB = "hub:Kaffaljidhmah2/MATH-Perturb/math_perturb"
+FOR_TESTS = "is for testing only, its authors forbid training on it; name it with --eval-dataset, and train on math"
+
+
+def _muggle(stem: str) -> dict[str, tuple[File, ...]]:
+    names = [f"{stem}_part{part}.jsonl.zip" for part in (1, 2)]
+    return {"train": tuple(File(name, f"{MUGGLEMATH}/{name}") for name in names)}
+
+
+def _perturb(kind: str) -> Source:
+    name = f"math_perturb_{kind}.jsonl"
+    return Source({"test": (File(name, f"{PERTURB}/{name}"),)}, refusal=FOR_TESTS)
+
+
+SETS = {
+    "gsm8k": Source({
+        "train": (File("train.jsonl", f"{GSM8K}/train.jsonl",
+                       "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"),),
+        "test": (File("test.jsonl", f"{GSM8K}/test.jsonl",
+                      "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"),),
+    }, "MIT", tested_on="gsm8k"),
+    "math": Source({"train": (File("math_full_minus_math500.json",
+                                   "hub:rasbt/math_full_minus_math500/math_full_minus_math500.json"),)},
+                   tested_on="math500",
+                   note="4,500 of its 12,000 problems stem from MATH's test half: none of them should be in math500, "
+                   "but figures on the rest of that half would not be clean"),
+    "math500": Source({"test": (File("test.jsonl", "hub:HuggingFaceH4/MATH-500/test.jsonl"),)}, "MIT"),
+    "aug-gsm8k": Source(_muggle("AugGSM8K"), tested_on="gsm8k"),
+    "aug-math": Source(_muggle("AugMATH"), tested_on="math500"),
+    "math-perturb-simple": _perturb("simple"),
+    "math-perturb-hard": _perturb("hard"),
+}
+
+
+def is_known(name: str) -> bool:
+    """Whether `fetch` takes this name: a set of the table, or hub:owner/name/path."""
+    return name in SETS or name.startswith("hub:")
+
+
+def test_set_of(name: str) -> str | None:
+    """The set that by custom measures a training on this one; None where there is no such custom."""
+    return SETS[name].tested_on or None if name in SETS else None
+
+
+def fetch(name: str, split: str) -> list[Path]:
+    """The local files of a split, downloaded where they are not here. A `hub:` file is whatever split it is taken for.
+
+    Raises UserError for an unknown name or split, for training on what is for testing only, and, with what to do by
+    hand, for a file that cannot be had.
+    """
+    if name.startswith("hub:"):
+        repo, path = _hub_parts(name)
+        known = next((source for source in SETS.values() for files in source.splits.values() for file in files
+                      if file.place.lower() == f"hub:{repo}/{path}".lower()), None)
+        _refuse_training(name, known, split)
+        return [_from_hub(name, None)]
+    if name not in SETS:
+        raise UserError(f"{name}: no such data set; known are {', '.join(SETS)}, and hub:owner/name/path.jsonl")
+    source = SETS[name]
+    _refuse_training(name, source, split)
+    if split not in source.splits:
+        there = " and ".join(source.splits)
+        hint = f"; what is trained on it is by custom measured on {source.tested_on}" if source.tested_on else ""
+        raise UserError(f"{name}: has no {split} split, only {there}{hint}")
+    if split == "train" and source.note:
+        print(f"{name}: {source.note}", file=sys.stderr)
+    return [_get(name, file) for file in source.splits[split]]
+
+
+def _refuse_training(name: str, source: Source | None, split: str) -> None:
+    if split == "train" and source and source.refusal:
+        raise UserError(f"{name}: {source.refusal}")
+
+
+def own_path(name: str, file: File) -> Path:
+    """Where a file of a set lies, or may be put by hand."""
+    return Path(constants.HF_HOME) / "mathft" / name / file.name
+
+
+def _get(name: str, file: File) -> Path:
+    path = own_path(name, file)
+    if not path.exists():
+        if file.place.startswith("hub:"):
+            return _from_hub(file.place, path)
+        download(file.place, path, file.sha256)
+    elif file.sha256 and (found := sha256_of(path)) != file.sha256:
+        raise UserError(f"{path}: has sha256 {found}, the published file {file.sha256}; remove it, and it is fetched")
+    return path
+
+
+# -------------------------------------------------------------------------------------------------------------- the hub
+
+
+def _hub_parts(name: str) -> tuple[str, str]:
+    """Repository and path of `hub:owner/name/path`. Raises UserError where it is no path of a JSON or JSONL file."""
+    owner, *parts = name.removeprefix("hub:").split("/")
+    plain = all(part and part[0] not in ".~" and "\\" not in part and part.isprintable() for part in (owner, *parts))
+    if not plain or len(parts) < 2 or not name.endswith((".json", ".jsonl")):
+        raise UserError(f"{name}: no file of a data set; expected hub:owner/name/path.jsonl (or .json)")
+    return f"{owner}/{parts[0]}", "/".join(parts[1:])
+
+
+def _from_hub(name: str, path: Path | None) -> Path:
+    """A file of a data set on the hub, through its client and cache; `path` is where it may be put by hand."""
+    repo, filename = _hub_parts(name)
+    asked = {"repo_id": repo, "filename": filename, "repo_type": "dataset"}
+    url = hf_hub_url(**asked)
+    instead = f"put the file of {url} at {path}" if path else f"get the file of {url} and give its path"
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its words on each try: what comes of it is told below, in one line
+    try:
+        size = hf_hub_download(**asked, dry_run=True).file_size or 0
+        if size <= LARGEST_FILE:
+            return Path(hf_hub_download(**asked))
+    except Exception as caught:  # the client's own, and those of the HTTP library below it
+        page = f"https://huggingface.co/datasets/{repo}"
+        raise hub_error(name, caught, "data set", page, "no data set of that name", instead) from caught
+    finally:
+        logging.set_verbosity(verbosity)
+    raise UserError(f"{name}: is {size:,} bytes, more than the {LARGEST_FILE:,} that are downloaded; {instead}")
+
+
+# -------------------------------------------------------------------------------------------------------------- command
+
+
+def table() -> list[str]:
+    """A line for each set: its splits (here or not), licence and source."""
+    lines = []
+    for name, source in SETS.items():
+        splits = ", ".join(f"{split} ({'here' if all(_is_here(name, file) for file in files) else 'not here'})"
+                           for split, files in source.splits.items())
+        place = next(iter(source.splits.values()))[0].place
+        lines.append(f"{name:20s} {splits:34s} {source.licence:13s} {place}")
+        lines += [f"{'':20s} {name} {source.refusal}"] * bool(source.refusal)
+        lines += [f"{'':20s} {source.note}"] * bool(source.note)
+    return lines
+
+
+def _is_here(name: str, file: File) -> bool:
+    if own_path(name, file).exists():
+        return True
+    if not file.place.startswith("hub:"):
+        return False
+    return isinstance(try_to_load_from_cache(*_hub_parts(file.place), repo_type="dataset"), str)
+
+
+@dataclass
+class Flags:
+    """The flags of `python sources.py`."""
+
+    name: str | None = flag(None, "a data set to fetch; without it, the sets are listed", positional=True)
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+def main(argv: list[str]) -> None:
+    """List the sets, or fetch one."""
+    name = parse_flags(Flags, argv, __doc__).name
+    if name is None:
+        print(*table(), sep="\n")
+        print(f"{'':20s} files put by hand: {Path(constants.HF_HOME) / 'mathft' / 'NAME' / 'FILE'}")
+        return
+    splits = SETS[name].splits if name in SETS else ["test"]
+    print(*(path for split in splits for path in fetch(name, split)), sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

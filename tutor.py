@@ -1,0 +1,233 @@
+"""Solutions that go wrong and are put right, made by rule: a step too early and back, or a tutor in a weak attempt.
+
+    python tutor.py              # both, on an embedded problem
+
+    retro    a later step is written too early, then `[back]`, then the solution as it is
+    tutor    a weak attempt up to its first wrong step, a sentence that corrects it, and the gold steps not yet done
+
+Both are exact: a solution in GSM8K's form carries its steps as marks `<<48/2=24>>`, so that the first wrong step of an
+attempt can be told without a model. A step is wrong where its arithmetic is, or, in an attempt with a wrong answer,
+where neither its equation nor its value is among those of the gold solution; the order of the steps is free. A right
+step of quite another plan is thus taken for a wrong one where the attempt fails later, which no arithmetic can tell.
+
+Retrospective enhancement and tutorship amplification: Chen et al. 2025 (arXiv 2501.14002). There a model writes the
+early step and is the tutor; `[back]` is theirs.
+"""
+
+import random
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+
+import synthetic
+from answers import equivalent, extract_answer
+from arithmetic import Mark, Tree, check, compute, evaluate, marks, numerals, tree, write
+from data import Problem, parse_record
+from perturb import child
+from program import Unfit
+
+LONGEST = 4000  # characters of an attempt, and 40 lines: what is longer has lost its way
+MOST_LINES = 40
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of an attempt: its first wrong line, or None; why; and the mark that is wrong there."""
+
+    line: int | None
+    reason: str  # "wrong arithmetic", "not in the plan"; without a line: "right", "no marks", "no wrong step found"
+    mark: Mark | None = None
+
+
+def steps(solution: str) -> list[str]:
+    """The lines before the last one that begins with `####`; all lines where there is none."""
+    lines = solution.split("\n")
+    ends = [number for number, line in enumerate(lines) if line.lstrip().startswith("####")]
+    return lines[: ends[-1]] if ends else lines
+
+
+# --------------------------------------------------------------------------------------------------------------- retro
+
+
+def retro(problem: Problem, rng: random.Random) -> Problem:
+    """The solution with a step written before one whose result it uses, and taken back. Raises Unfit (the reason)."""
+    lines = steps(problem.solution)
+    if sum(bool(marks(line)) for line in lines) < 2:
+        raise Unfit("fewer than two steps with marks")
+    if not all(check(mark) for mark in marks(problem.solution)):
+        raise Unfit("a mark is wrong")
+    pairs = ((at, early) for early in range(len(lines)) for at in range(early))
+    choices = [(at, early) for at, early in pairs if _needs(lines[early], lines[at])]
+    if not choices:
+        raise Unfit("no step needs an earlier one")
+    at, early = rng.choice(choices)
+    end = problem.solution.split("\n")[len(lines) :]
+    told = [*lines[:at], lines[early], "[back]", *lines[at:], *end]
+    return child(problem, "retro", problem.question, "\n".join(told))
+
+
+def _needs(line: str, earlier: str) -> bool:
+    """Whether a mark of a line has an operand that is the value of a mark of an earlier line."""
+    given = {_value(mark) for mark in marks(earlier)}
+    return any(given.intersection(_operands(mark)) for mark in marks(line))
+
+
+def _value(mark: Mark) -> Fraction | None:
+    try:
+        return compute(mark.value)
+    except ValueError:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------- the first wrong step
+
+
+def first_wrong_step(attempt: str, problem: Problem) -> int | None:
+    """The number of the attempt's first wrong line, from 0; None where it has none. `judge` says why."""
+    return judge(attempt, problem).line
+
+
+def judge(attempt: str, problem: Problem) -> Verdict:
+    """The first wrong line of an attempt: a mark (or the number behind it) that is false, or is no gold step."""
+    is_right = equivalent(problem.answer, extract_answer(attempt))
+    known, seen = Plan(problem.solution), False
+    for number, line in enumerate(steps(attempt)):
+        for mark in marks(line):
+            seen = True
+            if not check(mark) or not _is_repeated(line, mark):
+                return Verdict(number, "wrong arithmetic", mark)
+            if not is_right and known.marks and not known.explains(mark):
+                return Verdict(number, "not in the plan", mark)
+    return Verdict(None, "right" if is_right else "no wrong step found" if seen else "no marks")
+
+
+def _is_repeated(line: str, mark: Mark) -> bool:
+    """Whether the number directly behind `>>`, if there is one, is the mark's value."""
+    try:
+        first = next(iter(numerals(line[mark.end : mark.end + 40].lstrip(" $"))), None)
+    except ValueError:
+        return False
+    return first is None or first.start > 0 or "/" in mark.value or first.value == _value(mark)
+
+
+class Plan:
+    """The steps of the gold solution, and which of them an attempt has done."""
+
+    def __init__(self, solution: str):
+        self.lines = steps(solution)
+        self.marks = [(number, mark) for number, line in enumerate(self.lines) for mark in marks(line)]
+        self.done = [False] * len(self.marks)
+        self.keys = [key_of(mark) for _, mark in self.marks]
+        self.values = [_value(mark) for _, mark in self.marks]
+        self.parts = {value for _, mark in self.marks for value in _parts(mark)}
+
+    def explains(self, mark: Mark) -> bool:
+        """Whether a right mark is a gold step, has the value of one, or is a part of one: 5+4 of 5+4+3."""
+        return key_of(mark) in self.keys or _value(mark) in self.values or _value(mark) in self.parts
+
+    def mark_done(self, mark: Mark) -> None:
+        """Take the gold step of this equation, or else of this value, as done."""
+        for wanted, kinds in ((key_of(mark), self.keys), (_value(mark), self.values)):
+            for k, kind in enumerate(kinds):
+                if not self.done[k] and kind == wanted:
+                    self.done[k] = True
+                    return
+
+    def rest(self) -> list[str]:
+        """The gold lines with a step that is still to do; a step is not, where all that use its result are done."""
+        done = self.done.copy()
+        for k in reversed(range(len(done))):
+            users = [j for j in range(k + 1, len(done)) if self.values[k] in _operands(self.marks[j][1])]
+            done[k] = done[k] or (bool(users) and all(done[j] for j in users))
+        wanted = {number for (number, _), is_done in zip(self.marks, done, strict=True) if not is_done}
+        first = min(wanted, default=len(self.lines))
+        with_marks = {number for number, _ in self.marks}
+        return [line for n, line in enumerate(self.lines) if n in wanted or (n > first and n not in with_marks)]
+
+
+def key_of(mark: Mark) -> tuple | None:
+    """An equation whatever the order of its terms and factors: 3+4 and 4+3 have one key. None if unreadable."""
+    try:
+        shape, operands = tree(mark.left)
+    except ValueError:
+        return None
+    return _key(shape, operands)
+
+
+def _key(shape: Tree, operands: list[Fraction]) -> tuple:
+    if not isinstance(shape, tuple):
+        return ("", operands[shape] if isinstance(shape, int) else shape)
+    sides = [_key(shape[1], operands), _key(shape[2], operands)]
+    return (shape[0], *(sorted(sides, key=repr) if shape[0] in "+*" else sides))
+
+
+def _operands(mark: Mark) -> list[Fraction]:
+    try:
+        return tree(mark.left)[1]
+    except ValueError:
+        return []
+
+
+def _parts(mark: Mark) -> list[Fraction]:
+    """The values of the operations within a mark."""
+    trail: list[Fraction] = []
+    try:
+        evaluate(*tree(mark.left), trail)
+    except ValueError:
+        return []
+    return trail
+
+
+# --------------------------------------------------------------------------------------------------------------- tutor
+
+
+def tutor(problem: Problem, attempt: str) -> Problem:
+    """The attempt up to its first wrong step, the tutor's sentence, and the gold steps to the end. Raises Unfit."""
+    if len(attempt) > LONGEST or attempt.count("\n") >= MOST_LINES:
+        raise Unfit("the attempt is too long")
+    verdict = judge(attempt, problem)
+    if verdict.line is None:
+        named = {"right": "the attempt is right", "no marks": "the attempt has no marks"}
+        raise Unfit(named.get(verdict.reason, verdict.reason))
+    if not marks(problem.solution):
+        raise Unfit("the gold solution has no marks")
+    plan, kept = Plan(problem.solution), steps(attempt)[: verdict.line + 1]
+    for line in kept:
+        for mark in marks(line):
+            if check(mark) and (line is not kept[-1] or mark.start < verdict.mark.start):
+                plan.mark_done(mark)
+    said = [_correction(verdict, plan), *plan.rest(), f"#### {problem.answer}"]
+    whole = "\n".join([*kept, *said])
+    if not all(check(mark) for mark in marks("\n".join(said))):
+        raise Unfit("a mark of the gold solution is wrong")
+    if not equivalent(problem.answer, extract_answer(whole)):
+        raise Unfit("the attempt hides the answer")  # a box in it, or the like
+    return child(problem, "tutor", problem.question, whole)
+
+
+def _correction(verdict: Verdict, plan: Plan) -> str:
+    """What the tutor says; a step whose arithmetic alone was wrong is done with it."""
+    wrong = verdict.mark
+    try:
+        shown = write(value := compute(wrong.left), "")
+    except ValueError:  # cannot be read, is a chain, or has no short value
+        return "Wait, that step does not follow."
+    repaired = Mark(wrong.left, shown, 0, 0)
+    if verdict.reason != "wrong arithmetic" or not plan.explains(repaired):
+        return "Wait, that step does not follow."
+    plan.mark_done(repaired)
+    claim = "" if _value(wrong) == value else f"{wrong.left} is not {wrong.value}: "
+    return f"Wait, {claim}{wrong.left} = <<{wrong.left}={shown}>>{shown}."
+
+
+def main(number: str = "1") -> None:
+    story = synthetic.story("train", int(number))
+    problem = parse_record(story.record(), f"mini-gsm/train/0/{number}")
+    print(f"{problem.question}\n\nretro:\n{retro(problem, random.Random(0)).solution}")
+    print(f"\ntutor:\n{tutor(problem, story.solution(slip=(0, 10))).solution}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2 or not all(argument.isdecimal() for argument in sys.argv[1:]):
+        sys.exit("usage: python tutor.py [NUMBER OF AN EMBEDDED PROBLEM]")
+    main(*sys.argv[1:])
