@@ -21,6 +21,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import tqdm
 
+import recipes
 from client import ApiFlags
 from curate import (KINDS, STRATA, Step, drop_duplicates, drop_overlap, keep_numeric, keep_right_arithmetic, mugglemath_15k,
                     sample, split, unify)
@@ -47,6 +48,7 @@ class MakeFlags(TeacherFlags):
     hard: bool = flag(False, "perturb: changes after which the old way of solving fails")
     agreement: float = flag(0.5, "queries, expand: least share of the samples that a majority needs", least=0, most=1)
     style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box", choices=("gsm8k", "boxed"))
+    seed: int = flag(0, "seed of all that is drawn, and of the problems of an embedded set", least=0)
     output_dir: str | None = flag(None, "folder of the result; an unfinished one goes on (default: runs/RECIPE-DATASET-N)")
 
 
@@ -56,7 +58,7 @@ FREE = ("output_dir", "api_base", "api_concurrency", "api_rate", "api_timeout", 
 
 def make(argv: list[str]) -> None:
     """`python augment.py make RECIPE`: run a recipe into its folder and print what came of it."""
-    flags = parse_flags(MakeFlags, argv, __doc__)
+    flags = parse_flags(MakeFlags, argv, recipes.__doc__)
     if flags.teacher and flags.api_model:
         raise UsageError("--teacher and --api-model exclude each other: one teacher is asked")
     if flags.recipe in NEEDS_TEACHER and not (flags.teacher or flags.api_model):

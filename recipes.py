@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from answers import extract_answer
 from arithmetic import check, marks
 from client import ApiTeacher, Reply
 from data import Problem
@@ -36,7 +37,7 @@ from vote import choose, cluster
 Teacher = ApiTeacher | LocalTeacher
 LONGEST_QUESTION = 4000  # characters; what is longer is no question but a model that does not end
 
-# MuggleMath's five changes, in the order of the paper's section 3.
+# MuggleMath's five changes; the last brought most there.
 CHANGES = {
     "numbers": "Change the specific numbers in it, and nothing else.",
     "fractions": "Bring fractions or percentages into it.",
@@ -117,6 +118,8 @@ class Kitchen:
         if self.teacher is not None:
             origin["teacher"] = self.teacher.name
         origin |= changes.pop("origin", {})
+        if changes:  # the texts of a chat are no longer its own
+            changes["messages"] = ()
         return replace(problem, id=f"{problem.id}/{self.recipe}/{kind}", origin=origin, **changes)
 
     def random(self, problem: Problem, copy: int = 0) -> random.Random:
@@ -198,7 +201,7 @@ def changed_questions(kitchen: Kitchen, problems: list[Problem], changes: dict[s
     for (problem, kind), texts in zip(asked, kitchen.ask(chats)):
         for reply in texts:
             question = reply.text.strip()
-            if not question or len(question) > LONGEST_QUESTION:
+            if len(question) > LONGEST_QUESTION or not looks_asked(question):
                 kitchen.dropped["no question"] += 1
             elif words(question) == words(problem.question):
                 kitchen.dropped["the old question again"] += 1
@@ -212,8 +215,13 @@ def changed_questions(kitchen: Kitchen, problems: list[Problem], changes: dict[s
         if best is None or share < kitchen.agreement:
             kitchen.dropped["no majority for an answer"] += 1
             continue
-        yield kitchen.made(problem, kind, question=question, solution=texts[best].text, answer=answers[best],
+        yield kitchen.made(problem, kind, question=question, solution=texts[best].text, answer=answers[best], level="",
                            origin={"confidence": share})
+
+
+def looks_asked(text: str) -> bool:
+    """Whether a text may be a question: some words, and no marked answer, which a model that solves instead gives."""
+    return len(words(text)) >= 3 and extract_answer(text, strict=True) is None
 
 
 def queries(kitchen: Kitchen) -> Iterator[Problem]:

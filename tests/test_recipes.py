@@ -60,6 +60,13 @@ def test_responses_without_the_check_keep_wrong_answers_too_as_the_paper_did(tmp
     assert [problem.solution for problem in made] == ["It is 72.", "It is 70."]
 
 
+def test_a_chat_is_answered_anew_and_keeps_its_gold_answer(tmp_path):
+    turns = ({"role": "user", "content": "48 and 24?"}, {"role": "assistant", "content": "#### 72"})
+    chat = Problem("chat", "48 and 24?", "#### 72", "72", messages=turns)
+    made, _ = cook("rft", tmp_path, listed("<<48+24=72>>72\n#### 72"), problems=[chat])
+    assert [(problem.messages, problem.solution) for problem in made] == [(turns, "#### 72"), ((), "<<48+24=72>>72\n#### 72")]
+
+
 def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_one(tmp_path):
     said = listed(
         "48 / 2 = <<48/2=24>>24\n48 + 24 = <<48+24=72>>72\n#### 72",  # the gold equations, told otherwise
@@ -100,8 +107,10 @@ def test_new_questions_are_answered_by_majority_with_its_share_as_confidence(tmp
 @pytest.mark.parametrize("new, answers, reason", [
     (CLIPS.question.upper(), ["#### 5"] * 2, "the old question again"),
     ("x" * 5000, ["#### 5"] * 2, "no question"),
-    ("New?", ["#### 5", None], "no majority for an answer"),  # one vote of two, and one lost
-    ("New?", ["I do not know.", "Nor do I."], "no majority for an answer"),
+    ("5 + 5 = 10\n#### 10", ["#### 5"] * 2, "no question"),  # it solves where it should ask
+    ("What now?", ["#### 5"] * 2, "no question"),
+    ("A new question?", ["#### 5", None], "no majority for an answer"),  # one vote of two, and one lost
+    ("A new question?", ["I do not know.", "Nor do I."], "no majority for an answer"),
 ])  # fmt: skip
 def test_a_new_question_that_is_none_or_has_no_answer_is_left_out(tmp_path, new, answers, reason):
     made, kitchen = cook("expand", tmp_path, lambda text, sample: new if "Here is" in text else answers[sample],
@@ -172,7 +181,7 @@ def test_every_row_tells_recipe_parent_and_seed_and_of_whom_it_was_asked(tmp_pat
 
     def say(text, sample):
         answer = problems[0].answer
-        return f"Another {len(text)}?" if "Here is" in text else f"1*{answer} = <<1*{answer}={answer}>>{answer}\n#### {answer}"
+        return f"Another one, {len(text)}?" if "Here is" in text else f"1*{answer} = <<1*{answer}={answer}>>{answer}\n#### {answer}"
 
     asked = recipe in NEEDS_TEACHER
     student = (lambda text, sample: "1+1 = <<1+1=3>>3\n#### 3") if recipe == "tutor" else None
