@@ -46,13 +46,6 @@ def marks(text: str) -> list[Mark]:
     return found
 
 
-def without_marks(text: str) -> str:
-    """The text as a person would write it: `48/2 = <<48/2=24>>24` -> `48/2 = 24`."""
-    for mark in reversed(marks(text)):
-        text = text[: mark.start] + text[mark.end :]
-    return text
-
-
 def check(mark: Mark) -> bool | None:
     """Whether a mark is right, within TOLERANCE; of `a=b=c` all must be equal. None where it cannot be read."""
     try:

@@ -14,21 +14,21 @@ through the steps of curate.py in a fixed order, tells what each dropped and why
 import dataclasses
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from time import perf_counter
 
 from huggingface_hub.utils import tqdm
 
 import recipes
-from client import ApiFlags
+from client import ApiFlags, printable
 from curate import (KINDS, STRATA, Step, drop_duplicates, drop_overlap, keep_numeric, keep_right_arithmetic, mugglemath_15k,
-                    sample, split, unify)
-from data import Problem, load_problems, write_problems
+                    sample, split, unify, write_problems)
+from data import Problem, load_problems
 from flags import flag, parse_flags, run_command
-from recipes import NEEDS_TEACHER, RECIPES, Kitchen
-from runtime import UsageError, UserError, clock, new_directory, pick_device, read_json, write_json
+from recipes import NEEDS_MAJORITY, NEEDS_TEACHER, RECIPES, Kitchen
+from runtime import UsageError, UserError, new_directory, read_json, write_json
 from score import cost_line
 from sources import SETS
 from teacher import TeacherFlags, open_teacher
@@ -53,16 +53,16 @@ class MakeFlags(TeacherFlags):
 
 
 # What may differ when an interrupted recipe goes on: how a server is reached, not what is asked.
-FREE = ("output_dir", "api_base", "api_concurrency", "api_rate", "api_timeout", "device", "debug")
+FREE = ("output_dir", "api_base", "api_concurrency", "api_rate", "api_timeout", "api_stream", "device", "debug")
 
 
 def make(argv: list[str]) -> None:
     """`python augment.py make RECIPE`: run a recipe into its folder and print what came of it."""
     flags = parse_flags(MakeFlags, argv, recipes.__doc__)
-    if flags.teacher and flags.api_model:
-        raise UsageError("--teacher and --api-model exclude each other: one teacher is asked")
     if flags.recipe in NEEDS_TEACHER and not (flags.teacher or flags.api_model):
         raise UsageError(f"{flags.recipe} asks a teacher: name one of our own with --teacher, or a server's with --api-model")
+    if flags.recipe in NEEDS_MAJORITY and flags.samples < 2:
+        raise UsageError(f"{flags.recipe} answers its new questions by majority: give --samples 3 or more, and --temperature")
     if (flags.recipe == "tutor") != bool(flags.student):
         raise UsageError("--student names whose attempts are corrected: it goes with tutor, and tutor with it")
     problems = load_problems(flags.dataset, "train", flags.limit, flags.seed)
@@ -72,34 +72,56 @@ def make(argv: list[str]) -> None:
     folder = _folder(flags)
     print(f"data       {flags.dataset}, {len(problems)} problems; recipe {flags.recipe}"
           + (f", teacher {teacher.name}" if teacher else "") + (f", student {student.name}" if student else ""), flush=True)
-    kitchen = Kitchen(flags.recipe, problems, folder, teacher, student, flags.samples, flags.seed, flags.check, flags.hard,
+    single = [problem for problem in problems if sum(turn["role"] == "user" for turn in problem.messages) < 2]
+    kitchen = Kitchen(flags.recipe, single, folder, teacher, student, flags.samples, flags.seed, flags.check, flags.hard,
                       flags.agreement)
-    start = clock(pick_device("cpu"))
+    if len(single) < len(problems):
+        kitchen.dropped["a chat of several turns"] = len(problems) - len(single)
+    start = perf_counter()
     try:
-        made = list(tqdm(RECIPES[flags.recipe](kitchen), flags.recipe, unit="rows", leave=False,
-                         disable=not sys.stderr.isatty()))
-    except KeyboardInterrupt:
-        words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
-        print(f"to go on:  {shlex.join(['python', 'augment.py', 'make', *words])}")
+        made = _made(kitchen, flags.style)
+    except (KeyboardInterrupt, UserError) as error:  # what was answered is not asked again
+        if isinstance(error, KeyboardInterrupt) or (folder / "replies.jsonl").exists():
+            words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
+            print(f"to go on:  {shlex.join(['python', 'augment.py', 'make', *words])}")
         raise
-    if flags.style:
-        made = unify(made, flags.style).problems
-    result = {"problems": len(problems), "parents": len({p.origin["parent"] for p in made}), "rows": len(made),
-              "dropped": dict(kitchen.dropped.most_common()), "cost": dict(kitchen.cost),
-              "seconds": clock(pick_device("cpu")) - start}
-    if not made:
-        write_json(folder / "result.json", result)
-        raise UserError(f"{flags.recipe}: nothing came of it ({_reasons(kitchen.dropped)}); {folder}/result.json counts why")
-    write_problems(folder / "data.jsonl", made)
+    result = {"problems": len(problems), "parents": len({problem.origin["parent"] for problem in made}), "rows": len(made),
+              "dropped": dict(kitchen.dropped.most_common()), "cost": dict(kitchen.cost), "seconds": perf_counter() - start}
     write_json(folder / "result.json", result)
-    print(f"made       {len(made)} rows from {result['parents']} of {len(problems)} problems in {result['seconds']:.1f} s")
-    for reason, count in kitchen.dropped.most_common():
+    if not made:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in kitchen.dropped.most_common(3))
+        raise UserError(f"{flags.recipe}: nothing came of it ({reasons}); {folder}/result.json counts why")
+    write_problems(folder / "data.jsonl", made)
+    _report(result, made[0], folder)
+
+
+def _made(kitchen: Kitchen, style: str | None) -> list[Problem]:
+    """All rows of the recipe, each once, with one ending where a style is asked for."""
+    made, seen = [], set()
+    for problem in tqdm(RECIPES[kitchen.recipe](kitchen), kitchen.recipe, unit="rows", leave=False,
+                        disable=not sys.stderr.isatty()):
+        if (problem.question, problem.solution) in seen:
+            kitchen.dropped["the same row again"] += 1
+        else:
+            seen.add((problem.question, problem.solution))
+            made.append(problem)
+    if style:
+        step = unify(made, style)
+        kitchen.dropped.update(step.dropped)
+        made = step.problems
+    return made
+
+
+def _report(result: dict, first: Problem, folder: Path) -> None:
+    print(f"made       {result['rows']} rows from {result['parents']} of {result['problems']} problems in "
+          f"{result['seconds']:.1f} s")
+    for reason, count in result["dropped"].items():
         print(f"  {count:7d} left out: {reason}")
-    if kitchen.cost:
-        print(f"cost       {cost_line(kitchen.cost)}")
-    print(f"\nfirst row  {made[0].id}: {made[0].question}")
-    print(*(f"  | {line}" for line in made[0].solution.splitlines()), sep="\n")
-    print(f"\nfiles      {folder} (data.jsonl, result.json, args.json{', replies.jsonl' * bool(kitchen.cost)})")
+    if result["cost"]:
+        print(f"cost       {cost_line(result['cost'])}")
+    print(printable(f"\nfirst row  {first.id}: {first.question}"))
+    print(*(f"  | {printable(line)}" for line in first.solution.splitlines()), sep="\n")
+    print(f"\nfiles      {folder} (data.jsonl, result.json, args.json{', replies.jsonl' * bool(result['cost'])})")
     print(f"next       python mathft.py --method lora --dataset {folder / 'data.jsonl'} --eval-dataset TEST")
 
 
@@ -120,10 +142,6 @@ def _folder(flags: MakeFlags) -> Path:
     return begun.parent
 
 
-def _reasons(dropped: Counter) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3)) or "no problem to start from"
-
-
 # ---------------------------------------------------------------------------------------------------- filter and recipe
 
 
@@ -132,7 +150,6 @@ class AgainstFlags:
     """What made data must not repeat."""
 
     against: str = flag("all", "test sets whose questions are left out of the rows, with commas: names, files, all or none")
-    keep_overlap: bool = flag(False, "keep rows that overlap a test set, with its name in their origin")
     seed: int = flag(0, "seed of every choice", least=0)
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -148,9 +165,10 @@ class FilterFlags(AgainstFlags):
     arithmetic: bool = flag(True, "drop solutions with a wrong <<a=b>>")
     dedup: str = flag("near", "drop rows that repeat an earlier one", choices=("none", *KINDS))
     questions_only: bool = flag(False, "compare questions alone, and so keep one row of each")
+    keep_overlap: bool = flag(False, "keep rows that overlap a test set, with its name in their origin")
     sample: int | None = flag(None, "keep so many rows, chosen by the seed", least=1)
     by: str | None = flag(None, "keep the shares of this when sampling", choices=tuple(STRATA))
-    split: float | None = flag(None, "write this share of the questions into TARGET's neighbour NAME-held-out.jsonl", least=0, most=1)
+    split: float | None = flag(None, "hold out this share of the questions, in NAME-held-out.jsonl", least=0, most=1)
 
 
 @dataclass(kw_only=True)
@@ -167,7 +185,8 @@ def clean(argv: list[str]) -> None:
     flags = parse_flags(FilterFlags, argv, __doc__)
     if flags.by and not flags.sample:
         raise UsageError("--by says how --sample chooses; give --sample N too")
-    _check_target(flags.target)
+    held_out = Path(flags.target).with_name(f"{Path(flags.target).stem}-held-out.jsonl")
+    _check_free(flags.target, *[held_out] * (flags.split is not None))
     tests = questions_of_tests(flags)
     rows, steps = load_problems(flags.source), []
     works: list[Callable[[list[Problem]], Step]] = []
@@ -187,17 +206,23 @@ def clean(argv: list[str]) -> None:
         steps.append(work(rows))
         rows = steps[-1].problems
         print(steps[-1], flush=True)
+    held: list[Problem] = []
     if flags.split is not None and rows:
-        target = Path(flags.target)
         rows, held = split(rows, flags.split, flags.seed)
-        write_problems(target.with_name(f"{target.stem}-held-out.jsonl"), held)
-        print(f"split: {len(held)} rows into {target.stem}-held-out.jsonl")
+        # What differs from a held-out question in its numbers alone is no row to train on.
+        steps.append(drop_overlap(rows, {"the held-out rows": [problem.question for problem in held]}))
+        rows = steps[-1].problems
+        print(steps[-1])
     _write(flags, rows, steps, tests)
+    if held:
+        write_problems(held_out, held)
+        print(f"held out   {len(held)} rows in {held_out}")
 
 
-def _check_target(target: str) -> None:
-    if Path(target).exists():
-        raise UserError(f"{target}: exists, and nothing is overwritten; give another name")
+def _check_free(target: str, *others: Path) -> None:
+    for path in (Path(target), Path(target).with_suffix(".report.json"), *others):
+        if path.exists():
+            raise UserError(f"{path}: exists, and nothing is overwritten; give another name")
 
 
 def questions_of_tests(flags: AgainstFlags) -> dict[str, list[str]]:
@@ -233,7 +258,7 @@ def _write(flags: FilterFlags | RecipeFlags, rows: list[Problem], steps: list[St
 def cook(argv: list[str]) -> None:
     """`python augment.py recipe NAME OUT`: a paper's selection, end to end."""
     flags = parse_flags(RecipeFlags, argv, __doc__)
-    _check_target(flags.target)
+    _check_free(flags.target)
     tests = questions_of_tests(flags)
     rows, steps = mugglemath_15k(load_problems(flags.source), flags.seed, tests)
     print(*steps, sep="\n")

@@ -2,14 +2,15 @@
 
     python client.py '{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}'      # how a reply is read
 
-A reply that cannot be used (cut, garbled, empty, refused, an error of the server) is asked for again, up to ATTEMPTS times
-a sitting. A text that reached the token limit is of use, for that is the model's doing; so is the empty one of a model that
-spent its whole budget on reasoning.
+A reply that cannot be used (cut, garbled, empty, refused, an error of the server) is asked for again, up to ATTEMPTS
+times a sitting. A text that reached the token limit is of use, for that is the model's doing; so is the empty one of a
+model that spent its whole budget on reasoning. A question that the server refuses while it answers others is lost.
 
 The client is the standard library's. One request a sample (many servers ignore `n`), the budget as `max_tokens` (the
 older name, which all servers know), no proxy, and no redirect: the key would go with it. The key comes from
-OPENAI_API_KEY alone, goes into the header alone, and is cut out of whatever the server sends back. Plain http is
-allowed, as local servers speak it; whoever names a distant http address sends the key in the clear.
+OPENAI_API_KEY alone, goes into the header alone, and is cut out of what the server sends back (but for a stream that
+spells it in pieces). Plain http is allowed, as local servers speak it; whoever names a distant http address sends the
+key in the clear.
 
 Protocol: https://platform.openai.com/docs/api-reference/chat, and server-sent events (WHATWG HTML, section 9.2).
 """
@@ -41,6 +42,7 @@ MOST_BYTES = 16 << 20  # of a reply; what is longer is cut, and asked for again
 KEPT_BYTES = 1 << 16  # of a reply that is known to be of no use
 PATIENCE = 12  # so many times the longest silence, a whole reply may take
 LEAST_SECRET = 8  # shorter keys are the placeholders of local servers ("none"), and stand in any text
+OF_THE_QUESTION = (400, 413, 422)  # too long, or filtered: where others are answered, this one is lost
 NOT_THERE = ("ConnectionRefusedError", "gaierror", "SSLCertVerificationError")  # wrong from the start: a wrong address
 FINAL_HINTS = {401: "; is OPENAI_API_KEY right?", 403: "; is OPENAI_API_KEY right?",
                404: "; does --api-base end in /v1, as most do, and does it serve this --api-model?"}
@@ -78,6 +80,8 @@ def read_reply(line: dict) -> Reply:
         return Reply("", fault="garbled")
     if finish in ("eos", "eos_token", "end_turn"):  # other servers' names of it
         finish = "stop"
+    if finish in ("model_length", "max_tokens"):
+        finish = "length"
     fault = "refused" if refused else "" if text.strip() or finish == "length" else "empty"
     return Reply(text, reasoning, str(finish), *counts, line.get("mean_log_prob"), fault)
 
@@ -173,7 +177,8 @@ class ApiTeacher:
                 except BaseException as error:  # a fault of this program: raised where it is seen
                     done.put((place, attempt, error))
 
-        in_hand, silent, heard = 0, 0, False
+        # heard: there has been an answer of any kind; answered: one of use. Until then, much is wrong for all questions.
+        in_hand, silent, mute, heard, answered = 0, 0, 0, False, bool(skip)
         try:
             for _ in range(min(self.concurrency, len(chats) * samples)):
                 threading.Thread(target=work, daemon=True).start()
@@ -188,13 +193,19 @@ class ApiTeacher:
                     raise line
                 after = line.pop("retry_after")
                 yield place, line | {"attempt": attempt}
-                heard = heard or line["status"] > 0
-                self._refuse_final(line, heard)
-                if read_reply(line).fault and attempt < ATTEMPTS:
+                usable = not read_reply(line).fault
+                heard, answered = heard or line["status"] > 0, answered or usable
+                refused = answered and line["status"] in OF_THE_QUESTION
+                if not refused:
+                    self._refuse_final(line, heard)
+                mute = 0 if heard else mute + 1
+                if mute >= max(ATTEMPTS, self.concurrency):
+                    raise UserError(f"{self.base}: {mute} requests and no answer ({self._said(line)}); is this its address?")
+                if not usable and not refused and attempt < ATTEMPTS:
                     jobs.put((place, attempt + 1, seconds_to_wait(attempt, after)))
                     continue
                 in_hand -= 1
-                silent = silent + 1 if line["fault"] or line["status"] != 200 else 0
+                silent = silent + 1 if not refused and (line["fault"] or line["status"] != 200) else 0
                 if silent >= 2 * self.concurrency:
                     raise UserError(f"{self.base}: {silent} questions in a row got no reply in {ATTEMPTS} attempts "
                                     f"(the last: {self._said(line)}); what came before is kept, go on when it is back")
@@ -285,7 +296,7 @@ def _receive(response: http.client.HTTPResponse, data: bytearray) -> str:
         data += piece
         if len(data) > MOST_BYTES:
             return f"more than {MOST_BYTES >> 20} MiB"
-        if not piece or b"\ndata: [DONE]" in data[-32:]:  # some servers leave the connection open behind it
+        if not piece or b"\ndata:[DONE]" in data[-32:].replace(b" ", b""):  # some servers leave the connection open behind it
             break
     return "cut off" if whole is not None and len(data) < whole else ""
 

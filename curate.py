@@ -3,17 +3,19 @@ r"""Curation: steps from problems to fewer or tidier problems, each telling what
     python curate.py mini-gsm          # what the steps would keep of a set or file; nothing is written
 
 A step is a function of a list of problems (and what it needs) that returns a `Step`; steps compose by passing on
-`.problems`. None keeps state or orders rows anew. Of rows that repeat each other the first is kept; what is chosen by chance is chosen by
-a hash of the seed and the row's own text, so that the order of the rows changes nothing there.
+`.problems`. None keeps state or orders rows anew. Of rows that repeat each other the first is kept; what is chosen by
+chance is chosen by a hash of the seed and the row's own text, so that the order of the rows changes nothing there.
 
 `mugglemath_15k` is paper A's recipe (*Empowering Reasoning through Efficient Fine-Tuning, Augmentation, and Multi-Round
 Voting*) for the data of MuggleMath (Li et al. 2023, arXiv 2310.05506); what the paper leaves open is told there.
 """
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from string import ascii_letters
 
 from huggingface_hub.utils import tqdm
@@ -22,7 +24,7 @@ from answers import BOXES, LOWER, extract_answer, normalise
 from arithmetic import check, marks
 from data import Problem, load_problems
 from dedup import SYMBOLS, Overlap, exact_duplicates, near_duplicates, normalised_duplicates, words
-from runtime import UsageError, UserError
+from runtime import UsageError, UserError, write_text
 from synthetic import hash_of
 
 ENDINGS = {"gsm8k": "#### {}", "boxed": r"The answer is $\boxed{{{}}}$."}  # by style
@@ -74,6 +76,22 @@ def _step(name: str, problems: list[Problem], outcomes: Iterable[tuple[Problem |
 def _filter(name: str, problems: list[Problem], reasons: Iterable[str]) -> Step:
     """A step that drops each problem that has a reason, and changes none."""
     return _step(name, problems, ((None if reason else p, reason) for p, reason in zip(problems, reasons, strict=True)))
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def to_record(problem: Problem) -> dict:
+    """The record that `parse_record` reads back as this problem: MATH's keys, or `messages`; empty fields left out."""
+    text = {"messages": list(problem.messages)} if problem.messages else {
+        "problem": problem.question, "solution": problem.solution, "answer": problem.answer}
+    extras = {"level": problem.level, "subject": problem.subject, "origin": problem.origin}
+    return {"id": problem.id, **text, **{key: value for key, value in extras.items() if value}}
+
+
+def write_problems(path: Path, problems: list[Problem]) -> None:
+    """Write a JSONL file of problems, whole or not at all."""
+    write_text(path, "".join(json.dumps(to_record(problem), ensure_ascii=False) + "\n" for problem in problems))
 
 
 # ---------------------------------------------------------------------------------------------------------------- forms
@@ -229,7 +247,8 @@ def drop_duplicates(problems: list[Problem], kind: str = "near", questions_only:
     """The first of problems that repeat each other: `exact`, or also `normalised` (same words), or also `near`.
 
     Compared are question and solution together, since made data holds several solutions of one question; or with
-    `questions_only` the questions, which leaves one row for each. Near duplicates have the same answer besides.
+    `questions_only` the questions, which leaves one row for each. But for exact ones, they have the same answer
+    besides.
     """
     if kind not in KINDS:
         raise UsageError(f"kind of duplicates {kind!r} is unknown; known are {', '.join(KINDS)}")
@@ -241,7 +260,8 @@ def drop_duplicates(problems: list[Problem], kind: str = "near", questions_only:
         if name == "near":
             firsts = near_duplicates(some, keys=[answers[index] for index in rest])
         else:
-            firsts = (exact_duplicates if name == "exact" else normalised_duplicates)(some)
+            find = exact_duplicates if name == "exact" else normalised_duplicates
+            firsts = find(some if name == "exact" else (f"{text}\n{answers[index]}" for text, index in zip(some, rest)))
         for index, first in zip(rest, firsts, strict=True):
             reasons[index] = f"{name} duplicate" if first >= 0 else ""
     return _filter(f"no {kind} duplicates{' of questions' * questions_only}", problems, reasons)
@@ -340,13 +360,13 @@ def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Proble
     The same question always falls on the same side, also when it stands in the file twice. Raises UserError where there
     is but one.
     """
-    ranks = {p.question: hash_of(p.question) for p in problems}
+    ranks = {p.question: hash_of(p.question) for p in problems if p.answer}  # one without an answer cannot be graded
     if len(ranks) < 2:
         raise UserError("one problem alone cannot be held out and trained on; give more, or an --eval-dataset")
     chosen = sorted(ranks, key=ranks.get)[: min(most, max(1, len(ranks) // 10))]
     test = set(chosen)
     seen: set[str] = set()
-    held = [p for p in problems if p.question in test and not (p.question in seen or seen.add(p.question))]
+    held = [p for p in problems if p.question in test and p.answer and not (p.question in seen or seen.add(p.question))]
     return [p for p in problems if p.question not in test], held
 
 

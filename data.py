@@ -23,7 +23,7 @@ import sources
 import synthetic
 from answers import extract_answer
 from download import zip_lines
-from runtime import UserError, write_text
+from runtime import UserError
 from tokenizer import Tokenizer
 
 EMBEDDED_COUNTS = {"train": 4000, "test": 500}  # problems of an embedded set, where no limit is given
@@ -146,9 +146,9 @@ def parse_record(record: dict, where: str) -> Problem:
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
     extras = {
-        "id": str(record.get("id", record.get("unique_id", where))),
-        "level": str(record.get("level", "")),
-        "subject": str(record.get("subject", record.get("type", ""))),
+        "id": str(_first(record, "id", "unique_id") or where),
+        "level": str(_first(record, "level")),
+        "subject": str(_first(record, "subject", "type")),
         "origin": record["origin"] if isinstance(record.get("origin"), dict) else {},
     }
     if "messages" in record:
@@ -156,6 +156,8 @@ def parse_record(record: dict, where: str) -> Problem:
         question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
         solution = messages[-1]["content"]
         return Problem(question=question, solution=solution, answer=extract_answer(solution) or "", messages=messages, **extras)
+    if "question" in record and "solution" in record:  # MATH's form by another name; its `answer` is no solution
+        record = {"problem": record["question"], **record}
     if "problem" in record and ("solution" in record or "answer" in record):
         solution = _text(record, "solution", where) if "solution" in record else ""
         answer = _text(record, "answer", where) if "answer" in record else extract_answer(solution) or ""
@@ -172,17 +174,9 @@ def parse_record(record: dict, where: str) -> Problem:
     )
 
 
-def to_record(problem: Problem) -> dict:
-    """The record that `parse_record` reads back as this problem: MATH's keys, or `messages`; empty fields left out."""
-    text = {"messages": list(problem.messages)} if problem.messages else {
-        "problem": problem.question, "solution": problem.solution, "answer": problem.answer}
-    extras = {"level": problem.level, "subject": problem.subject, "origin": problem.origin}
-    return {"id": problem.id, **text, **{key: value for key, value in extras.items() if value}}
-
-
-def write_problems(path: Path, problems: list[Problem]) -> None:
-    """Write a JSONL file of problems, whole or not at all."""
-    write_text(path, "".join(json.dumps(to_record(problem), ensure_ascii=False) + "\n" for problem in problems))
+def _first(record: dict, *keys: str):
+    """The first of these fields that is there and not null, else an empty text."""
+    return next((record[key] for key in keys if record.get(key) is not None), "")
 
 
 def _text(record: dict, key: str, where: str) -> str:

@@ -49,6 +49,7 @@ SHINGLE = 3  # words; in a question of sixty words, one changed word leaves a Ja
 BANDS, ROWS = 16, 5  # of a signature: a pair with index 0.8 shares a band with probability 0.998, one with 0.5 with 0.4
 BASE = np.uint64(0x9E3779B97F4A7C13)  # of polynomial hashes; 3 modulo 8: few of its powers come near 1 modulo 2**64
 BLOCK = 512  # texts that are signed at once: their shingles stay in the processor's cache
+SHORTEST = 8  # words of a test text that tell it wherever they stand; fewer may stand anywhere
 MOST_WORDS = 1_000_000  # whose hashes are remembered, some 200 MB
 MOST_KEPT, MOST_COMPARED = 16, 16  # texts that a bucket shows, and that a text is compared with
 
@@ -68,6 +69,10 @@ def words(text: str, symbols: str = "") -> list[str]:
         for command, plain in LATEX.items():
             text = text.replace(command, plain)
         text = text.replace("\\", " \\")
+    if "!" in text or "'" in text or "°" in text:  # 5! is not 5, f'(x) not f(x), and 30° not 30
+        for before in "0123456789)":
+            text = text.replace(before + "!", before + " factorial ")
+        text = text.replace("'(", " prime (").replace("''", " prime prime ").replace("°", " degrees ")
     text = text.replace("--", " ").replace(". ", " ").replace(", ", " ")
     for symbol in symbols:
         if symbol != "-":  # it may be a hyphen, which _pieces tells
@@ -159,25 +164,33 @@ def _grams(values: np.ndarray, n: int) -> np.ndarray:
 
 
 class Overlap:
-    """Which texts repeat one of a test set's, wholly or in a run of n words."""
+    """Which texts repeat one of a test set's, wholly or in a run of n words (or in all its words, where it has fewer)."""
 
     def __init__(self, texts: Iterable[str], n: int = 13):
         self.n, self._hashes = n, _Hashes()
         self._whole: set[bytes | None] = set()
-        self._runs: set[int] = set()
-        for text in texts:
+        standing: dict[int, Counter[int]] = {}  # by length: in how many texts a run stands
+        count = 0
+        for count, text in enumerate(texts, 1):
             self._whole.add(_digest(words(text, OPERATORS)))
-            self._runs.update(_grams(self._hashes.of(words(text)), n).tolist())
+            found = words(text)
+            length = min(n, max(len(found), SHORTEST))
+            standing.setdefault(length, Counter()).update(set(_grams(self._hashes.of(found), length).tolist()))
         self._whole.discard(None)  # what has no words repeats nothing
+        most = max(10, count // 100)  # what stands in more is how the set's texts begin or end, and tells nothing
+        self._runs = {length: {run for run, texts in runs.items() if texts <= most} for length, runs in standing.items()}
 
     def kind(self, text: str) -> str | None:
-        """`exact`: the same words, numbers and operators as one of the set's texts; `13-gram` (after n): n words in a
-        row that stand so in one, whatever punctuation and operators stand between; None otherwise. A text of fewer
-        words can only be exact."""
+        """`exact`: the same words, numbers and operators as one of the set's texts; `13-gram` (after n; or the length of
+        a shorter test text): so many words in a row that stand so in one, whatever punctuation and operators stand
+        between; None otherwise. A test text of fewer than SHORTEST words is only repeated exactly."""
         if _digest(words(text, OPERATORS)) in self._whole:
             return "exact"
-        shared = not self._runs.isdisjoint(_grams(self._hashes.of(words(text)), self.n).tolist())
-        return f"{self.n}-gram" if shared else None
+        values = self._hashes.of(words(text))
+        for length in sorted(self._runs, reverse=True):
+            if not self._runs[length].isdisjoint(_grams(values, length).tolist()):
+                return f"{length}-gram"
+        return None
 
 
 def _digest(found: list[str], key: str = "") -> bytes | None:

@@ -78,11 +78,14 @@ def _fetch_part(url: str, part: Path, by_hand: str) -> None:
     for attempt in range(1, TRIES + 1):
         wait = 2.0 ** (attempt - 1)
         try:
-            return _download_once(url, part)
+            _download_once(url, part)
+            return
         except urllib.error.HTTPError as error:
             error.close()
             why = f"the server answers {error.code}"
-            if error.code == 416:  # there is no such range: the part is not of this file
+            if error.code == 416:  # there is no such range: the part is whole, or not of this file
+                if part.exists() and error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":
+                    return
                 _forget(part)
             elif error.code not in PASSING:
                 raise UserError(f"{url}: {why}; {by_hand}") from error
@@ -169,7 +172,10 @@ def _forget(part: Path) -> None:
 
 def _is_safe(url: str, before: str = "") -> bool:
     """https, or plain http within this machine (not where https came `before` it)."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # as of half a bracket
+        return False
     at_home = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
     return parts.scheme == "https" or (at_home and urlsplit(before).scheme != "https")
 
@@ -243,5 +249,5 @@ if __name__ == "__main__":
         sys.exit("usage: python download.py https://... FILE")
     try:
         download(sys.argv[1], Path(sys.argv[2]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except (UserError, KeyboardInterrupt) as error:
+        sys.exit(f"error: {error or 'interrupted; the same command goes on'}")

@@ -10,10 +10,10 @@
 Decoding is greedy unless a temperature is given. With several samples a problem, a greedy evaluation of the same
 problems follows (in the folder `greedy`): votes that do not beat it have gained nothing.
 
-An evaluation is a folder: args.json (the settings), generations.jsonl (one record a completion, written as it ends) and
-result.json (the figures; score.py says how they are counted). After Ctrl-C or a crash the same command with
---output-dir FOLDER goes on to the same texts, and refuses to where a setting differs. --regrade leaves the old
-evaluation as it is, and makes a new one of its texts.
+An evaluation is a folder: args.json (the settings), generations.jsonl (one record a completion, written as it ends; of a
+server, replies.jsonl comes first) and result.json (the figures; score.py says how they are counted). After Ctrl-C or a
+crash the same command with --output-dir FOLDER goes on to the same texts, and refuses to where a setting differs.
+--regrade leaves the old evaluation as it is, and makes a new one of its texts.
 """
 
 import contextlib
@@ -298,13 +298,12 @@ def measure(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
             greedy = (evaluate_api(replace(teacher, temperature=0.0), problems, again, **common) if teacher else
                       evaluate(run.model, run.tokenizer, problems, again, **common))
             report = beside_greedy(report, greedy, folder)
-    except KeyboardInterrupt:
-        words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
-        print(f"to go on:  {shlex.join(['python', 'evaluate.py', *words])}")
-        raise
-    except UserError:
+    except (KeyboardInterrupt, UserError) as error:
         with contextlib.suppress(OSError):  # what was begun stays; what could not begin leaves no folder
             folder.rmdir()
+        if teacher or isinstance(error, KeyboardInterrupt):
+            words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
+            print(f"to go on:  {shlex.join(['python', 'evaluate.py', *words])}")
         raise
     return report, folder
 

@@ -177,18 +177,18 @@ def read_flags(argv: list[str]) -> Flags:
 
 def load_data(args: Flags) -> tuple[list[Problem], list[Problem], int]:
     """Training and test problems, and how many training problems repeat a test problem: these are left out, but with
-    --train-on-overlap. Of an embedded set, whose templates repeat, only the same question is a repetition."""
-    embedded = args.dataset in synthetic.DATASETS
-    if args.eval_dataset or embedded:
+    --train-on-overlap. Of an embedded test set, whose templates repeat, only the same question is a repetition."""
+    tested_on = args.eval_dataset or args.dataset
+    if args.eval_dataset or args.dataset in synthetic.DATASETS:
         train_problems = load_problems(args.dataset, "train", seed=args.seed)
-        test_problems = load_problems(args.eval_dataset or args.dataset, "test")
+        test_problems = load_problems(tested_on, "test")
     else:
         train_problems, test_problems = hold_out(load_problems(args.dataset))
     tested = {problem.question for problem in test_problems}
-    if embedded:
+    if tested_on in synthetic.DATASETS:
         clean = [problem for problem in train_problems if problem.question not in tested]
     else:
-        clean = drop_overlap(train_problems, {args.eval_dataset or "test": tested}).problems
+        clean = drop_overlap(train_problems, {tested_on: tested}).problems
     overlap = len(train_problems) - len(clean)
     if overlap and not clean and not args.train_on_overlap:
         raise UserError(f"{args.dataset}: all {overlap} problems repeat test problems; --train-on-overlap keeps them")

@@ -8,6 +8,7 @@ equal, so that it never matters which was meant; where this cannot be, or anythi
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,15 +17,18 @@ from answers import equivalent
 from arithmetic import Mark, Numeral, Tree, check, evaluate, marks, numerals, tree
 from data import Problem, parse_record
 
+SMALL = 12  # numbers up to here are often not told
 LONGEST = 5000  # characters of a question or a solution: published ones stay below 2,000
-CARDINALS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
+CARDINALS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+             "eighteen nineteen").split()
 # What words say keeps its value: the cardinals (they are not changed), parts and multiples, and units.
 SAID = {
     2: "half halve halved twice double doubled pair couple both weekend", 3: "thrice triple tripled third yard feet",
     4: "quarter fourth square", 5: "fifth nickel weekday", 6: "sixth", 7: "seventh week weekly day daily", 8: "eighth",
     9: "ninth", 10: "tenth dime decade", 12: "dozen month monthly year yearly annual inch inches foot feet",
-    16: "pound ounce", 20: "twenty", 24: "hour day", 25: "quarter", 30: "thirty", 50: "fifty",
-    52: "week weekly year", 60: "second minute hour", 365: "day year",
+    16: "pound ounce", 20: "twenty", 24: "hour day", 25: "quarter", 30: "thirty", 40: "forty", 50: "fifty",
+    70: "seventy", 80: "eighty", 90: "ninety",
+    52: "week weekly year", 60: "sixty second minute hour", 365: "day year",
     100: "hundred percent cent penny dollar century meter centimeter cm",
     1000: "thousand meter kilometer km gram kilogram kg liter milliliter",
     Fraction(1, 2): "half", Fraction(1, 4): "quarter", Fraction(1, 100): "percent",
@@ -190,6 +194,9 @@ class _Linker:
         if not self.numbers <= {source[1] for source in self.used if source[0] in ("number", "percent")}:
             raise Unfit("a number of the question is never used")
         pinned = {s[1] for tie in self.ties if tie[0][0] == "constant" for s in tie if s[0] == "number"}
+        # A small number that is told once and read twice may be, the other time, one that nobody tells: two parents.
+        told, read = Counter(n.value for n in self.asked), Counter(s for step in self.steps for s in step.operands)
+        pinned |= {n for n in self.numbers if n <= SMALL and told[n] == 1 and read["number", n] > 1}
         asked = tuple((n, ("number" if n.value in self.numbers else "constant", n.value)) for n in self.asked)
         free = tuple(sorted(self.numbers - pinned))
         return Program(self.problem, free, tuple(self.steps), tuple(sorted(self.ties)),
@@ -259,7 +266,7 @@ class _Linker:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2 or not all(argument.isdigit() for argument in sys.argv[1:]):
+    if len(sys.argv) > 2 or not all(argument.isdecimal() for argument in sys.argv[1:]):
         sys.exit("usage: python program.py [NUMBER OF AN EMBEDDED PROBLEM]")
     number = int((*sys.argv[1:], "1")[0])
     shown = program(parse_record(synthetic.problem("mini-gsm", "train", number), f"mini-gsm/train/0/{number}"))

@@ -101,26 +101,27 @@ class Kitchen:
         return [[reply for reply in replies if self._is_usable(reply)] for replies in answers.replies]
 
     def _is_usable(self, reply: Reply | None) -> bool:
-        reason = "lost" if reply is None else "cut at --max-new-tokens" if reply.finish == "length" else ""
+        reason = "lost" if reply is None else "cut at --max-new-tokens" if reply.finish != "stop" else ""
         if reason:
             self.dropped[reason] += 1
         return not reason
 
-    def ruled(self, parent: Problem, child: Problem, kind: str, origin: dict | None = None) -> Problem:
-        """What a rule has made of `parent`; no teacher had a part in it."""
-        texts = {"question": child.question, "solution": child.solution, "answer": child.answer}
-        new = self.made(parent, kind, **texts, origin=child.origin | {"parent": parent.id} | (origin or {}))
-        return replace(new, origin={key: value for key, value in new.origin.items() if key != "teacher"})
-
     def made(self, problem: Problem, kind: str, **changes) -> Problem:
         """A new problem from `problem`, with another id and its origin; `kind` tells it from its siblings."""
-        origin = {"recipe": self.recipe, "parent": problem.id, "kind": kind, "seed": self.seed}
-        if self.teacher is not None:
-            origin["teacher"] = self.teacher.name
-        origin |= changes.pop("origin", {})
+        origin = {"recipe": self.recipe, "parent": problem.id, "kind": kind, "seed": self.seed} | changes.pop("origin", {})
+        if "overlap" in problem.origin:
+            origin["overlap"] = problem.origin["overlap"]
         if changes:  # the texts of a chat are no longer its own
             changes["messages"] = ()
         return replace(problem, id=f"{problem.id}/{self.recipe}/{kind}", origin=origin, **changes)
+
+    def taught(self, problem: Problem, kind: str, **changes) -> Problem:
+        """As `made`, of what the teacher said."""
+        return self.made(problem, kind, **changes | {"origin": {"teacher": self.teacher.name} | changes.get("origin", {})})
+
+    def ruled(self, parent: Problem, child: Problem, kind: str, **origin) -> Problem:
+        """As `made`, of what a rule has made of `parent`; no teacher had a part in it."""
+        return self.made(parent, kind, question=child.question, solution=child.solution, answer=child.answer, origin=origin)
 
     def random(self, problem: Problem, copy: int = 0) -> random.Random:
         """Random numbers of one problem, whatever stands before it in the file."""
@@ -145,46 +146,46 @@ def _solution_key(text: str) -> tuple:
 
 def responses(kitchen: Kitchen) -> Iterator[Problem]:
     """A teacher's answers to the training questions, each sample that the grader agrees with."""
-    replies = kitchen.ask([problem.question for problem in kitchen.problems], kitchen.samples)
-    for problem, texts in zip(kitchen.problems, replies):
-        for number, reply in enumerate(texts):
-            if kitchen.check and not _is_right(problem, reply.text):
-                kitchen.dropped["another answer than the gold one"] += 1
-            else:
-                yield kitchen.made(problem, str(number), solution=reply.text)
+    for problem, number, text in solutions(kitchen, [problem.question for problem in kitchen.problems]):
+        yield kitchen.taught(problem, str(number), solution=text)
 
 
 def rft(kitchen: Kitchen) -> Iterator[Problem]:
     """Gold solutions, and with each those of the model's own that are right and calculate in another way."""
-    replies = kitchen.ask([problem.question for problem in kitchen.problems], kitchen.samples)
-    for problem, texts in zip(kitchen.problems, replies):
+    for problem in kitchen.problems:
         yield kitchen.made(problem, "gold")
-        seen = {_solution_key(problem.solution)}
-        for number, reply in enumerate(texts):
-            if not _is_right(problem, reply.text):
-                kitchen.dropped["another answer than the gold one"] += 1
-            elif not all(map(check, marks(reply.text))):
-                kitchen.dropped["wrong arithmetic on the way"] += 1
-            elif _solution_key(reply.text) in seen:
-                kitchen.dropped["the same equations as another solution"] += 1
-            else:
-                seen.add(_solution_key(reply.text))
-                yield kitchen.made(problem, str(number), solution=reply.text)
+    yield from new_solutions(kitchen, [problem.question for problem in kitchen.problems])
 
 
 def diversify(kitchen: Kitchen) -> Iterator[Problem]:
-    """Other ways to solve the same question, shown the gold one; kept where the answer is right and the words are new."""
+    """Other ways to solve the same question, shown the gold one."""
     chats = [ANOTHER_WAY.format(question=problem.question, solution=problem.solution) for problem in kitchen.problems]
-    for problem, texts in zip(kitchen.problems, kitchen.ask(chats, kitchen.samples)):
-        seen = {_solution_key(problem.solution)}
-        for number, reply in enumerate(texts):
+    yield from new_solutions(kitchen, chats)
+
+
+def solutions(kitchen: Kitchen, chats: list[str]) -> Iterator[tuple[Problem, int, str]]:
+    """(problem, number of the sample, text) of what the teacher says to each problem's chat, if the grader agrees."""
+    for problem, replies in zip(kitchen.problems, kitchen.ask(chats, kitchen.samples)):
+        for number, reply in enumerate(replies):
             if kitchen.check and not _is_right(problem, reply.text):
                 kitchen.dropped["another answer than the gold one"] += 1
-            elif _solution_key(reply.text) in seen:
-                kitchen.dropped["the same solution as another"] += 1
             else:
-                seen.add(_solution_key(reply.text))
-                yield kitchen.made(problem, str(number), solution=reply.text)
+                yield problem, number, reply.text
+
+
+def new_solutions(kitchen: Kitchen, chats: list[str]) -> Iterator[Problem]:
+    """Solutions without wrong arithmetic, one for each list of equations (or of words, where there are none); the gold
+    one's is taken."""
+    seen = {(problem.id, _solution_key(problem.solution)) for problem in kitchen.problems}
+    for problem, number, text in solutions(kitchen, chats):
+        key = (problem.id, _solution_key(text))
+        if not all(map(check, marks(text))):
+            kitchen.dropped["wrong arithmetic on the way"] += 1
+        elif key in seen:
+            kitchen.dropped["the same equations as another solution"] += 1
+        else:
+            seen.add(key)
+            yield kitchen.taught(problem, str(number), solution=text)
 
 
 # -------------------------------------------------------------------------------------------------------- new questions
@@ -197,15 +198,16 @@ def changed_questions(kitchen: Kitchen, problems: list[Problem], changes: dict[s
     """
     asked = [(problem, kind) for problem in problems for kind in changes]
     chats = [NEW_QUESTION.format(question=problem.question, change=changes[kind]) for problem, kind in asked]
-    fresh = []
+    fresh, seen = [], {tuple(words(problem.question)) for problem in kitchen.problems}
     for (problem, kind), texts in zip(asked, kitchen.ask(chats)):
         for reply in texts:
             question = reply.text.strip()
             if len(question) > LONGEST_QUESTION or not looks_asked(question):
                 kitchen.dropped["no question"] += 1
-            elif words(question) == words(problem.question):
-                kitchen.dropped["the old question again"] += 1
+            elif tuple(words(question)) in seen:
+                kitchen.dropped["an old question again"] += 1
             else:
+                seen.add(tuple(words(question)))
                 fresh.append((problem, kind, question))
     for (problem, kind, question), texts in zip(fresh, kitchen.ask([f[2] for f in fresh], kitchen.samples)):
         answers = [verdict("", reply.text, "stop")["answer"] for reply in texts]
@@ -215,7 +217,7 @@ def changed_questions(kitchen: Kitchen, problems: list[Problem], changes: dict[s
         if best is None or share < kitchen.agreement:
             kitchen.dropped["no majority for an answer"] += 1
             continue
-        yield kitchen.made(problem, kind, question=question, solution=texts[best].text, answer=answers[best], level="",
+        yield kitchen.taught(problem, kind, question=question, solution=texts[best].text, answer=answers[best], level="",
                            origin={"confidence": share})
 
 
@@ -251,7 +253,7 @@ def perturbed(kitchen: Kitchen) -> Iterator[Problem]:
                 kitchen.dropped["the same numbers again"] += 1
                 continue
             seen.add(new.question)
-            yield kitchen.ruled(problem, new, str(copy))
+            yield kitchen.ruled(problem, new, f"{'hard' if kitchen.hard else 'simple'} {copy}")
     if kitchen.teacher is not None:
         yield from changed_questions(kitchen, left, PERTURB[kitchen.hard])
 
@@ -280,7 +282,7 @@ def tutored(kitchen: Kitchen) -> Iterator[Problem]:
                 kitchen.dropped["the attempt is right"] += 1
                 continue
             try:
-                yield kitchen.ruled(problem, tutor(problem, text), str(number), {"student": kitchen.student.name})
+                yield kitchen.ruled(problem, tutor(problem, text), str(number), student=kitchen.student.name)
             except Unfit as reason:
                 kitchen.dropped[str(reason)] += 1
                 left.append((problem, number, text))
@@ -300,15 +302,16 @@ def _tutored_by_teacher(kitchen: Kitchen, attempts: list[tuple[Problem, int, str
             if not (said.isascii() and said.isdigit() and 1 <= int(said[:9]) <= len(lines)):
                 kitchen.dropped["the teacher names no line"] += 1
                 continue
-            solution = "\n".join([*lines[: int(said)], rest.strip()])
-            if not _is_right(problem, solution):
+            if not _is_right(problem, rest):
                 kitchen.dropped["the correction does not end in the gold answer"] += 1
                 continue
-            yield kitchen.made(problem, f"{number}t", solution=solution, origin={"student": kitchen.student.name})
+            solution = "\n".join([*lines[: int(said)], rest.strip()])
+            yield kitchen.taught(problem, f"{number} by teacher", solution=solution, origin={"student": kitchen.student.name})
 
 
 RECIPES: dict[str, Recipe] = {
     "responses": responses, "rft": rft, "queries": queries, "perturb": perturbed, "expand": expand,
     "diversify": diversify, "retro": too_early, "tutor": tutored,
 }  # fmt: skip
+NEEDS_MAJORITY = ("queries", "expand")
 NEEDS_TEACHER = ("responses", "rft", "queries", "expand", "diversify")

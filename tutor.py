@@ -52,12 +52,15 @@ def steps(solution: str) -> list[str]:
 def retro(problem: Problem, rng: random.Random) -> Problem:
     """The solution with a step written before one whose result it uses, and taken back. Raises Unfit (the reason)."""
     lines = steps(problem.solution)
+    if problem.messages:
+        raise Unfit("a chat")
     if sum(bool(marks(line)) for line in lines) < 2:
         raise Unfit("fewer than two steps with marks")
     if not all(check(mark) for mark in marks(problem.solution)):
         raise Unfit("a mark is wrong")
+    known = {numeral.value for numeral in numerals(problem.question)}
     pairs = ((at, early) for early in range(len(lines)) for at in range(early))
-    choices = [(at, early) for at, early in pairs if _needs(lines[early], lines[at])]
+    choices = [(at, early) for at, early in pairs if _needs(lines[early], lines[at], known.union(*map(_values, lines[:at])))]
     if not choices:
         raise Unfit("no step needs an earlier one")
     at, early = rng.choice(choices)
@@ -66,10 +69,14 @@ def retro(problem: Problem, rng: random.Random) -> Problem:
     return child(problem, "retro", problem.question, "\n".join(told))
 
 
-def _needs(line: str, earlier: str) -> bool:
-    """Whether a mark of a line has an operand that is the value of a mark of an earlier line."""
-    given = {_value(mark) for mark in marks(earlier)}
+def _needs(line: str, earlier: str, known: set[Fraction]) -> bool:
+    """Whether a mark of a line has an operand that is the value of a mark of an earlier line, and is not known before."""
+    given = _values(earlier) - known
     return any(given.intersection(_operands(mark)) for mark in marks(line))
+
+
+def _values(line: str) -> set[Fraction | None]:
+    return {_value(mark) for mark in marks(line)}
 
 
 def _value(mark: Mark) -> Fraction | None:
@@ -80,11 +87,6 @@ def _value(mark: Mark) -> Fraction | None:
 
 
 # ------------------------------------------------------------------------------------------------- the first wrong step
-
-
-def first_wrong_step(attempt: str, problem: Problem) -> int | None:
-    """The number of the attempt's first wrong line, from 0; None where it has none. `judge` says why."""
-    return judge(attempt, problem).line
 
 
 def judge(attempt: str, problem: Problem) -> Verdict:
@@ -126,8 +128,9 @@ class Plan:
         return key_of(mark) in self.keys or _value(mark) in self.values or _value(mark) in self.parts
 
     def mark_done(self, mark: Mark) -> None:
-        """Take the gold step of this equation, or else of this value, as done."""
-        for wanted, kinds in ((key_of(mark), self.keys), (_value(mark), self.values)):
+        """Take the gold step of this equation, or else of this value, as done: the last one by its equation alone, for by
+        chance of its value nothing would be left to say."""
+        for wanted, kinds in ((key_of(mark), self.keys), (_value(mark), self.values[:-1])):
             for k, kind in enumerate(kinds):
                 if not self.done[k] and kind == wanted:
                     self.done[k] = True
@@ -183,6 +186,8 @@ def _parts(mark: Mark) -> list[Fraction]:
 
 def tutor(problem: Problem, attempt: str) -> Problem:
     """The attempt up to its first wrong step, the tutor's sentence, and the gold steps to the end. Raises Unfit."""
+    if problem.messages:
+        raise Unfit("a chat")
     if len(attempt) > LONGEST or attempt.count("\n") >= MOST_LINES:
         raise Unfit("the attempt is too long")
     verdict = judge(attempt, problem)

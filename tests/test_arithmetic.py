@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arithmetic import (
-    Mark, apply, check, compute, contains, evaluate, expression, marks, numerals, tokens, tree, without_marks, write,
+    Mark, apply, check, compute, contains, evaluate, expression, marks, numerals, tokens, tree, write,
 )  # fmt: skip
 
 
@@ -69,12 +69,11 @@ def test_marks_are_found_in_order_and_with_their_places():
     text = "48/2 = <<48/2=24>>24, then 48+24 = <<48+24=72>>72."
     assert [(mark.left, mark.value) for mark in marks(text)] == [("48/2", "24"), ("48+24", "72")]
     assert [text[mark.start : mark.end] for mark in marks(text)] == ["<<48/2=24>>", "<<48+24=72>>"]
-    assert without_marks(text) == "48/2 = 24, then 48+24 = 72."
 
 
 @pytest.mark.parametrize("text", ["", "no mark", "<<no equals>>", "<<=5>>", "<<5=>>", "<<1+1=2", ">>1+1=2<<", "<" * 5000])
 def test_what_is_no_mark_is_passed_over(text):
-    assert marks(text) == [] and without_marks(text) == text
+    assert marks(text) == []
 
 
 def test_a_mark_that_is_never_closed_does_not_hide_the_next():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import augment
-from data import Problem, read_problems, write_problems
+from curate import write_problems
+from data import Problem, read_problems
 from flags import run_command
 
 
@@ -74,6 +75,15 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     assert "to go on:  python augment.py make retro --limit 3 --output-dir runs/retro-mini-gsm-1" in capsys.readouterr().out
 
 
+def test_a_row_is_made_once_and_what_a_style_drops_is_counted():
+    line = json.dumps({"question": "What is 1 + 1?", "answer": "1+1 = <<1+1=2>>2, and 2*3 = <<2*3=6>>6"}) + "\n"
+    Path("two.jsonl").write_text(line * 2, encoding="utf-8")
+    assert run("make", "rft", "--teacher", "tiny", "--dataset", "two.jsonl", "--output-dir", "rft") == 0
+    assert read("rft/result.json")["dropped"]["the same row again"] == 1
+    assert run("make", "rft", "--teacher", "tiny", "--dataset", "two.jsonl", "--style", "boxed", "--output-dir", "styled") == 1
+    assert read("styled/result.json")["dropped"]["states no answer"] == 1
+
+
 def test_what_comes_to_nothing_is_an_error_with_its_reasons(capsys):
     write_problems(Path("bare.jsonl"), [Problem("a", "What is 1 + 1?", "#### 2", "2")])
     assert run("make", "perturb", "--dataset", "bare.jsonl", "--output-dir", "out") == 1
@@ -89,7 +99,8 @@ def test_what_comes_to_nothing_is_an_error_with_its_reasons(capsys):
     (["make", "rft"], "rft asks a teacher"),
     (["make", "tutor"], "--student names whose attempts"),
     (["make", "retro", "--student", "tiny"], "--student names whose attempts"),
-    (["make", "rft", "--teacher", "tiny", "--api-model", "m"], "exclude each other"),
+    (["make", "rft", "--teacher", "tiny", "--api-model", "m"], "--teacher means nothing to a server"),
+    (["make", "queries", "--teacher", "tiny"], "by majority"),
     (["make", "rft", "--teacher", "tiny", "--samples", "2"], "needs a --temperature"),
     (["make", "rft", "--api-model", "m"], "--api-base"),
     (["filter", "a.jsonl"], "TARGET"),
@@ -150,12 +161,25 @@ def test_test_sets_that_are_not_here_are_named_and_not_said_to_be_checked(capsys
     assert run("filter", "in.jsonl", "again.jsonl", "--against", "gsm8k") == 1  # asked for by name it must be there
 
 
+def test_a_held_out_question_has_no_twin_among_the_rows():
+    rows = [Problem(f"{n}", " ".join(f"word{n}of{k}" for k in range(15)), f"#### {n}", f"{n}") for n in range(20)]
+    twins = [Problem(f"twin {p.id}", f"{p.question} or not", p.solution, p.answer) for p in rows]
+    write_problems(Path("in.jsonl"), rows + twins)
+    assert run("filter", "in.jsonl", "out.jsonl", "--against", "none", "--dedup", "none", "--split", "0.2") == 0
+    held, kept = ([p.id.removeprefix("twin ") for p in read_problems(Path(name))] for name in ("out-held-out.jsonl", "out.jsonl"))
+    assert len(held) == 8 and kept and not set(held) & set(kept)
+
+
 def test_nothing_is_overwritten_and_a_split_has_two_files(capsys):
     write_problems(Path("in.jsonl"), [Problem(f"{n}", f"What is {n} + 1?", f"#### {n + 1}", f"{n + 1}") for n in range(40)])
     assert run("filter", "in.jsonl", "out.jsonl", "--against", "none", "--sample", "20", "--split", "0.25") == 0
     both = [read_problems(Path(name)) for name in ("out.jsonl", "out-held-out.jsonl")]
     assert [len(side) for side in both] == [15, 5] and not {p.id for p in both[0]} & {p.id for p in both[1]}
-    assert run("filter", "in.jsonl", "out.jsonl", "--against", "none") == 1 and "nothing is overwritten" in capsys.readouterr().err
+    for name in ("out.jsonl", "out.report.json", "out-held-out.jsonl"):
+        before = Path(name).read_bytes()
+        assert run("filter", "in.jsonl", "out.jsonl", "--against", "none", "--split", "0.25") == 1
+        assert "nothing is overwritten" in capsys.readouterr().err and Path(name).read_bytes() == before
+        Path(name).unlink()
 
 
 # -------------------------------------------------------------------------------------------------------------- recipe

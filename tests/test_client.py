@@ -231,3 +231,20 @@ def test_a_server_that_falls_silent_ends_it_later(serve, tmp_path):
     with pytest.raises(UserError, match="4 questions in a row got no reply in 8 attempts .*; what came before is kept"):
         ask(api(server, concurrency=2), chats_of(*map(str, range(100))), tmp_path)
     assert 21 <= sum(line["status"] == 200 for line in lines_of(tmp_path)) and len(lines_of(tmp_path)) < 21 + 8 * 10
+
+
+def test_a_question_that_is_refused_is_lost_alone_once_others_are_answered(serve, tmp_path):
+    server = serve(lambda handler, question, attempt: handler.send('{"error": "filtered"}', status=400) if question == "b" else
+                   handler.good(question))
+    with pytest.raises(UserError, match="400 filtered"):  # the first of all: the request itself may be wrong
+        ask(api(server, concurrency=1), chats_of("b"), tmp_path / "first")
+    answers = ask(api(server, concurrency=1), chats_of("a", "b", "c"), tmp_path / "second")
+    assert [reply and reply.text for (reply,) in answers.replies] == [answer_to("a"), None, answer_to("c")]
+    assert (answers.lost, answers.retries) == (1, 0)
+
+
+def test_a_server_that_never_answers_is_given_up_before_all_is_asked(serve, tmp_path):
+    server = serve(lambda handler, question, attempt: time.sleep(1))
+    with pytest.raises(UserError, match="requests and no answer .*; is this its address"):
+        ask(api(server, concurrency=8, timeout=0.1), chats_of(*map(str, range(100))), tmp_path)
+    assert len(lines_of(tmp_path)) == 8

@@ -14,6 +14,8 @@ import synthetic
 from answers import extract_answer
 from curate import (
     hold_out,
+    to_record,
+    write_problems,
     drop_duplicates,
     drop_overlap,
     drop_same_patterns,
@@ -28,7 +30,7 @@ from curate import (
     unbox,
     unify,
 )
-from data import Problem, load_problems, parse_record, read_problems, to_record
+from data import Problem, load_problems, parse_record, read_problems
 from runtime import UsageError, UserError, peak_memory_mib
 
 needs_data = pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="MATHFT_DATA names no folder of real sets")
@@ -287,7 +289,7 @@ def test_a_probability_is_kept_on_average():
 
 
 def test_a_split_keeps_the_rows_of_a_question_together():
-    rows = [row(f"Question {i % 50}{'!' * (i // 50)}", f"solution {i}", id=str(i)) for i in range(200)]
+    rows = [row(f"Question {i % 50}{'?' * (i // 50)}", f"solution {i}", id=str(i)) for i in range(200)]
     train, test = split(rows, 0.1, 0)
     assert len(train) == 180 and len(test) == 20 and [p for p in rows if p in test] == test
     assert not {p.question.rstrip("!") for p in train} & {p.question.rstrip("!") for p in test}
@@ -375,3 +377,21 @@ def test_who_is_held_out_hangs_on_the_question_alone():
     assert len(train) == 2 * 270 and not chosen & {p.question for p in train}
     # A file that grows keeps most of its test problems.
     assert len(chosen & {p.question for p in hold_out(numbered(320))[1]}) > 25
+
+
+def test_what_cannot_be_graded_is_not_held_out():
+    problems = [Problem(str(n), f"question {n}", "s", "1" if n % 2 else "") for n in range(200)]
+    train, test = hold_out(problems)
+    assert len(test) == 10 and all(p.answer for p in test) and len(train) == 190
+
+
+@pytest.mark.parametrize("more", [{}, {"level": "3", "subject": "Algebra"}, {"origin": {"recipe": "rft", "parent": "7", "seed": 0}}])
+def test_a_problem_comes_back_from_its_record(tmp_path, more):
+    problems = [Problem("one", "What is 12 + 34?", "12 + 34 = 46\n#### 46", "46", **more), Problem("two", "q", "", "5")]
+    write_problems(tmp_path / "made.jsonl", problems)
+    assert read_problems(tmp_path / "made.jsonl") == problems
+
+
+def test_a_chat_comes_back_from_its_record(tmp_path):
+    record = {"id": "c", "messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "#### 2"}]}
+    assert to_record(parse_record(record, "here")) == record

@@ -342,13 +342,6 @@ def test_the_shared_beginning_leaves_a_token_of_each(documents, shared):
     assert shared_beginning(documents) == shared
 
 
-@pytest.mark.parametrize("more", [{}, {"level": "3", "subject": "Algebra"}, {"origin": {"recipe": "rft", "parent": "7", "seed": 0}}])
-def test_a_problem_comes_back_from_its_record(tmp_path, more):
-    problems = [problem(**more), Problem("two", "q", "", "5")]
-    data.write_problems(tmp_path / "made.jsonl", problems)
-    assert read_problems(tmp_path / "made.jsonl") == problems
-
-
-def test_a_chat_comes_back_from_its_record(tmp_path):
-    record = {"id": "c", "messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "#### 2"}]}
-    assert data.to_record(parse_record(record, "here")) == record
+def test_a_question_with_a_solution_is_maths_form_and_null_is_nothing():
+    problem = parse_record({"id": None, "level": None, "question": "3+4?", "solution": "3+4 = 7", "answer": "7"}, "f:1")
+    assert (problem.id, problem.level, problem.solution, problem.answer) == ("f:1", "", "3+4 = 7", "7")

@@ -260,3 +260,21 @@ def test_half_a_million_rows_in_minutes(capsys):
         print(f"\n{count} rows: near duplicates in {seconds:.0f} s, peak memory {memory:.0f} MiB")
     assert found[-len(parents) :] == parents and set(found[: -len(parents)]) == {-1}
     assert seconds < 240 * 2 and memory < 4096  # twice the aim: other work may share the machine
+
+
+@pytest.mark.parametrize("one, other", [("What is 5?", "What is 5!?"), ("Find f(3).", "Find f'(3)."), ("sin 30", "sin 30°")])
+def test_signs_that_make_another_problem_are_words(one, other):
+    assert normalised_duplicates([one, other]) == [-1, -1] and Overlap([one]).kind(other) is None
+
+
+def test_a_short_test_text_is_found_amid_others_from_eight_words_on():
+    eight, seven = "compute the sum of the first nine primes", "compute the sum of nine odd primes"
+    overlap = Overlap([eight, seven, "a longer text " * 9])
+    assert overlap.kind(f"{eight}. Reason step by step.") == "8-gram" and overlap.kind(f"{seven}. Reason step by step.") is None
+    assert overlap.kind(eight) == overlap.kind(seven) == "exact"
+
+
+def test_how_all_texts_of_a_set_begin_tells_nothing():
+    begin = "Solve the following problem step by step and write the answer into a box at the end"
+    overlap = Overlap([f"{begin}: what is {n} and {n}?" for n in range(30)])
+    assert overlap.kind(f"{begin}: who is there?") is None and overlap.kind(f"{begin}: what is 7 and 7?") == "exact"

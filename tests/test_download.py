@@ -94,6 +94,15 @@ def test_a_part_longer_than_the_file_is_dropped(server, path):
     assert path.read_bytes() == BODY and ranges(server) == [None, "bytes=1000-", None]
 
 
+def test_a_part_that_was_whole_already_is_taken(server, path):
+    server.script = [{"status": 416, "headers": {"Content-Range": f"bytes */{len(BODY)}"}}]
+    path.parent.mkdir(parents=True)
+    path.with_name("train.jsonl.part").write_bytes(BODY)
+    path.with_name("train.jsonl.part.etag").write_text('"v1"')
+    download.download(server.url, path, HASH)
+    assert path.read_bytes() == BODY and ranges(server) == [f"bytes={len(BODY)}-"]
+
+
 def test_a_server_that_is_busy_is_asked_when_it_says(server, path):
     server.script = [{"status": 429, "headers": {"Retry-After": "7"}}, {"status": 503}]
     server.script += [{"status": 429, "headers": {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}}]

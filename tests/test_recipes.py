@@ -1,6 +1,7 @@
 """recipes.py: what each recipe keeps, what it leaves out and why, and that every row tells where it comes from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_other_ways_are_asked_for_with_the_gold_one_in_sight_and_must_be_other_a
     said = listed(CLIPS.solution, "48*1.5 = <<48*1.5=72>>72\n#### 72", "#### 5")
     made, kitchen = cook("diversify", tmp_path, said, samples=3)
     assert [problem.solution for problem in made] == ["48*1.5 = <<48*1.5=72>>72\n#### 72"]
-    assert set(kitchen.dropped) == {"the same solution as another", "another answer than the gold one"}
+    assert set(kitchen.dropped) == {"the same equations as another solution", "another answer than the gold one"}
     assert all(CLIPS.question in heard and CLIPS.solution in heard for heard in kitchen.teacher.heard)
 
 
@@ -105,7 +106,7 @@ def test_new_questions_are_answered_by_majority_with_its_share_as_confidence(tmp
 
 
 @pytest.mark.parametrize("new, answers, reason", [
-    (CLIPS.question.upper(), ["#### 5"] * 2, "the old question again"),
+    (CLIPS.question.upper(), ["#### 5"] * 2, "an old question again"),
     ("x" * 5000, ["#### 5"] * 2, "no question"),
     ("5 + 5 = 10\n#### 10", ["#### 5"] * 2, "no question"),  # it solves where it should ask
     ("What now?", ["#### 5"] * 2, "no question"),
@@ -115,7 +116,7 @@ def test_new_questions_are_answered_by_majority_with_its_share_as_confidence(tmp
 def test_a_new_question_that_is_none_or_has_no_answer_is_left_out(tmp_path, new, answers, reason):
     made, kitchen = cook("expand", tmp_path, lambda text, sample: new if "Here is" in text else answers[sample],
                          samples=2, agreement=0.6)
-    assert made == [] and kitchen.dropped[reason] == len(EXPAND)
+    assert made == [] and kitchen.dropped[reason] >= 1 and sum(kitchen.dropped.values()) >= len(EXPAND)
 
 
 # ------------------------------------------------------------------------------------------------------------ by rule
@@ -163,8 +164,8 @@ def test_a_weak_attempt_is_corrected_at_its_first_wrong_step_by_rule(tmp_path):
 
 def test_an_attempt_that_no_rule_can_judge_is_the_teachers(tmp_path):
     attempt = "Half of 48 is 26.\nSo 74.\n#### 74"
-    replies = {"good": "1.\nHalf of 48 is 24, not 26.\nIn all 72.\n#### 72", "wrong": "1\n#### 74", "lineless": "All of it."}
-    for kind, kept in (("good", 1), ("wrong", 0), ("lineless", 0)):
+    replies = {"good": "1.\nHalf of 48 is 24, not 26.\nIn all 72.\n#### 72", "wrong": "1\n#### 74", "bare": "1", "lineless": "All of it."}
+    for kind, kept in (("good", 1), ("wrong", 0), ("bare", 0), ("lineless", 0)):
         made, kitchen = cook("tutor", tmp_path / kind, lambda text, sample: replies[kind], student=listed(attempt))
         assert len(made) == kept, kitchen.dropped
         if made:
@@ -173,6 +174,12 @@ def test_an_attempt_that_no_rule_can_judge_is_the_teachers(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------- laws
+
+
+def test_what_is_known_of_a_row_stays_with_those_made_of_it(tmp_path):
+    marked = replace(CLIPS, origin={"overlap": "gsm8k", "recipe": "older"})
+    (made,), _ = cook("retro", tmp_path, problems=[marked])
+    assert made.origin == {"recipe": "retro", "parent": "clips", "kind": "0", "seed": 0, "overlap": "gsm8k"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -190,7 +197,7 @@ def test_every_row_tells_recipe_parent_and_seed_and_of_whom_it_was_asked(tmp_pat
     for problem in made:
         assert problem.origin["recipe"] == recipe and problem.origin["seed"] == 7
         assert problem.origin["parent"] in {parent.id for parent in problems}
-        assert problem.origin.get("teacher") == ("scripted" if asked else None)
+        assert problem.origin.get("teacher") == ("scripted" if asked and problem.origin["kind"] != "gold" else None)
 
 
 def test_nothing_is_asked_twice(tmp_path):
