@@ -154,7 +154,12 @@ def rft(kitchen: Kitchen) -> Iterator[Problem]:
     """Gold solutions, and with each those of the model's own that are right and calculate in another way."""
     for problem in kitchen.problems:
         yield kitchen.made(problem, "gold")
-    yield from new_solutions(kitchen, [problem.question for problem in kitchen.problems])
+    worked = {problem.id for problem in kitchen.problems if marks(problem.solution)}
+    for made in new_solutions(kitchen, [problem.question for problem in kitchen.problems]):
+        if made.origin["parent"] in worked and not marks(made.solution):
+            kitchen.dropped["a bare answer, where the gold solution calculates"] += 1
+        else:
+            yield made
 
 
 def diversify(kitchen: Kitchen) -> Iterator[Problem]:

@@ -75,11 +75,12 @@ def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_on
         "<<48*2=96>>96, and <<96-24=72>>72.\n#### 72",  # the same other way
         "<<48+24=73>>73\n#### 72",  # right by chance
         "<<48/2=24>>24\n#### 24",
+        "#### 72",
     )
-    made, kitchen = cook("rft", tmp_path, said, samples=5)
+    made, kitchen = cook("rft", tmp_path, said, samples=6)
     assert [problem.origin["kind"] for problem in made] == ["gold", "1"]
     assert kitchen.dropped == {"the same equations as another solution": 2, "wrong arithmetic on the way": 1,
-                               "another answer than the gold one": 1}
+                               "another answer than the gold one": 1, "a bare answer, where the gold solution calculates": 1}
 
 
 def test_other_ways_are_asked_for_with_the_gold_one_in_sight_and_must_be_other_and_right(tmp_path):
