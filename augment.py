@@ -61,8 +61,8 @@ def make(argv: list[str]) -> None:
     flags = parse_flags(MakeFlags, argv, recipes.__doc__)
     if flags.recipe in NEEDS_TEACHER and not (flags.teacher or flags.api_model):
         raise UsageError(f"{flags.recipe} asks a teacher: name one of our own with --teacher, or a server's with --api-model")
-    if flags.recipe in NEEDS_MAJORITY and flags.samples < 2:
-        raise UsageError(f"{flags.recipe} answers its new questions by majority: give --samples 3 or more, and --temperature")
+    if flags.recipe in NEEDS_MAJORITY and flags.samples < 2 and (flags.teacher or flags.api_model):
+        raise UsageError(f"{flags.recipe}: new questions are answered by majority; give --samples 3 or more, and --temperature")
     if (flags.recipe == "tutor") != bool(flags.student):
         raise UsageError("--student names whose attempts are corrected: it goes with tutor, and tutor with it")
     problems = load_problems(flags.dataset, "train", flags.limit, flags.seed)

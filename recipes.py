@@ -88,7 +88,7 @@ class Kitchen:
     student: Teacher | None = None
     samples: int = 1  # of each problem
     seed: int = 0
-    check: bool = True  # keep only what the grader agrees with
+    check: bool = True  # in responses and diversify, keep only what the grader agrees with
     hard: bool = False
     agreement: float = 0.5  # least share of the samples that a majority needs
     dropped: Counter = field(default_factory=Counter)  # reason -> how many
@@ -146,7 +146,7 @@ def _solution_key(text: str) -> tuple:
 
 def responses(kitchen: Kitchen) -> Iterator[Problem]:
     """A teacher's answers to the training questions, each sample that the grader agrees with."""
-    for problem, number, text in solutions(kitchen, [problem.question for problem in kitchen.problems]):
+    for problem, number, text in solutions(kitchen, [problem.question for problem in kitchen.problems], kitchen.check):
         yield kitchen.taught(problem, str(number), solution=text)
 
 
@@ -155,7 +155,7 @@ def rft(kitchen: Kitchen) -> Iterator[Problem]:
     for problem in kitchen.problems:
         yield kitchen.made(problem, "gold")
     worked = {problem.id for problem in kitchen.problems if marks(problem.solution)}
-    for made in new_solutions(kitchen, [problem.question for problem in kitchen.problems]):
+    for made in new_solutions(kitchen, [problem.question for problem in kitchen.problems], check_answer=True):
         if made.origin["parent"] in worked and not marks(made.solution):
             kitchen.dropped["a bare answer, where the gold solution calculates"] += 1
         else:
@@ -165,24 +165,25 @@ def rft(kitchen: Kitchen) -> Iterator[Problem]:
 def diversify(kitchen: Kitchen) -> Iterator[Problem]:
     """Other ways to solve the same question, shown the gold one."""
     chats = [ANOTHER_WAY.format(question=problem.question, solution=problem.solution) for problem in kitchen.problems]
-    yield from new_solutions(kitchen, chats)
+    yield from new_solutions(kitchen, chats, kitchen.check)
 
 
-def solutions(kitchen: Kitchen, chats: list[str]) -> Iterator[tuple[Problem, int, str]]:
-    """(problem, number of the sample, text) of what the teacher says to each problem's chat, if the grader agrees."""
+def solutions(kitchen: Kitchen, chats: list[str], check_answer: bool) -> Iterator[tuple[Problem, int, str]]:
+    """(problem, number of the sample, text) of what the teacher says to each problem's chat; with `check_answer`, what
+    the grader agrees with."""
     for problem, replies in zip(kitchen.problems, kitchen.ask(chats, kitchen.samples)):
         for number, reply in enumerate(replies):
-            if kitchen.check and not _is_right(problem, reply.text):
+            if check_answer and not _is_right(problem, reply.text):
                 kitchen.dropped["another answer than the gold one"] += 1
             else:
                 yield problem, number, reply.text
 
 
-def new_solutions(kitchen: Kitchen, chats: list[str]) -> Iterator[Problem]:
+def new_solutions(kitchen: Kitchen, chats: list[str], check_answer: bool) -> Iterator[Problem]:
     """Solutions without wrong arithmetic, one for each list of equations (or of words, where there are none); the gold
     one's is taken."""
     seen = {(problem.id, _solution_key(problem.solution)) for problem in kitchen.problems}
-    for problem, number, text in solutions(kitchen, chats):
+    for problem, number, text in solutions(kitchen, chats, check_answer):
         key = (problem.id, _solution_key(text))
         if not all(map(check, marks(text))):
             kitchen.dropped["wrong arithmetic on the way"] += 1
@@ -318,5 +319,5 @@ RECIPES: dict[str, Recipe] = {
     "responses": responses, "rft": rft, "queries": queries, "perturb": perturbed, "expand": expand,
     "diversify": diversify, "retro": too_early, "tutor": tutored,
 }  # fmt: skip
-NEEDS_MAJORITY = ("queries", "expand")
+NEEDS_MAJORITY = ("queries", "expand", "perturb")  # of the teacher's samples, if one is asked
 NEEDS_TEACHER = ("responses", "rft", "queries", "expand", "diversify")

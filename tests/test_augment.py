@@ -101,6 +101,7 @@ def test_what_comes_to_nothing_is_an_error_with_its_reasons(capsys):
     (["make", "retro", "--student", "tiny"], "--student names whose attempts"),
     (["make", "rft", "--teacher", "tiny", "--api-model", "m"], "--teacher means nothing to a server"),
     (["make", "queries", "--teacher", "tiny"], "by majority"),
+    (["make", "perturb", "--teacher", "tiny"], "by majority"),
     (["make", "rft", "--teacher", "tiny", "--samples", "2"], "needs a --temperature"),
     (["make", "rft", "--api-model", "m"], "--api-base"),
     (["filter", "a.jsonl"], "TARGET"),

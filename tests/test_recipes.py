@@ -77,7 +77,7 @@ def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_on
         "<<48/2=24>>24\n#### 24",
         "#### 72",
     )
-    made, kitchen = cook("rft", tmp_path, said, samples=6)
+    made, kitchen = cook("rft", tmp_path, said, samples=6, check=False)  # which is for other recipes
     assert [problem.origin["kind"] for problem in made] == ["gold", "1"]
     assert kitchen.dropped == {"the same equations as another solution": 2, "wrong arithmetic on the way": 1,
                                "another answer than the gold one": 1, "a bare answer, where the gold solution calculates": 1}
