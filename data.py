@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +78,13 @@ def load_problems(name: str, split: str = "train", limit: int | None = None, see
         return [parse_record(record, name) for record in synthetic.problems(name, split, count, seed)]
     if not sources.is_known(name) and not Path(name).is_file():
         raise UserError(f"{name}: no such file, and no data set of that name; known are {known_names()}")
-    paths = sources.fetch(name, split) if sources.is_known(name) else [Path(name)]
-    return [problem for path in paths for problem in read_problems(path)][:limit]
+    if not sources.is_known(name):
+        return read_problems(Path(name))[:limit]
+    problems = []
+    for path in sources.fetch(name, split):  # ids tell set, file and line, on every machine alike
+        label = name if name.startswith("hub:") else f"{name}/{path.name}"
+        problems += [replace(problem, id=problem.id.replace(str(path), label, 1)) for problem in read_problems(path)]
+    return problems[:limit]
 
 
 def known_names() -> str:

@@ -39,7 +39,7 @@ def test_a_set_is_fetched_once_and_read(server, monkeypatch):
     assert fetch("here", "train") == fetch("here", "train") == [place] and len(server.requests) == 1
     assert place.parts[-3:] == ("mathft", "here", "train.jsonl")
     problems = load_problems("here")
-    assert len(problems) == 5000 and problems[2].id == f"{place}:3" and problems[2].answer == "3"
+    assert len(problems) == 5000 and problems[2].id == "here/train.jsonl:3" and problems[2].answer == "3"
     assert len(load_problems("here", limit=7)) == 7
 
 
@@ -235,7 +235,7 @@ def test_a_hub_out_of_reach_says_which_file_to_put_where(hub, tmp_path):
     assert line.endswith("/datasets/us/sums/resolve/main/deep/er/test.jsonl and give its path")
     place.parent.mkdir(parents=True)
     place.write_bytes(BODY)
-    assert from_hub(hub, tmp_path, "math500", HF_HUB_OFFLINE="1") == [f"5000 {place}:2"]
+    assert from_hub(hub, tmp_path, "math500", HF_HUB_OFFLINE="1") == ["5000 math500/test.jsonl:2"]
 
 
 def test_a_hub_that_does_not_answer(server, monkeypatch):
