@@ -36,8 +36,8 @@ from model import Config, Qwen2
 from runtime import UsageError, keep_freed_memory, pick_device, pick_dtype
 from tokenizer import Tokenizer
 
-CACHE_BYTES = 2 << 30  # what keys and values of all rows may take, unless the number of rows is given
-MOST_ROWS = 128  # more are hardly faster: attention then takes the time
+CACHE_BYTES = 1 << 30  # what keys and values of all rows may take, unless the number of rows is given
+MOST_ROWS = 256  # more are hardly faster: attention then takes the time
 WIDE_AT_ONCE = 1 << 19  # logits that stand in fp32 at a time
 MAX_NEW_TOKENS = 1024  # unless asked otherwise; the model's positions may leave less
 
