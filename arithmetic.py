@@ -126,6 +126,7 @@ def evaluate(tree: Tree, operands: list[Fraction], trail: list[Fraction]) -> Fra
 
 
 def contains(tree: Tree, operand: int) -> bool:
+    """Whether the operand of this number stands anywhere in a tree."""
     if isinstance(tree, tuple):
         return contains(tree[1], operand) or contains(tree[2], operand)
     return isinstance(tree, int) and tree == operand

@@ -142,6 +142,7 @@ def _download_once(url: str, part: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal. Raises UserError where it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

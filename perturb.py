@@ -232,6 +232,7 @@ def marked(left: str, value: Fraction) -> str:
 
 
 def main(number: str = "1") -> None:
+    """Print an embedded problem, with new numbers, and turned around."""
     record = synthetic.problem("mini-gsm", "train", int(number))
     problem = parse_record(record, record["id"])
     print(f"{problem.question}\n{problem.solution}")

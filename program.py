@@ -80,6 +80,7 @@ class Program:
 
 
 def value_of(source: Source, numbers: dict[Fraction, Fraction], results: list[Fraction]) -> Fraction:
+    """What a source gives, with new values for numbers of the question (by their old ones) and the results so far."""
     kind, what, *rest = source
     if kind == "result":
         return results[what]
@@ -97,6 +98,7 @@ def words(text: str) -> list[str]:
 
 
 def is_percent(text: str, n: Numeral) -> bool:
+    """Whether `%` or the word percent follows a number."""
     return words(text[n.end : n.end + 12])[:1] == ["percent"]
 
 

@@ -226,6 +226,7 @@ def _correction(verdict: Verdict, plan: Plan) -> str:
 
 
 def main(number: str = "1") -> None:
+    """Print both kinds of corrected solution of an embedded problem."""
     story = synthetic.story("train", int(number))
     problem = parse_record(story.record(), f"mini-gsm/train/0/{number}")
     print(f"{problem.question}\n\nretro:\n{retro(problem, random.Random(0)).solution}")
