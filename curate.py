@@ -404,5 +404,5 @@ if __name__ == "__main__":
             step = work(rows)
             print(step)
             rows = step.problems
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except (UserError, KeyboardInterrupt) as error:
+        sys.exit(f"error: {str(error) or 'interrupted'}")

@@ -303,5 +303,5 @@ if __name__ == "__main__":
     try:
         tokenizer = Tokenizer(Path(__file__).parent / "tiny")
         print(show(tokenizer, chat_example(tokenizer, load_problems(*sys.argv[1:2] or ["mini-gsm"], limit=1)[0], None)))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except (UserError, KeyboardInterrupt) as error:
+        sys.exit(f"error: {str(error) or 'interrupted'}")
