@@ -80,7 +80,8 @@ class _Group:
             k, v = torch.cat((front[0], k), dim=1), torch.cat((front[1], v), dim=1)  # [b, F + S, K, h]
         self.bias = self.bias.to(q.dtype)  # in the first layer; the others find it so
         mixed = grouped_attention(q, k, v, self.bias)
-        return mixed.flatten(0, 1)[self.cells]  # [b, S, H, h] -> [b·S, H, h] -> [t, H, h]
+        mixed = mixed.flatten(0, 1)  # [b, S, H, h] -> [b·S, H, h]
+        return mixed if len(mixed) == self.tokens else mixed.index_select(0, self.cells)  # [t, H, h]
 
     def _rectangle(self, x: Tensor) -> Tensor:
         """[t, n, h] -> [b, S, n, h], zeros where there is no token."""

@@ -16,6 +16,7 @@ in bf16 a batch of another shape may decide a near-tie the other way.)
 Shapes: B rows, S slots, V vocabulary, H heads, K key/value heads, h head size, L layers, P prefix, n prompt length.
 """
 
+import math
 import sys
 from collections import deque
 from collections.abc import Container, Iterator
@@ -33,12 +34,12 @@ from data import Example, pack, shared_beginning
 from flags import flag, parse_flags, run_command
 from attention import PackedAttention
 from model import Config, Qwen2
-from runtime import UsageError, keep_freed_memory, pick_device, pick_dtype
+from runtime import UsageError, keep_freed_memory, pick_device, pick_dtype, rows_in_cache
 from tokenizer import Tokenizer
 
 CACHE_BYTES = 1 << 30  # what keys and values of all rows may take, unless the number of rows is given
+SLOTS = 64  # tokens by which the cache grows and shrinks
 MOST_ROWS = 256  # more are hardly faster: attention then takes the time
-WIDE_AT_ONCE = 1 << 19  # logits that stand in fp32 at a time
 MAX_NEW_TOKENS = 1024  # unless asked otherwise; the model's positions may leave less
 
 
@@ -86,8 +87,8 @@ class _Row:
 class KVCache:
     """Keys and values of the rows that are decoded, and the `attend` of a decoding step.
 
-    One tensor [2, rows, K, S, h] per layer (0 = keys, 1 = values); the rows in use are the first ones. S grows with
-    the longest row, up to `max_slots`.
+    One tensor [2, rows, K, S, h] per layer (0 = keys, 1 = values); the rows in use are the first ones. S follows the
+    longest of them, up to `max_slots`.
     """
 
     def __init__(self, config: Config, rows: int, max_slots: int, dtype: torch.dtype, device: torch.device):
@@ -95,18 +96,19 @@ class KVCache:
         empty = torch.zeros(2, rows, config.num_key_value_heads, 0, config.head_dim, dtype=dtype, device=device)
         self.layers = [empty] * config.num_hidden_layers
 
-    def grow(self, slots: int) -> None:
-        """Make room for `slots` tokens a row, and for half as many to come: each growth copies everything."""
+    def fit(self, slots: int) -> None:
+        """Make room for `slots` tokens a row and few more, since a step looks at all there are. Each change copies everything."""
         have = self.layers[0].shape[3]
-        if slots > have:
-            more = min(slots + slots // 2, self.max_slots) - have
-            for index, layer in enumerate(self.layers):  # with zeros: a hidden NaN would still poison the sum
-                self.layers[index] = F.pad(layer, (0, 0, 0, more))  # [2, rows, K, S, h], longer in S
+        if have - 2 * SLOTS < slots <= have:
+            return
+        more = min(math.ceil(slots / SLOTS) * SLOTS, self.max_slots) - have
+        for index, layer in enumerate(self.layers):  # with zeros: a hidden NaN would still poison the sum
+            self.layers[index] = F.pad(layer, (0, 0, 0, more))  # [2, rows, K, S, h], longer or shorter in S
 
     def put(self, row: int, past: list[Tensor]) -> None:
         """Write the first tokens of a row: `past` holds [2, K, P + n, h] per layer."""
         slots = past[0].shape[2]
-        self.grow(slots)
+        self.fit(max(slots, self.layers[0].shape[3]))
         for layer, states in zip(self.layers, past):
             layer[:, row, :, :slots] = states
 
@@ -124,9 +126,8 @@ class KVCache:
 
     def begin_step(self, positions: list[int]) -> Tensor:
         """Prepare for one new token in each of the first B rows; returns its positions [B] as a tensor."""
-        slots = max(positions) + 1
-        self.grow(slots)
-        device, dtype = self.layers[0].device, self.layers[0].dtype
+        self.fit(max(positions) + 1)
+        slots, device, dtype = self.layers[0].shape[3], self.layers[0].device, self.layers[0].dtype
         self.positions = torch.tensor(positions, device=device)  # [B]
         self.rows = torch.arange(len(positions), device=device)  # [B]
         hidden = torch.arange(slots, device=device) > self.positions[:, None]  # [B, S]
@@ -138,10 +139,12 @@ class KVCache:
         cache = self.layers[layer]
         cache[0][self.rows, :, self.positions] = keys  # [B, K, h]
         cache[1][self.rows, :, self.positions] = values
-        k, v = cache[:, : len(keys), :, : self.mask.shape[-1]]  # [B, K, S, h] each: only as far as the longest row
-        # The query heads of one key/value head stand as rows of one product: no key is copied or read twice.
-        q = queries.unflatten(1, (keys.shape[1], -1))  # [B, H, h] -> [B, K, H/K, h]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).flatten(1, 2)  # [B, K, H/K, h] -> [B, H, h]
+        k, v = cache[:, : len(keys)]  # [B, K, S, h] each, without gaps: products would copy them first
+        # The query heads of one key/value head stand in one product, and its larger factor on the left: no key is copied
+        # or read twice. On a CPU, torch's fused attention takes more than twice as long.
+        q = queries.unflatten(1, (keys.shape[1], -1)) * queries.shape[-1] ** -0.5  # [B, H, h] -> [B, K, H/K, h]
+        scores = (k @ q.transpose(2, 3)).transpose(2, 3).contiguous().add_(self.mask)  # [B, K, S, H/K] -> [B, K, H/K, S]
+        return (scores.softmax(-1) @ v).flatten(1, 2)  # [B, K, H/K, h] -> [B, H, h]
 
 
 def _prefill(model: Qwen2, prompts: list[list[int]], prefix: Tensor | None) -> list[list[Tensor]]:
@@ -162,7 +165,7 @@ def _prefill(model: Qwen2, prompts: list[list[int]], prefix: Tensor | None) -> l
         return packed(layer, queries, keys, values)
 
     ids = prompts[0][:shared] + [token for prompt in prompts for token in prompt[shared:]]
-    model(torch.tensor(ids, device=device), packed.positions, attend)
+    model(torch.tensor(ids, device=device), packed.positions, attend, wanted=slice(0))  # no token's: keys and values do
     return pasts
 
 
@@ -220,7 +223,7 @@ def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, tempe
     real = logits[:, :vocab_size]  # the tokenizer's ids; the rest are padding rows of the vocabulary
     if temperature == 0:
         # In fp32 a few rows at a time: of bf16 numbers, torch finds the largest three times as slowly on a CPU.
-        tokens = torch.cat([part.float().argmax(-1) for part in real.split(_rows_at_once(logits))])
+        tokens = torch.cat([part.float().argmax(-1) for part in real.split(rows_in_cache(logits))])
     else:
         uniforms = torch.tensor([row.random.random() for row in live], dtype=torch.float64, device=logits.device)
         tokens = choose(real.float(), uniforms, temperature, top_p, top_k)
@@ -229,13 +232,9 @@ def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, tempe
 
 def _log_probs_of(tokens: Tensor, logits: Tensor) -> Tensor:
     """Log-probabilities [n] in fp32 of tokens [n] under logits [n, V], a few rows at a time: they stay in the cache."""
-    rows = _rows_at_once(logits)
+    rows = rows_in_cache(logits)
     parts = zip(logits.split(rows), tokens[:, None].split(rows))
     return torch.cat([part.log_softmax(-1, dtype=torch.float32).gather(1, wanted)[:, 0] for part, wanted in parts])
-
-
-def _rows_at_once(logits: Tensor) -> int:
-    return max(1, WIDE_AT_ONCE // logits.shape[1])
 
 
 @torch.inference_mode()
@@ -312,7 +311,7 @@ def log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]], prefi
         chunk, order = order[:count], order[count:]
         batch = pack([Example(*documents[i]) for i in chunk], device)
         packed = PackedAttention(batch.lengths, prefix, device, batch.shared)
-        hidden = model(batch.ids, packed.positions, packed)[batch.predictors]  # [N, D]
+        hidden = model(batch.ids, packed.positions, packed, batch.predictors)  # [N, D]
         parts = []
         rows = max(1, chunk_logits // model.config.vocab_size)
         for part, targets in zip(hidden.split(rows), batch.targets.split(rows)):

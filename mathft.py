@@ -40,7 +40,7 @@ from train import TrainSettings, TrainTotals, append_metrics, checkpoints, step_
 # What a flag that is not given means, by method: for the embedded model and for real ones (learning rates: full tuning
 # 1e-5 to 2e-5, LoRA ten times that, prefixes from a real text 5e-3; a model of 2.5 M parameters takes far larger ones).
 TINY = {"steps": 100, "batch_size": 32, "micro_batch_tokens": 4096, "max_length": 512, "max_new_tokens": 256}
-REAL = {"epochs": 2.0, "batch_size": 16, "micro_batch_tokens": 1024, "max_length": 1024, "max_new_tokens": 1024}
+REAL = {"epochs": 2.0, "batch_size": 16, "micro_batch_tokens": 2048, "max_length": 1024, "max_new_tokens": 1024}
 DEFAULTS = {
     "tiny": {
         "sft": {"learning_rate": 1e-3, **TINY},

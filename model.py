@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 # attend(layer index, queries [T, H, h], keys [T, K, h], values [T, K, h]) -> [T, H, h]; queries and keys are rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
+ALL = slice(None)  # tokens
 FEW_ROWS = range(16, 97)  # tokens: so many are decoded at a time, and a product is bound by how its weight is read
 
 
@@ -57,24 +58,29 @@ class Linear(nn.Linear):
 
 
 class Normalise(torch.autograd.Function):
-    """x / sqrt(mean(x²) + eps) over the last axis, computed in fp32.
+    """x / sqrt(mean(x²) + eps) · w over the last axis, the mean taken in fp32.
 
-    With y = x · s and s = 1 / sqrt(mean(x²) + eps), the gradient is s · (g - y · mean(g · y)). Written out, it keeps x
-    in its own dtype and one s a token; autograd by itself would keep three copies of x, two of them in fp32.
+    With y = x · s, s = 1 / sqrt(mean(x²) + eps) and h = g · w, the gradient is s · (h - y · mean(h · y)) to x and the sum
+    of g · y to w. Written out, it keeps x in its own dtype and one s a token; autograd by itself would keep four copies
+    of x, two of them in fp32.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, scale)
-        return (wide * scale).to(x.dtype)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight.to(x.dtype))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        x, scale = ctx.saved_tensors
-        y, grad = x.float() * scale, grad.float()
-        return (scale * (grad - y * (grad * y).mean(-1, keepdim=True))).to(x.dtype), None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        y, h = (part.to(torch.float32, copy=True) for part in (x, grad))
+        y.mul_(scale)
+        grad_weight = (h * y).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        h.mul_(weight)
+        h.addcmul_(y, (h * y).mean(-1, keepdim=True), value=-1).mul_(scale)
+        return h.to(x.dtype), grad_weight, None
 
 
 class RMSNorm(nn.Module):
@@ -86,7 +92,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight.to(x.dtype) * Normalise.apply(x, self.eps)
+        return Normalise.apply(x, self.weight, self.eps)
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -116,13 +122,13 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_width, bias=True)
         self.o_proj = Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend, wanted: Tensor | slice) -> Tensor:
         tokens = x.shape[0]
         queries = rotate(self.q_proj(x).view(tokens, -1, self.head_dim), table)  # [T, H·h] -> [T, H, h]
         keys = rotate(self.k_proj(x).view(tokens, -1, self.head_dim), table)  # [T, K·h] -> [T, K, h]
         values = self.v_proj(x).view(tokens, -1, self.head_dim)  # [T, K·h] -> [T, K, h]
         mixed = attend(self.layer, queries, keys, values)  # [T, H, h]
-        return self.o_proj(mixed.reshape(tokens, -1))  # [T, H, h] -> [T, H·h] -> [T, D]
+        return self.o_proj(mixed.reshape(tokens, -1)[wanted])  # [T, H, h] -> [N, H·h] -> [N, D]
 
 
 class Gated(torch.autograd.Function):
@@ -153,7 +159,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """One pre-norm layer: x + attention(norm(x)), then x + MLP(norm(x)); [T, D] -> [N, D], the tokens `wanted`."""
 
     def __init__(self, config: Config, index: int):
         super().__init__()
@@ -162,8 +168,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), table, attend)
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend, wanted: Tensor | slice) -> Tensor:
+        x = x[wanted] + self.self_attn(self.input_layernorm(x), table, attend, wanted)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -192,18 +198,21 @@ class Qwen2(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, grad_checkpoint: bool = False) -> Tensor:
-        """Final hidden states [T, D] of ids [T] at positions [T].
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | slice = ALL,
+                grad_checkpoint: bool = False) -> Tensor:
+        """Final hidden states [N, D] of the tokens `wanted` (indices [N]; all T by default), of ids [T] at positions [T].
 
+        The last layer computes for the others only what these look at: their keys and values.
         `grad_checkpoint` keeps only the layers' inputs for the backward pass and computes each layer again there.
         """
         x = self.model.embed_tokens(ids).to(self.compute_dtype)  # [T, D]
         table = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
         for layer in self.model.layers:
+            kept = wanted if layer is self.model.layers[-1] else ALL
             if grad_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(layer, x, table, attend, use_reentrant=False)
+                x = checkpoint(layer, x, table, attend, kept, use_reentrant=False)
             else:
-                x = layer(x, table, attend)
+                x = layer(x, table, attend, kept)
         return self.model.norm(x)
 
     @property

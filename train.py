@@ -25,11 +25,11 @@ from checkpoint import load_state, save_state
 from data import Example, pack, split_by_tokens
 from attention import PackedAttention
 from model import Qwen2
-from runtime import UserError, clock, peak_memory_mib, write_text
+from runtime import UserError, clock, peak_memory_mib, rows_in_cache, write_text
 
 BETAS = (0.9, 0.95)  # a shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one
+SLICE = 1 << 14
 LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
-WIDE_AT_ONCE = 1 << 19  # and of those that stand in fp32: so few that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,18 @@ class SummedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        rows = max(256, LOGITS_AT_ONCE // len(weight))
-        buffer = hidden.new_empty(min(rows, len(targets)), len(weight))
-        for start in range(0, len(targets), rows):
+        chunks = math.ceil(len(targets) / max(256, LOGITS_AT_ONCE // len(weight)))
+        rows = math.ceil(len(targets) / max(1, chunks))  # alike in all: a product of a few rows left over is slow
+        buffer = hidden.new_empty(rows, len(weight))
+        for start in range(0, len(targets), max(1, rows)):
             part = hidden[start : start + rows]
             logits = torch.mm(part, matrix.T, out=buffer[: len(part)])  # [rows, V]
             total += _loss_then_gradient(logits, targets[start : start + rows])
             if wants_hidden:
                 torch.mm(logits, matrix, out=grad_hidden[start : start + rows])
             if wants_weight:
-                grad_weight.add_(logits.T @ part)  # in place and without a wide copy: this matrix is the largest there is
+                for some in range(0, len(weight), SLICE):  # in place: this matrix is the largest there is
+                    grad_weight[some : some + SLICE].add_(logits[:, some : some + SLICE].T @ part)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -102,7 +104,7 @@ class SummedCrossEntropy(torch.autograd.Function):
 def _loss_then_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy of logits [n, V] and targets [n]; the logits become its gradient, softmax - one-hot."""
     total = torch.zeros((), device=logits.device, dtype=torch.float32)
-    rows = max(1, WIDE_AT_ONCE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    rows = rows_in_cache(logits)
     for part, wanted in zip(logits.split(rows), targets[:, None].split(rows)):
         log_probs = part.log_softmax(-1, dtype=torch.float32)
         total -= log_probs.gather(1, wanted).sum()
@@ -117,8 +119,8 @@ def summed_loss(
     device = model.head_weight.device
     batch = pack(examples, device)
     attention = PackedAttention(batch.lengths, prefix, device, batch.shared)
-    hidden = model(batch.ids, attention.positions, attention, grad_checkpoint)  # [T, D]
-    return SummedCrossEntropy.apply(hidden[batch.predictors], model.head_weight, batch.targets)
+    hidden = model(batch.ids, attention.positions, attention, batch.predictors, grad_checkpoint)  # [N, D]
+    return SummedCrossEntropy.apply(hidden, model.head_weight, batch.targets)
 
 
 def accumulate_gradient(
@@ -163,7 +165,12 @@ def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings) 
     matrices = [p for p in trainable.values() if p.ndim >= 2]
     vectors = [p for p in trainable.values() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, betas=BETAS, fused=True)
+    groups = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=True)
+    for p in trainable.values():  # now, not in the first step: they would lie among the blocks that each step takes and frees
+        zero = torch.zeros((), device=p.device)
+        optimizer.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
 
 
 def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, totals: TrainTotals) -> None:

@@ -281,12 +281,20 @@ def test_between_two_completions_gradients_are_on(model):
 
 
 def test_memory_is_bounded_by_the_rows_and_their_length(model):
-    """No tensor of the cache is larger than the longest text needs, though 128 positions were allowed."""
-    cache = KVCache(model.config, 4, 100, torch.float32, torch.device("cpu"))
-    cache.begin_step([3, 9])
-    assert cache.layers[0].shape == (2, 4, 2, 15, 8)
-    cache.begin_step([99])
-    assert cache.layers[0].shape == (2, 4, 2, 100, 8)
+    """The cache is little larger than the longest text needs, and lets go of the room of one that has left."""
+    cache = KVCache(model.config, 4, 300, torch.float32, torch.device("cpu"))
+    slots = []
+    for positions in ([3, 9], [63], [64], [299], [200], [170], [9]):
+        cache.begin_step(positions)
+        slots.append(cache.layers[0].shape[3])
+    assert slots == [64, 64, 128, 300, 300, 192, 64]
+
+
+def test_a_cache_that_grows_and_shrinks_keeps_its_tokens(model, monkeypatch):
+    expected = run(model, PROMPTS)
+    for slots in (1, 3, 16):
+        monkeypatch.setattr("generate.SLOTS", slots)
+        assert run(model, PROMPTS) == run(model, PROMPTS, rows=2) == expected
 
 
 # -------------------------------------------------------------------------------------------------------- the command

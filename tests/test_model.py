@@ -70,11 +70,31 @@ def test_the_published_sizes(layers, hidden, heads, kv_heads, inner, vocab, tied
     assert len(state) == tensors and sum(tensor.numel() for tensor in state.values()) == parameters
 
 
-@pytest.mark.parametrize("function", [lambda x, y: Normalise.apply(x, 1e-6), lambda x, y: Gated.apply(x, y)])
+@pytest.mark.parametrize("function", [lambda x, y: Normalise.apply(x, y[0], 1e-6), lambda x, y: Gated.apply(x, y)])
 def test_the_gradients_written_out_are_right(function):
     """Against differences of the function itself; normalising computes in fp32, hence the wide steps."""
     x, y = (torch.randn(3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(function, (x, y), eps=1e-2, atol=1e-2, rtol=1e-2)
+
+
+def test_the_last_layer_computes_what_is_wanted(tiny_folder):
+    """The hidden states of some tokens are those among all, and so are the gradients; none at all is allowed."""
+    docs = documents(5, 9)
+    attention = PackedAttention([5, 9])
+    wanted, gradients = torch.tensor([13, 2, 7]), []
+    for grad_checkpoint in (False, True):
+        model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+        some = model(torch.cat(docs), attention.positions, attention, wanted, grad_checkpoint)
+        some.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    model.zero_grad()
+    every = model(torch.cat(docs), attention.positions, attention)
+    torch.testing.assert_close(some, every[wanted])
+    every[wanted].square().sum().backward()
+    for parameter, *found in zip(model.parameters(), *gradients):
+        for gradient in found:
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5)
+    assert model(torch.cat(docs), attention.positions, attention, slice(0)).shape == (0, model.config.hidden_size)
 
 
 def test_few_rows_give_what_many_give():
@@ -103,7 +123,7 @@ def test_gradients_with_checkpointing_are_the_same(tiny_folder, prefix):
     for grad_checkpoint in (False, True):
         model.zero_grad()
         attention = PackedAttention([9, 14], prefix)
-        model(torch.cat(docs), attention.positions, attention, grad_checkpoint).pow(2).sum().backward()
+        model(torch.cat(docs), attention.positions, attention, grad_checkpoint=grad_checkpoint).pow(2).sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for kept, recomputed in zip(*gradients):
         torch.testing.assert_close(kept, recomputed)

@@ -20,6 +20,13 @@ ROOT = Path(__file__).parent.parent
 # ---------------------------------------------------------------------------------------------- device and precision
 
 
+def test_rows_in_cache_are_alike_for_each_thread(monkeypatch):
+    for threads in (1, 2, 6):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        for columns, most in ((152_000, 3), (1_000, 524), (10**9, 0)):
+            rows = runtime.rows_in_cache(torch.empty(0, columns))
+            assert rows % threads == 0 and (rows == threads or rows <= most)
+
 def test_auto_is_cuda_where_there_is_one(monkeypatch):
     for available, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
