@@ -165,7 +165,7 @@ def _prefill(model: Qwen2, prompts: list[list[int]], prefix: Tensor | None) -> l
         return packed(layer, queries, keys, values)
 
     ids = prompts[0][:shared] + [token for prompt in prompts for token in prompt[shared:]]
-    model(torch.tensor(ids, device=device), packed.positions, attend, wanted=slice(0))  # no token's: keys and values do
+    model(torch.tensor(ids, device=device), packed.positions, attend, wanted=slice(0))  # keys and values are enough
     return pasts
 
 

@@ -28,8 +28,8 @@ from model import Qwen2
 from runtime import UserError, clock, peak_memory_mib, rows_in_cache, write_text
 
 BETAS = (0.9, 0.95)  # a shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one
-SLICE = 1 << 14
 LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
+TOKENS_AT_ONCE = 1 << 14  # rows of the head whose gradient is computed in one product
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,15 @@ class SummedCrossEntropy(torch.autograd.Function):
             if wants_hidden:
                 torch.mm(logits, matrix, out=grad_hidden[start : start + rows])
             if wants_weight:
-                for some in range(0, len(weight), SLICE):  # in place: this matrix is the largest there is
-                    grad_weight[some : some + SLICE].add_(logits[:, some : some + SLICE].T @ part)
+                # In place and some rows at a time: this matrix is the largest there is, and its product as large again.
+                for sums, columns in zip(grad_weight.split(TOKENS_AT_ONCE), logits.split(TOKENS_AT_ONCE, dim=1)):
+                    sums.add_(columns.T @ part)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else grad_hidden.mul_(grad_output),
-            None if grad_weight is None else grad_weight.mul_(grad_output),
-            None,
-        )
+        return *(None if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors), None
 
 
 def _loss_then_gradient(logits: Tensor, targets: Tensor) -> Tensor:
@@ -112,9 +108,8 @@ def _loss_then_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     return total
 
 
-def summed_loss(
-    model: Qwen2, examples: list[Example], prefix: Tensor | None = None, grad_checkpoint: bool = False
-) -> Tensor:
+def summed_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = None,
+                grad_checkpoint: bool = False) -> Tensor:
     """Sum of the cross-entropy, in nats, over all target tokens of the examples, packed into one row."""
     device = model.head_weight.device
     batch = pack(examples, device)
@@ -123,9 +118,8 @@ def summed_loss(
     return SummedCrossEntropy.apply(hidden, model.head_weight, batch.targets)
 
 
-def accumulate_gradient(
-    model: Qwen2, examples: list[Example], settings: TrainSettings, prefix: Callable[[], Tensor] | None = None
-) -> float:
+def accumulate_gradient(model: Qwen2, examples: list[Example], settings: TrainSettings,
+                        prefix: Callable[[], Tensor] | None = None) -> float:
     """Add the gradient of the mean loss a target to what trains, one micro-batch at a time; returns this loss."""
     targets = count_targets(examples)
     loss = 0.0
@@ -167,7 +161,7 @@ def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings) 
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=True)
-    for p in trainable.values():  # now, not in the first step: they would lie among the blocks that each step takes and frees
+    for p in trainable.values():  # now: made in the first step, they would lie among the blocks that steps take and free
         zero = torch.zeros((), device=p.device)
         optimizer.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
     return optimizer
@@ -251,17 +245,12 @@ def train(
             count.target_tokens += count_targets(examples)
         totals.interrupted = stop()
         if totals.steps % settings.log_every == 0 or totals.steps == settings.steps:
-            on_log(
-                {
-                    "step": totals.steps,
-                    "loss": loss,
-                    "learning_rate": rate,
-                    "grad_norm": grad_norm,
-                    "tokens_per_second": since_log.tokens / since_log.seconds,
-                    "target_tokens_per_second": since_log.target_tokens / since_log.seconds,
-                    "memory_mib": peak_memory_mib(device),
-                }
-            )
+            on_log({
+                "step": totals.steps, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm,
+                "tokens_per_second": since_log.tokens / since_log.seconds,
+                "target_tokens_per_second": since_log.target_tokens / since_log.seconds,
+                "memory_mib": peak_memory_mib(device),
+            })
             since_log = TrainTotals()
         on_step(totals.steps)
         due = settings.save_every and totals.steps % settings.save_every == 0
