@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from runtime import round_up
+
 SHORT = 512  # tokens of a document whose attention is fastest as two plain products
 
 
@@ -64,12 +66,13 @@ class _Group:
     """Neighbouring documents of the row, t tokens in all, as a rectangle [b, S] behind F common keys and values."""
 
     def __init__(self, lengths: list[int], front: int, device: torch.device | str):
-        self.tokens, self.shape = sum(lengths), (len(lengths), max(lengths))
-        offsets = torch.arange(max(lengths), device=device)
+        longest = round_up(max(lengths))
+        self.tokens, self.shape = sum(lengths), (len(lengths), longest)
+        offsets = torch.arange(longest, device=device)
         inside = offsets < torch.tensor(lengths, device=device)[:, None]  # [b, S]: is there a token?
         self.cells = inside.flatten().nonzero().squeeze(1)  # [t]: where each token stands in the rectangle
         # A query sees all F and no later token: the triangle stands at the lower right of [S, F + S].
-        hidden = torch.arange(front + max(lengths), device=device) > front + offsets[:, None]
+        hidden = torch.arange(front + longest, device=device) > front + offsets[:, None]
         self.bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, front: Tensor | None) -> Tensor:

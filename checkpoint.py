@@ -260,6 +260,18 @@ def save_model(model: Qwen2, folder: Path, source: Path, dtype: torch.dtype = to
         write_tensors(temporary / "model.safetensors", tensors, {"format": "pt"})
 
 
+def as_saved(model: Qwen2) -> Qwen2:
+    """The model with its weights in the dtype of its products, as it will be saved: wide weights would be cast anew for
+    every token that is generated."""
+    if model.head_weight.dtype == model.compute_dtype:
+        return model
+    with torch.device("meta"):
+        copy = Qwen2(model.config, model.compute_dtype)
+    weights = {name: tensor.detach().to(model.compute_dtype) for name, tensor in model.state_dict().items()}
+    copy.load_state_dict(weights, strict=True, assign=True)
+    return copy
+
+
 def save_state(folder: Path, tensors: dict[str, Tensor], info: dict) -> None:
     """Write the state of a training as `state.safetensors` and `state.json` in a new folder."""
     with whole_folder(folder) as temporary:
@@ -274,6 +286,25 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
         # Copied out of the mapped file: torch aligns its own memory, and on a CPU the last bit of a product can hang
         # on that. A resumed run shall give the same bits.
         return {name: file.get_tensor(name).clone() for name in file.keys()}, info
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = (folder / "checkpoints").glob("step-*")
+    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps that a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def drop_old_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the last `keep` checkpoints, now that the newest is whole."""
+    for old in checkpoints(folder)[:-keep]:
+        for file in old.iterdir():
+            file.unlink()
+        old.rmdir()
 
 
 # ------------------------------------------------------------------------------------------------------ a run's result

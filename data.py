@@ -23,7 +23,7 @@ import sources
 import synthetic
 from answers import extract_answer
 from download import zip_lines
-from runtime import UserError
+from runtime import UserError, round_up
 from tokenizer import Tokenizer
 
 EMBEDDED_COUNTS = {"train": 4000, "test": 500}  # problems of an embedded set, where no limit is given
@@ -60,7 +60,7 @@ class PackedBatch:
     ids: Tensor  # [T] the last token of each document is left out: nothing is predicted from it
     shared: int  # tokens at the head of the row that stand there for all documents
     lengths: list[int]  # tokens of each document behind it
-    predictors: Tensor  # [N] positions in the row whose hidden state predicts a target
+    predictors: Tensor  # [N or a few more] positions in the row whose hidden states predict the targets
     targets: Tensor  # [N] the ids to be predicted there
 
 
@@ -283,6 +283,7 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
     """Lay documents end to end. Token t is predicted by the hidden state of token t-1 of the same document.
 
     Their common beginning is computed once for all: nothing may be predicted from it, so it ends before the first target.
+    Tokens behind the last document, which nobody looks back at, and predictors without a target round both numbers up.
     """
     wanted = [[t for t in range(1, len(example.ids)) if example.is_target[t]] for example in examples]
     shared = shared_beginning([example.ids[: times[0] if times else -1] for example, times in zip(examples, wanted)])
@@ -293,9 +294,11 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
         lengths.append(len(example.ids) - 1 - shared)
         predictors += [start + t - 1 for t in times]
         targets += [example.ids[t] for t in times]
-    ids, predictors, targets = (
-        torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (ids, predictors, targets)
-    )
+    filler = round_up(len(ids)) - len(ids)
+    ids += [0] * filler
+    lengths[-1] += filler
+    predictors += [len(ids) - 1] * (round_up(len(predictors)) - len(predictors))
+    ids, predictors, targets = (torch.tensor(n, dtype=torch.long, device=device) for n in (ids, predictors, targets))
     return PackedBatch(ids, shared, lengths, predictors, targets)
 
 

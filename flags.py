@@ -8,6 +8,7 @@ becomes a kebab-case flag, the default value is the dataclass's own, and what is
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -16,7 +17,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -129,6 +130,25 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         return code
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are noted, so that the loop can end its step and save; a second one ends the program at once."""
+    received: list[int] = []
+
+    def note(number: int, frame) -> None:
+        if received:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        received.append(number)
+        print("interrupted: ending this step, then saving; once more ends at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:

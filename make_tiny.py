@@ -21,23 +21,25 @@ from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
 import synthetic
-from checkpoint import save_model
+from checkpoint import checkpoints, save_model, step_of
 from data import Example, parse_record
 from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
 from runtime import (
     UsageError,
+    append_metrics,
     describe_machine,
     keep_freed_memory,
     new_directory,
     pick_device,
     pick_dtype,
     read_json,
+    trim_metrics,
     write_json,
     write_text,
 )
 from tokenizer import Tokenizer
-from train import TrainSettings, append_metrics, checkpoints, mean_loss, train, trim_metrics
+from train import TrainSettings, mean_loss, train
 
 # Shares of the documents. Slips exist for word problems alone; elsewhere their share goes to the steps.
 STYLES = {"steps": 0.45, "answer": 0.25, "slip": 0.10, "chat": 0.20}
@@ -249,7 +251,7 @@ def main(argv: list[str]) -> None:
 
     bar = tqdm(total=args.steps, unit="step", disable=None)
     found = checkpoints(folder)[-1:]
-    trim_metrics(folder / "metrics.jsonl", int(found[0].name.removeprefix("step-")) if found else 0)
+    trim_metrics(folder / "metrics.jsonl", step_of(found[0]) if found else 0)
     trainable = dict(model.named_parameters())
     totals = train(
         model,

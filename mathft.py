@@ -12,8 +12,7 @@ import dataclasses
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,20 +21,20 @@ from torch import Tensor, nn
 
 import sources
 import synthetic
-from checkpoint import find_model, load_model, save_model
+from checkpoint import as_saved, checkpoints, find_model, load_model, save_model, step_of
 from curate import drop_overlap, hold_out
 from data import Example, Problem, batch_indices, chat_examples, known_names, load_problems, show
 from evaluate import evaluate
-from flags import Terminated, flag, given_flags, run_command
+from flags import Terminated, deferred_interrupts, flag, given_flags, run_command
 from lora import TARGETS, add_lora, save_lora
 from model import Qwen2
 from prefix import Prefix, save_prefix, start_prefix
-from runtime import (VERSION, UsageError, UserError, describe_machine, keep_freed_memory, new_directory,
-                     peak_memory_mib, pick_device, pick_dtype, read_json, write_json)
+from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine, keep_freed_memory, new_directory,
+                     peak_memory_mib, pick_device, pick_dtype, read_json, trim_metrics, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
-from train import TrainSettings, TrainTotals, append_metrics, checkpoints, step_of, train, trim_metrics
+from train import TrainSettings, TrainTotals, train
 
 # What a flag that is not given means, by method: for the embedded model and for real ones (learning rates: full tuning
 # 1e-5 to 2e-5, LoRA ten times that, prefixes from a real text 5e-3; a model of 2.5 M parameters takes far larger ones).
@@ -225,38 +224,7 @@ def save_result(job: Job, model: Qwen2, prefix: Callable[[], Tensor] | None) -> 
     return place
 
 
-def as_saved(model: Qwen2) -> Qwen2:
-    """The model with its weights in the dtype of its products, as it will be saved: wide weights would be cast anew for
-    every token that is generated."""
-    if model.head_weight.dtype == model.compute_dtype:
-        return model
-    with torch.device("meta"):
-        copy = Qwen2(model.config, model.compute_dtype)
-    weights = {name: tensor.detach().to(model.compute_dtype) for name, tensor in model.state_dict().items()}
-    copy.load_state_dict(weights, strict=True, assign=True)
-    return copy
-
-
 # ------------------------------------------------------------------------------------------------------------- training
-
-
-@contextmanager
-def deferred_interrupts() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are noted, so that the loop can end its step and save; a second one ends the program at once."""
-    received: list[int] = []
-
-    def note(number: int, frame) -> None:
-        if received:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        received.append(number)
-        print("interrupted: ending this step, then saving; once more ends at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_training(job: Job, model: Qwen2, trainable: dict[str, nn.Parameter],

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -45,10 +46,32 @@ class Config:
     tie_word_embeddings: bool
 
 
+class Product(torch.autograd.Function):
+    """x Wᵀ, where W trains in a wider dtype than that of x: cast when used, here and again for the gradient to x.
+
+    The gradient to W stays in the dtype of x, half as large as W, if W allows it (`grad_dtype`; train.py widens it).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)  # and not the narrow copy
+        y = x.new_empty(len(x), len(weight))  # before the copy, which then leaves no hole between what is kept
+        return torch.mm(x, weight.to(x.dtype).T, out=y)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(x), grad.T @ x
+        return torch.mm(grad, weight.to(grad.dtype), out=grad_x), grad_weight
+
+
 class Linear(nn.Linear):
     """A linear map that multiplies in the dtype of its input: fp32 weights that train are cast when used."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight.requires_grad and self.weight.dtype != x.dtype and torch.is_grad_enabled():
+            y = Product.apply(x, self.weight)
+            return y if self.bias is None else y + self.bias.to(x.dtype)
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         if len(x) in FEW_ROWS and not torch.is_grad_enabled():
             # The right factor of a product is first brought into blocks; for few rows, that should not be the weight.
@@ -131,13 +154,17 @@ class Attention(nn.Module):
         return self.o_proj(mixed.reshape(tokens, -1)[wanted])  # [T, H, h] -> [N, H·h] -> [N, D]
 
 
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate).mul_(up)
+
+
 class Gated(torch.autograd.Function):
     """silu(gate) · up, the widest tensors of the network: only the two arguments are kept for the backward pass."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,8 +181,21 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(Gated.apply(self.gate_proj(x), self.up_proj(x)))
+    def forward(self, x: Tensor, recompute: bool) -> Tensor:
+        """`recompute`: the product, which the gradient to down's own weights needs, is not kept but computed again."""
+        product = Gated.apply(self.gate_proj(x), self.up_proj(x))  # [T, I]
+        if not recompute:
+            return self.down_proj(product)
+        gated, place = product.grad_fn, product.data_ptr()  # the first holds gate and up
+
+        def pack(tensor: Tensor) -> Tensor | None:
+            return None if tensor.data_ptr() == place else tensor
+
+        def unpack(packed: Tensor | None) -> Tensor:
+            return _gated(*gated.saved_tensors) if packed is None else packed
+
+        with saved_tensors_hooks(pack, unpack):
+            return self.down_proj(product)
 
 
 class Layer(nn.Module):
@@ -168,9 +208,30 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend, wanted: Tensor | slice) -> Tensor:
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend, wanted: Tensor | slice,
+                recompute: bool) -> Tensor:
         x = x[wanted] + self.self_attn(self.input_layernorm(x), table, attend, wanted)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x), recompute)
+
+
+class Embedding(nn.Embedding):
+    """Rows of a matrix [V, D], by token id.
+
+    The gradient is added to the rows that were read, where the head's already stands if the two are tied. Autograd would
+    make another matrix of V rows for it, nearly all of them zero.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = F.embedding(ids, self.weight.detach())  # [T, D]
+        if self.weight.requires_grad and torch.is_grad_enabled():
+            rows.requires_grad_().register_hook(lambda grad: self.add_gradient(ids, grad))
+        return rows
+
+    def add_gradient(self, ids: Tensor, grad: Tensor) -> None:
+        """Add the gradient [T, D] of the rows `ids` [T]."""
+        if self.weight.grad is None:
+            self.weight.grad = torch.zeros_like(self.weight)
+        self.weight.grad.index_add_(0, ids, grad)
 
 
 class Decoder(nn.Module):
@@ -178,7 +239,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -210,9 +271,9 @@ class Qwen2(nn.Module):
         for layer in self.model.layers:
             kept = wanted if layer is self.model.layers[-1] else ALL
             if grad_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(layer, x, table, attend, kept, use_reentrant=False)
+                x = checkpoint(layer, x, table, attend, kept, recompute=False, use_reentrant=False)
             else:
-                x = layer(x, table, attend, kept)
+                x = layer(x, table, attend, kept, recompute=True)
         return self.model.norm(x)
 
     @property

@@ -105,6 +105,11 @@ def rows_in_cache(x: torch.Tensor) -> int:
     return max(1, WIDE_AT_ONCE // (x.shape[1] * threads)) * threads
 
 
+def round_up(count: int, multiple: int = 16) -> int:
+    """The next multiple: on a CPU, products of a shape not met before are planned first, at 1 to 2 ms and much memory each."""
+    return -(-count // multiple) * multiple
+
+
 def describe_machine(device: torch.device, dtype: torch.dtype) -> dict:
     """What a reader needs to place the figures of a run: stored as env.json, printed as its first line."""
     if device.type == "cuda":
@@ -246,6 +251,23 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, where a JSON object was expected")
     return value
+
+
+def append_metrics(path: Path, record: dict) -> None:
+    """Add one line to metrics.jsonl."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space, then --resume") from error
+
+
+def trim_metrics(path: Path, step: int) -> None:
+    """Drop the lines behind `step`: a run that goes on from there will write them again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line cut by a crash is behind the checkpoint too, since the log is written before the state.
+        write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
 
 
 def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:

@@ -12,7 +12,6 @@ Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule wit
 (arXiv 1608.03983); chunked cross-entropy with its gradient in the forward pass, after Wijmans et al. 2024 (arXiv 2411.09009).
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from checkpoint import load_state, save_state
+from checkpoint import drop_old_checkpoints, load_state, save_state
 from data import Example, pack, split_by_tokens
 from attention import PackedAttention
 from model import Qwen2
-from runtime import UserError, clock, peak_memory_mib, rows_in_cache, write_text
+from runtime import UserError, clock, peak_memory_mib, round_up, rows_in_cache
 
 BETAS = (0.9, 0.95)  # a shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one
 LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
@@ -66,7 +65,8 @@ class SummedCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(hidden · weightᵀ)[target], the logits never whole in memory.
 
     For each chunk of rows the forward pass computes the logits, their loss and at once, in the same memory, their
-    gradient; backward only scales it. hidden [N, D], weight [V, D], targets [N] -> a scalar in fp32.
+    gradient; backward only scales it. hidden [N or more, D], of which the first N count, weight [V, D], targets [N] ->
+    a scalar in fp32.
     """
 
     @staticmethod
@@ -76,13 +76,14 @@ class SummedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        chunks = math.ceil(len(targets) / max(256, LOGITS_AT_ONCE // len(weight)))
-        rows = math.ceil(len(targets) / max(1, chunks))  # alike in all: a product of a few rows left over is slow
+        chunks = math.ceil(len(hidden) / max(256, LOGITS_AT_ONCE // len(weight)))
+        rows = round_up(math.ceil(len(hidden) / max(1, chunks)))  # alike in all: a product of a few rows left over is slow
         buffer = hidden.new_empty(rows, len(weight))
-        for start in range(0, len(targets), max(1, rows)):
-            part = hidden[start : start + rows]
+        for start in range(0, len(hidden), max(1, rows)):
+            part, wanted = hidden[start : start + rows], targets[start : start + rows]
             logits = torch.mm(part, matrix.T, out=buffer[: len(part)])  # [rows, V]
-            total += _loss_then_gradient(logits, targets[start : start + rows])
+            total += _loss_then_gradient(logits[: len(wanted)], wanted)
+            logits[len(wanted) :] = 0
             if wants_hidden:
                 torch.mm(logits, matrix, out=grad_hidden[start : start + rows])
             if wants_weight:
@@ -127,6 +128,10 @@ def accumulate_gradient(model: Qwen2, examples: list[Example], settings: TrainSe
         part_loss = summed_loss(model, part, prefix() if prefix else None, settings.grad_checkpoint) / targets
         part_loss.backward()
         loss += part_loss.item()
+        del part_loss  # and what it holds of the graph
+        for p in model.parameters():  # only now, with the activations gone; further parts are added to it in p's dtype
+            if p.grad is not None and p.grad.dtype != p.dtype:
+                p.grad = p.grad.to(p.dtype)
     return loss
 
 
@@ -162,6 +167,7 @@ def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings) 
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=True)
     for p in trainable.values():  # now: made in the first step, they would lie among the blocks that steps take and free
+        p.grad_dtype = None  # any: model.Product's is as narrow as its input, until accumulate_gradient widens it
         zero = torch.zeros((), device=p.device)
         optimizer.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
     return optimizer
@@ -258,39 +264,3 @@ def train(
             save_checkpoint(folder / "checkpoints" / f"step-{totals.steps}", trainable, optimizer, totals)
             drop_old_checkpoints(folder, settings.keep)
     return totals
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = (folder / "checkpoints").glob("step-*")
-    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of steps that a checkpoint has behind it."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def drop_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints, now that the newest is whole."""
-    for old in checkpoints(folder)[:-keep]:
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
-
-
-def append_metrics(path: Path, record: dict) -> None:
-    """Add one line to metrics.jsonl."""
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space, then --resume") from error
-
-
-def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines behind `step`: a run that goes on from there will write them again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line cut by a crash is behind the checkpoint too, since the log is written before the state.
-        write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))

@@ -14,7 +14,7 @@ import torch
 from conftest import DEFAULT_SYSTEM, reference_model, write_tokenizer
 from safetensors.torch import load_file, save_file
 
-from checkpoint import find_model, load_model, load_run, load_state, read_config, save_model, save_state
+from checkpoint import checkpoints, find_model, load_model, load_run, load_state, read_config, save_model, save_state
 from lora import add_lora, save_lora
 from attention import PackedAttention
 from prefix import prefix_from_ids, save_prefix
@@ -475,3 +475,10 @@ def test_a_hub_out_of_reach(hub, tmp_path):
     hub.server_close()
     (line,) = from_hub(hub, tmp_path, "us/tiny", HF_ENDPOINT="http://127.0.0.1:9")
     assert line.startswith("us/tiny: cannot be downloaded (") and "check name and connection" in line
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    for name in ("step-9", "step-10", "step-100", "step-x", ".step-11.77.tmp", "other"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-9", "step-10", "step-100"]
+    assert checkpoints(tmp_path / "nowhere") == []

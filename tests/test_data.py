@@ -299,15 +299,20 @@ def test_micro_batches_keep_all_examples_within_the_limit():
 
 
 def test_a_packed_row_knows_who_predicts_what():
-    """Three documents end to end, without their last tokens; a target is predicted from the token before it."""
+    """Three documents end to end, without their last tokens; a target is predicted from the token before it.
+
+    Behind them stands filler, and among the predictors too: shapes come in steps of 16.
+    """
     chat = Example([20, 21, 22, 23, 24], [False, True, True, False, True])  # targets in two places
     whole = Example([30, 31, 32], [True, True, True])  # its first token cannot be predicted
     batch = pack([document(4, targets=2, first=10), chat, whole])
-    assert batch.ids.tolist() == [10, 11, 12, 20, 21, 22, 23, 30, 31]
-    assert batch.lengths == [3, 4, 2]
-    assert batch.predictors.tolist() == [1, 2, 3, 4, 6, 7, 8]
+    assert batch.ids.tolist() == [10, 11, 12, 20, 21, 22, 23, 30, 31] + [0] * 7
+    assert batch.lengths == [3, 4, 2 + 7]
+    assert batch.predictors.tolist() == [1, 2, 3, 4, 6, 7, 8] + [15] * 9
     assert batch.targets.tolist() == [12, 13, 21, 22, 24, 31, 32]
-    assert batch.ids[batch.predictors].tolist() == [11, 12, 20, 21, 23, 30, 31]
+    assert batch.ids[batch.predictors][:7].tolist() == [11, 12, 20, 21, 23, 30, 31]
+    full = pack([document(17, targets=16)])  # nothing needs to be filled up
+    assert (len(full.ids), full.lengths, len(full.predictors)) == (16, [16], 16)
 
 
 # ---------------------------------------------------------------------------------------------------------------- shown
@@ -325,13 +330,13 @@ def test_a_common_beginning_stands_once():
     begin = [50, 51, 52, 53]
     one, two = (Example(begin + rest, [False] * 5 + [True] * (len(rest) - 1)) for rest in ([1, 2, 3], [4, 5]))
     batch = pack([one, two])
-    assert (batch.shared, batch.lengths) == (4, [2, 1])
-    assert batch.ids.tolist() == [*begin, 1, 2, 4]
-    assert batch.ids[batch.predictors].tolist() == [1, 2, 4] and batch.targets.tolist() == [2, 3, 5]
+    assert (batch.shared, batch.lengths) == (4, [2, 1 + 9])  # the last with the filler
+    assert batch.ids.tolist() == [*begin, 1, 2, 4] + [0] * 9
+    assert batch.ids[batch.predictors][:3].tolist() == [1, 2, 4] and batch.targets.tolist() == [2, 3, 5]
     early = Example(begin + [9], [False] * 3 + [True] * 2)  # 53 is a target here: 52 must stand in each document
     batch = pack([one, early])
-    assert (batch.shared, batch.lengths) == (2, [4, 2])
-    assert batch.ids[batch.predictors].tolist() == [1, 2, 52, 53]
+    assert (batch.shared, batch.lengths) == (2, [4, 2 + 8])
+    assert batch.ids[batch.predictors][:4].tolist() == [1, 2, 52, 53]
     assert pack([one]).shared == 0  # alone there is nothing to share
 
 

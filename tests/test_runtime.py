@@ -27,6 +27,11 @@ def test_rows_in_cache_are_alike_for_each_thread(monkeypatch):
             rows = runtime.rows_in_cache(torch.empty(0, columns))
             assert rows % threads == 0 and (rows == threads or rows <= most)
 
+
+def test_shapes_come_in_steps():
+    assert [runtime.round_up(n) for n in (0, 1, 15, 16, 17, 160)] == [0, 16, 16, 16, 32, 160]
+
+
 def test_auto_is_cuda_where_there_is_one(monkeypatch):
     for available, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
@@ -197,3 +202,20 @@ def test_a_given_directory_must_be_new_or_empty(tmp_path):
         with pytest.raises(UserError, match="exists and is not empty; give another --output-dir, or --resume"):
             runtime.new_directory(str(taken), "stem")
     assert (wanted / "args.json").read_text() == "{}"
+
+
+def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    runtime.trim_metrics(path, 5)  # nothing there yet
+    for step in range(1, 8):
+        runtime.append_metrics(path, {"step": step, "loss": 1.0})
+    with open(path, "a") as file:
+        file.write('{"step": 8, "lo')  # the line in which the run was killed
+    runtime.trim_metrics(path, 5)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a disk without room, on Linux")
+def test_a_log_that_cannot_be_written_is_named():
+    with pytest.raises(UserError, match="/dev/full: cannot be written .No space left on device.; free some space"):
+        runtime.append_metrics(Path("/dev/full"), {"step": 1})

@@ -11,25 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import train as module
+from checkpoint import checkpoints
 from data import Example, pack
 from lora import add_lora
 from attention import PackedAttention
 from model import Config, Qwen2
 from prefix import Prefix, prefix_from_ids
 from runtime import UserError
-from train import (
-    SummedCrossEntropy,
-    TrainSettings,
-    append_metrics,
-    checkpoints,
-    count_targets,
-    learning_rate_at,
-    make_optimizer,
-    mean_loss,
-    summed_loss,
-    train,
-    trim_metrics,
-)
+from train import SummedCrossEntropy, TrainSettings, count_targets, learning_rate_at, make_optimizer, mean_loss, summed_loss, train
 
 V = 64
 METHODS = ("full", "lora", "prefix", "projected prefix")
@@ -111,18 +100,19 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -
 # ----------------------------------------------------------------------------------------------------------------- loss
 
 
+@pytest.mark.parametrize("filler", (0, 15, 300))
 @pytest.mark.parametrize("rows", (1, 300, 700))
 @pytest.mark.parametrize("chunk", (256, 299, 1000))
-def test_the_chunked_cross_entropy_is_torchs(rows, chunk, monkeypatch):
-    """Loss and both gradients, whether the rows fit one chunk, fill some exactly, or leave a rest."""
+def test_the_chunked_cross_entropy_is_torchs(rows, filler, chunk, monkeypatch):
+    """Loss and both gradients, whether the rows fit one chunk, fill some exactly, or leave a rest; filler has no part in it."""
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", chunk * 50)
     torch.manual_seed(0)
-    hidden, weight = torch.randn(rows, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    hidden, weight = torch.randn(rows + filler, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(50, (rows,))
     (SummedCrossEntropy.apply(hidden, weight, targets) / 7).backward()
     ours = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
-    expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    expected = F.cross_entropy(hidden[:rows] @ weight.T, targets, reduction="sum")
     (expected / 7).backward()
     assert SummedCrossEntropy.apply(hidden, weight, targets).item() == pytest.approx(expected.item(), rel=1e-6)
     for our, theirs in zip(ours, (hidden.grad, weight.grad)):
@@ -150,6 +140,22 @@ def test_the_cross_entropy_in_bf16_has_fp32_sums():
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=0.01)
     assert (weight.grad - exact.grad).norm() < 0.02 * exact.grad.norm()
+
+
+def test_gradients_of_bf16_products_add_up_in_fp32():
+    """Whether a weight's gradient comes as bf16 or as fp32, micro-batches add up to the same bits, in fp32."""
+    found = []
+    for narrow in (True, False):
+        model = make_model()
+        model.compute_dtype = torch.bfloat16
+        trainable = dict(model.named_parameters())
+        if narrow:
+            make_optimizer(trainable, settings(1))  # which allows it
+        module.accumulate_gradient(model, EIGHT, settings(1, micro_batch_tokens=20))
+        found.append(gradients(trainable))
+    assert all(grad.dtype == torch.float32 for grad in found[0].values())
+    assert_close(*found, 0.0)
+    assert (found[0]["model.layers.0.mlp.up_proj.weight"] != found[0]["model.layers.0.mlp.up_proj.weight"].bfloat16()).any()
 
 
 @pytest.mark.parametrize("with_prefix", (False, True))
@@ -412,13 +418,6 @@ def test_only_the_last_checkpoints_are_kept(keep, left, tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == sorted(f"step-{step}" for step in left)
 
 
-def test_checkpoints_are_ordered_by_number(tmp_path):
-    for name in ("step-9", "step-10", "step-100", "step-x", ".step-11.77.tmp", "other"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-9", "step-10", "step-100"]
-    assert checkpoints(tmp_path / "nowhere") == []
-
-
 # -------------------------------------------------------------------------------------------------------------- the log
 
 
@@ -443,20 +442,3 @@ def test_what_a_line_of_the_log_holds(tmp_path):
         ratio = record["target_tokens_per_second"] / record["tokens_per_second"]
         assert ratio == pytest.approx(count_targets(EIGHT) / tokens)
     json.dumps(records, allow_nan=False)
-
-
-def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    trim_metrics(path, 5)  # nothing there yet
-    for step in range(1, 8):
-        append_metrics(path, {"step": step, "loss": 1.0})
-    with open(path, "a") as file:
-        file.write('{"step": 8, "lo')  # the line in which the run was killed
-    trim_metrics(path, 5)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a disk without room, on Linux")
-def test_a_log_that_cannot_be_written_is_named():
-    with pytest.raises(UserError, match="/dev/full: cannot be written .No space left on device.; free some space"):
-        append_metrics(Path("/dev/full"), {"step": 1})
