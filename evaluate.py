@@ -65,14 +65,8 @@ def evaluate(
     sampling = {"samples": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed,
                 "max_new_tokens": max_new_tokens}
     system = tokenizer.default_system if system is None else system
-    settings = {
-        "dataset": dataset,
-        **(about or {}),
-        "system": system,
-        "shots": _told(shots),
-        **sampling,
-        **check_problems(problems),
-    }
+    settings = {"dataset": dataset, **(about or {}), "system": system, "shots": _told(shots), **sampling,
+                **check_problems(problems)}
     records = _records_so_far(folder, settings)
     if (folder / "result.json").exists() and len(records) == samples * len(problems):
         return Report(read_json(folder / "result.json"), records)

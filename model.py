@@ -182,7 +182,10 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, recompute: bool) -> Tensor:
-        """`recompute`: the product, which the gradient to down's own weights needs, is not kept but computed again."""
+        """`recompute`: the product, which the gradient to down's own weights needs, is not kept but computed again.
+
+        (Not under `checkpoint`, which hands out what it keeps but once, and computes the whole layer again anyway.)
+        """
         product = Gated.apply(self.gate_proj(x), self.up_proj(x))  # [T, I]
         if not recompute:
             return self.down_proj(product)
