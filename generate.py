@@ -92,7 +92,7 @@ class KVCache:
     """
 
     def __init__(self, config: Config, rows: int, max_slots: int, dtype: torch.dtype, device: torch.device):
-        self.rows, self.max_slots = rows, max_slots
+        self.max_slots = max_slots
         empty = torch.zeros(2, rows, config.num_key_value_heads, 0, config.head_dim, dtype=dtype, device=device)
         self.layers = [empty] * config.num_hidden_layers
 
@@ -129,7 +129,7 @@ class KVCache:
         self.fit(max(positions) + 1)
         slots, device, dtype = self.layers[0].shape[3], self.layers[0].device, self.layers[0].dtype
         self.positions = torch.tensor(positions, device=device)  # [B]
-        self.stepping = torch.arange(len(positions), device=device)  # [B]
+        self.rows = torch.arange(len(positions), device=device)  # [B]
         hidden = torch.arange(slots, device=device) > self.positions[:, None]  # [B, S]
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
         self.mask = mask[:, None, None]  # [B, 1, 1, S], added to the scores of every layer
@@ -137,8 +137,8 @@ class KVCache:
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         cache = self.layers[layer]
-        cache[0][self.stepping, :, self.positions] = keys  # [B, K, h]
-        cache[1][self.stepping, :, self.positions] = values
+        cache[0][self.rows, :, self.positions] = keys  # [B, K, h]
+        cache[1][self.rows, :, self.positions] = values
         k, v = cache[:, : len(keys)]  # [B, K, S, h] each, without gaps: products would copy them first
         # The query heads of one key/value head stand in one product, and its larger factor on the left: no key is copied
         # or read twice. On a CPU, torch's fused attention takes more than twice as long.
@@ -217,7 +217,8 @@ def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
 def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, temperature: float, top_p: float,
           top_k: int) -> tuple[list[int], list[float]]:
     """The next token of each row, and the log-probability that the untouched model gives it."""
-    free = [0] * (min(round_up(len(live), 8), cache.rows) - len(live))  # unused rows of the cache fill up the shape
+    most = cache.layers[0].shape[1]  # rows
+    free = [0] * (min(round_up(len(live), 8), most) - len(live))  # unused rows of the cache fill up the shape
     positions = cache.begin_step([row.position for row in live] + free)
     ids = torch.tensor([row.token for row in live] + free, device=positions.device)
     logits = model.logits(model(ids, positions, cache))[: len(live)]  # [B, V]

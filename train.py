@@ -77,7 +77,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         chunks = math.ceil(len(hidden) / max(256, LOGITS_AT_ONCE // len(weight)))
-        rows = round_up(math.ceil(len(hidden) / max(1, chunks)))  # alike in all: a product of a few rows left over is slow
+        rows = round_up(math.ceil(len(hidden) / max(1, chunks)))  # alike in all: few rows left over are slow
         buffer = hidden.new_empty(rows, len(weight))
         for start in range(0, len(hidden), max(1, rows)):
             part, wanted = hidden[start : start + rows], targets[start : start + rows]

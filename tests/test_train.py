@@ -18,7 +18,8 @@ from attention import PackedAttention
 from model import Config, Qwen2
 from prefix import Prefix, prefix_from_ids
 from runtime import UserError
-from train import SummedCrossEntropy, TrainSettings, count_targets, learning_rate_at, make_optimizer, mean_loss, summed_loss, train
+from train import (SummedCrossEntropy, TrainSettings, count_targets, learning_rate_at, make_optimizer, mean_loss,
+                   summed_loss, train)
 
 V = 64
 METHODS = ("full", "lora", "prefix", "projected prefix")
