@@ -15,24 +15,28 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 
-from compare import Comparison
-from latex import parse
-from scanner import DIGITS, UNICODE, Budget, Unreadable
+from grader.compare import Comparison
+from grader.latex import parse
+from grader.scanner import DIGITS, UNICODE, Budget, Unreadable
 
 BUDGET = 10_000  # steps that one comparison may take, some 20 ms: a quarter to read either answer, half to compare
 LONGEST = 2000  # characters; longer answers are compared as they stand
 MOST_JOINED = 16  # boxes of one list: each is compared with the last, and a text may hold any number of them
 
-LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # str.lower may change the length
+LOWER = {ord(letter): letter.lower()
+         for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # str.lower may change the length
 # LaTeX that says how a value looks and not what it is.
-TYPOGRAPHY = {"$", r"\$", r"\left", r"\right", r"\,", r"\!", r"\;", r"\:", r"\(", r"\)", r"\[", r"\]"}
+TYPOGRAPHY = {
+    "$", r"\$", r"\left", r"\right", r"\,", r"\!", r"\;", r"\:", r"\(", r"\)", r"\[", r"\]"
+}
 SPACES = {"~", r"\ ", r"\quad", r"\qquad"}
 SAME = {r"\dfrac": r"\frac", r"\tfrac": r"\frac"} | {space: " " for space in SPACES}
-WRAPPERS = {r"\text", r"\textbf", r"\mathrm", r"\mathbf", r"\mbox"}  # the braces after them go, what they hold stays
+WRAPPERS = {r"\text", r"\textbf", r"\mathrm", r"\mathbf",
+            r"\mbox"}  # the braces after them go, what they hold stays
 BOXES = {r"\boxed", r"\fbox"}
 
 
-# ----------------------------------------------------------------------------------------------------------- extraction
+# --------------------------------------------------------------------------------------- extraction
 
 
 def extract_answer(text: str, strict: bool = False) -> str | None:
@@ -64,7 +68,8 @@ def _last_boxes(text: str) -> str:
         if between.endswith("="):
             between = between[:-1].rstrip("_" + DIGITS)[:-1]
         # "$\boxed{15\frac34}$, or $\boxed{\frac{63}{4}}$" says one thing twice.
-        if between not in (",", "and", ",and", "or", ",or", ";") or equivalent(boxes[-1][2], box[2]):
+        if between not in (",", "and", ",and", "or", ",or", ";") or equivalent(
+                boxes[-1][2], box[2]):
             break
         joined.insert(0, box)
     return ", ".join(content for _, _, content in joined)
@@ -73,7 +78,8 @@ def _last_boxes(text: str) -> str:
 def _boxes(text: str) -> list[tuple[int, int, str]]:
     """(begin, end, content) of each box that is closed and holds something, in order; of nested ones the innermost."""
     found: list[tuple[int, int, str]] = []
-    opened: list[tuple[int, int]] = []  # of each open brace: where its box begins or -1, where its content begins
+    opened: list[tuple[int, int]] = [
+    ]  # of each open brace: where its box begins or -1, where its content begins
     at, before, box_at = 0, "", -1
     for token in _tokens(text):
         if token in BOXES:
@@ -103,7 +109,8 @@ def _tokens(text: str) -> Iterator[str]:
         if text[at] == "\\":
             while end < len(text) and text[end].isascii() and text[end].isalpha():
                 end += 1
-            end = max(end, at + 2)  # no letter followed: the backslash takes the one character after it
+            end = max(end,
+                      at + 2)  # no letter followed: the backslash takes the one character after it
         yield text[at:end]
         at = end
 
@@ -111,7 +118,10 @@ def _tokens(text: str) -> Iterator[str]:
 def _after_words(text: str) -> str:
     """What a sentence calls its answer: the mathematics between dollar signs if any, else the words up to its end."""
     lower = "\n" + text.translate(LOWER)  # one place further than in the text
-    ends = [lower.rfind(marker) + len(marker) - 1 for marker in ("answer is", "answer:") if marker in lower]
+    ends = [
+        lower.rfind(marker) + len(marker) - 1 for marker in ("answer is", "answer:")
+        if marker in lower
+    ]
     line = ("\n" + text).rfind("\nA:")
     ends += [line + 2] if line >= 0 else []
     if not ends:
@@ -161,7 +171,7 @@ def _last_number(text: str) -> str | None:
     return "-" + last if minus and not subtracts else last
 
 
-# -------------------------------------------------------------------------------------------------------- cleaned text
+# ------------------------------------------------------------------------------------- cleaned text
 
 
 def normalise(text: str) -> str:
@@ -211,17 +221,20 @@ def _join_thousands(text: str) -> str:
     pieces = text.split(",")
     joined, depth, grouped = [pieces[0]], 0, False
     for before, after in zip(pieces, pieces[1:]):
-        depth += sum(before.count(mark) for mark in "([{") - sum(before.count(mark) for mark in ")]}")
+        depth += sum(before.count(mark)
+                     for mark in "([{") - sum(before.count(mark) for mark in ")]}")
         bare = before.rstrip(DIGITS)
         first = before[len(bare) :]  # the digits left of the comma
-        right = len(after[:4]) - len(after[:4].lstrip(DIGITS))  # how many of the next four characters are digits
-        begins = 1 <= len(first) <= 3 and first[0] != "0" and bare[-1:] != "." and (bare != "" or len(joined) == 1)
+        right = len(after[:4]) - len(
+            after[:4].lstrip(DIGITS))  # how many of the next four characters are digits
+        begins = 1 <= len(first) <= 3 and first[0] != "0" and bare[-1:] != "." and (
+            bare != "" or len(joined) == 1)
         grouped = depth <= 0 and right == 3 and (begins or grouped and len(before) == 3)
         joined.append(after if grouped else "," + after)
     return "".join(joined)
 
 
-# ---------------------------------------------------------------------------------------------------------- equality
+# ----------------------------------------------------------------------------------------- equality
 
 
 def equivalent(gold: str, answer: str | None) -> bool:

@@ -35,18 +35,20 @@ class PackedAttention:
     causal mask hides it. Neighbours of like length waste little. On CUDA the row stays whole: see FlexAttention.
     """
 
-    def __init__(
-        self, lengths: list[int], prefix: Tensor | None = None, device: torch.device | str = "cpu", shared: int = 0
-    ):
+    def __init__(self, lengths: list[int], prefix: Tensor | None = None,
+                 device: torch.device | str = "cpu", shared: int = 0):
         self.prefix, self.shared = prefix, shared
         front = 0 if prefix is None else prefix.shape[2]
         starts = [(front, shared)] + [(front + shared, n) for n in lengths]
-        self.positions = torch.cat([torch.arange(first, first + n) for first, n in starts]).to(device)  # [T]
+        self.positions = torch.cat([torch.arange(first, first + n) for first, n in starts]).to(
+            device)  # [T]
         if self.positions.is_cuda:
             self.flex = FlexAttention(lengths, front, shared, device)
             return
         self.groups = [_Group([shared], front, device)] if shared else []
-        self.groups += [_Group(members, front + shared, device) for members in _groups(lengths, front + shared)]
+        self.groups += [
+            _Group(members, front + shared, device) for members in _groups(lengths, front + shared)
+        ]
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         front = None if self.prefix is None else self.prefix[layer].to(keys.dtype)  # [2, P, K, h]
@@ -54,11 +56,14 @@ class PackedAttention:
             return self.flex(queries, keys, values, front)
         counts = [group.tokens for group in self.groups]
         mixed = []
-        for group, q, k, v in zip(self.groups, queries.split(counts), keys.split(counts), values.split(counts)):
+        for group, q, k, v in zip(self.groups, queries.split(counts), keys.split(counts),
+                                  values.split(counts)):
             mixed.append(group.attend(q, k, v, front))
-            if self.shared and len(mixed) == 1:  # what the head has computed stands in front of all that follows
+            if self.shared and len(
+                    mixed) == 1:  # what the head has computed stands in front of all that follows
                 head = torch.stack((k, v))  # [2, shared, K, h]
-                front = head if front is None else torch.cat((front, head), dim=1)  # [2, P + shared, K, h]
+                front = head if front is None else torch.cat(
+                    (front, head), dim=1)  # [2, P + shared, K, h]
         return torch.cat(mixed)  # [T, H, h]
 
 
@@ -69,8 +74,10 @@ class _Group:
         longest = round_up(max(lengths))
         self.tokens, self.shape = sum(lengths), (len(lengths), longest)
         offsets = torch.arange(longest, device=device)
-        inside = offsets < torch.tensor(lengths, device=device)[:, None]  # [b, S]: is there a token?
-        self.cells = inside.flatten().nonzero().squeeze(1)  # [t]: where each token stands in the rectangle
+        inside = offsets < torch.tensor(lengths, device=device)[:,
+                                                                None]  # [b, S]: is there a token?
+        self.cells = inside.flatten().nonzero().squeeze(
+            1)  # [t]: where each token stands in the rectangle
         # A query sees all F and no later token: the triangle stands at the lower right of [S, F + S].
         hidden = torch.arange(front + longest, device=device) > front + offsets[:, None]
         self.bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
@@ -80,11 +87,13 @@ class _Group:
         q, k, v = map(self._rectangle, (queries, keys, values))
         if front is not None:
             front = front[:, None].expand(-1, len(k), -1, -1, -1)  # [2, F, K, h] -> [2, b, F, K, h]
-            k, v = torch.cat((front[0], k), dim=1), torch.cat((front[1], v), dim=1)  # [b, F + S, K, h]
+            k, v = torch.cat((front[0], k), dim=1), torch.cat((front[1], v),
+                                                              dim=1)  # [b, F + S, K, h]
         self.bias = self.bias.to(q.dtype)  # in the first layer; the others find it so
         mixed = grouped_attention(q, k, v, self.bias)
         mixed = mixed.flatten(0, 1)  # [b, S, H, h] -> [b·S, H, h]
-        return mixed if len(mixed) == self.tokens else mixed.index_select(0, self.cells)  # [t, H, h]
+        return mixed if len(mixed) == self.tokens else mixed.index_select(0,
+                                                                          self.cells)  # [t, H, h]
 
     def _rectangle(self, x: Tensor) -> Tensor:
         """[t, n, h] -> [b, S, n, h], zeros where there is no token."""
@@ -117,16 +126,19 @@ def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tenso
     one, which never holds the scores.
     """
     if queries.shape[1] > SHORT and not torch.is_grad_enabled():
-        q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, n, h] -> [B, n, S, h]
+        q, k, v = (
+            x.transpose(1, 2) for x in (queries, keys, values))  # [B, S, n, h] -> [B, n, S, h]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
         return mixed.transpose(1, 2)  # [B, H, S, h] -> [B, S, H, h]
     batch, length, heads, size = queries.shape
     shared = keys.shape[2]
     q = queries.unflatten(2, (shared, -1)).transpose(1, 2)  # [B, S, H, h] -> [B, K, S, H/K, h]
     q = q.reshape(batch * shared, -1, size)  # [B·K, S·H/K, h]
-    k, v = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))  # [B, S', K, h] -> [B·K, S', h]
+    k, v = (
+        x.transpose(1, 2).flatten(0, 1) for x in (keys, values))  # [B, S', K, h] -> [B·K, S', h]
     scores = torch.bmm(q * size**-0.5, k.transpose(1, 2))  # [B·K, S·H/K, S']
-    scores.view(-1, length, heads // shared, keys.shape[1]).add_(bias[:, None])  # [B·K, S, H/K, S'] + [S, 1, S']
+    scores.view(-1, length, heads // shared, keys.shape[1]).add_(
+        bias[:, None])  # [B·K, S, H/K, S'] + [S, 1, S']
     weights = scores.softmax(-1)
     mixed = (weights @ v).view(batch, shared, length, heads // shared, size)  # [B, K, S, H/K, h]
     return mixed.transpose(1, 2).reshape(batch, length, heads, size)  # [B, S, H, h]
@@ -141,7 +153,8 @@ class FlexAttention:
 
     def __init__(self, lengths: list[int], front: int, shared: int, device: torch.device | str):
         counts = torch.tensor([shared, *lengths], device=device)
-        documents = torch.arange(len(counts), device=device).repeat_interleave(counts)  # [T], 0 being the head
+        documents = torch.arange(len(counts), device=device).repeat_interleave(
+            counts)  # [T], 0 being the head
 
         def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             token = key - front  # below 0: a key of the prefix
@@ -149,14 +162,18 @@ class FlexAttention:
             return (token <= query) & (own | (token < shared))
 
         create_block_mask, self.flex_attention = _flex(compiled=documents.is_cuda)
-        self.mask = create_block_mask(sees, None, None, len(documents), front + len(documents), device=device)
+        self.mask = create_block_mask(sees, None, None, len(documents), front + len(documents),
+                                      device=device)
 
-    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, front: Tensor | None) -> Tensor:
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor,
+                 front: Tensor | None) -> Tensor:
         """queries [T, H, h], keys and values [T, K, h], front [2, P, K, h] -> [T, H, h]."""
         if front is not None:
-            keys, values = torch.cat((front[0], keys)), torch.cat((front[1], values))  # [P + T, K, h]
+            keys, values = torch.cat((front[0], keys)), torch.cat(
+                (front[1], values))  # [P + T, K, h]
         q, k, v = (x.transpose(0, 1)[None] for x in (queries, keys, values))  # [1, n, tokens, h]
-        return self.flex_attention(q, k, v, block_mask=self.mask, enable_gqa=True)[0].transpose(0, 1)
+        return self.flex_attention(q, k, v, block_mask=self.mask, enable_gqa=True)[0].transpose(
+            0, 1)
 
 
 @functools.cache

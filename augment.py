@@ -19,21 +19,21 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from time import perf_counter
 
-from huggingface_hub.utils import tqdm
+from tqdm import tqdm
 
-import recipes
-from client import ApiFlags, printable
-from curate import (KINDS, STRATA, Step, drop_duplicates, drop_overlap, keep_numeric, keep_right_arithmetic, mugglemath_15k,
-                    sample, split, unify, write_problems)
-from data import Problem, load_problems
+from data import Problem, load_problems, write_problems
 from flags import flag, parse_flags, run_command
-from recipes import NEEDS_MAJORITY, NEEDS_TEACHER, RECIPES, Kitchen
-from runtime import UsageError, UserError, new_directory, read_json, write_json
+from generate import ApiFlags
+from recipes import recipes
+from recipes.curate import (KINDS, STRATA, Step, drop_duplicates, drop_overlap, keep_numeric,
+                            keep_right_arithmetic, mugglemath_15k, sample, split, unify)
+from recipes.recipes import NEEDS_MAJORITY, NEEDS_TEACHER, RECIPES, Kitchen
+from recipes.teacher import TeacherFlags, open_teacher
+from runtime import UsageError, UserError, new_directory, printable, read_json, write_json
 from score import cost_line
 from sources import SETS
-from teacher import TeacherFlags, open_teacher
 
-# ---------------------------------------------------------------------------------------------------------------- make
+# --------------------------------------------------------------------------------------------- make
 
 
 @dataclass(kw_only=True)
@@ -43,38 +43,55 @@ class MakeFlags(TeacherFlags):
     recipe: str = flag(MISSING, "what to make", positional=True, choices=tuple(RECIPES))
     dataset: str = flag("mini-gsm", "problems to start from: a set's name, or a JSON or JSONL file")
     limit: int | None = flag(None, "use at most so many of them", least=1)
-    student: str | None = flag(None, "tutor: whose attempts are corrected: tiny, a run directory, a folder or a hub id")
+    student: str | None = flag(
+        None, "tutor: whose attempts are corrected: tiny, a run directory, a folder or a hub id")
     check: bool = flag(True, "responses, diversify: keep only answers that the grader agrees with")
     hard: bool = flag(False, "perturb: changes after which the old way of solving fails")
-    agreement: float = flag(0.5, "queries, expand: least share of the samples that a majority needs", least=0, most=1)
-    style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box", choices=("gsm8k", "boxed"))
-    seed: int = flag(0, "seed of all that is drawn, and of the problems of an embedded set", least=0)
-    output_dir: str | None = flag(None, "folder of the result; an unfinished one goes on (default: runs/RECIPE-DATASET-N)")
+    agreement: float = flag(
+        0.5, "queries, expand: least share of the samples that a majority needs", least=0, most=1)
+    style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box",
+                             choices=("gsm8k", "boxed"))
+    seed: int = flag(0, "seed of all that is drawn, and of the problems of an embedded set",
+                     least=0)
+    output_dir: str | None = flag(
+        None, "folder of the result; an unfinished one goes on (default: runs/RECIPE-DATASET-N)")
 
 
 # What may differ when an interrupted recipe goes on: how a server is reached, not what is asked.
-FREE = ("output_dir", "api_base", "api_concurrency", "api_rate", "api_timeout", "api_stream", "device", "debug")
+FREE = ("output_dir", "api_base", "api_concurrency", "api_rate", "api_timeout", "api_stream",
+        "device", "debug")
 
 
 def make(argv: list[str]) -> None:
     """`python augment.py make RECIPE`: run a recipe into its folder and print what came of it."""
     flags = parse_flags(MakeFlags, argv, recipes.__doc__)
     if flags.recipe in NEEDS_TEACHER and not (flags.teacher or flags.api_model):
-        raise UsageError(f"{flags.recipe} asks a teacher: name one of our own with --teacher, or a server's with --api-model")
+        raise UsageError(
+            f"{flags.recipe} asks a teacher: name one of our own with --teacher, or a server's with --api-model"
+        )
     if flags.recipe in NEEDS_MAJORITY and flags.samples < 2 and (flags.teacher or flags.api_model):
-        raise UsageError(f"{flags.recipe}: new questions are answered by majority; give --samples 3 or more, and --temperature")
+        raise UsageError(
+            f"{flags.recipe}: new questions are answered by majority; give --samples 3 or more, and --temperature"
+        )
     if (flags.recipe == "tutor") != bool(flags.student):
-        raise UsageError("--student names whose attempts are corrected: it goes with tutor, and tutor with it")
+        raise UsageError(
+            "--student names whose attempts are corrected: it goes with tutor, and tutor with it")
     problems = load_problems(flags.dataset, "train", flags.limit, flags.seed)
     teacher = open_teacher(flags) if flags.teacher or flags.api_model else None
     local = {field.name: field.default for field in dataclasses.fields(ApiFlags)}
-    student = open_teacher(dataclasses.replace(flags, teacher=flags.student, **local)) if flags.student else None
+    student = open_teacher(dataclasses.replace(flags, teacher=flags.student, **
+                                               local)) if flags.student else None
     folder = _folder(flags)
-    print(f"data       {flags.dataset}, {len(problems)} problems; recipe {flags.recipe}"
-          + (f", teacher {teacher.name}" if teacher else "") + (f", student {student.name}" if student else ""), flush=True)
-    single = [problem for problem in problems if sum(turn["role"] == "user" for turn in problem.messages) < 2]
-    kitchen = Kitchen(flags.recipe, single, folder, teacher, student, flags.samples, flags.seed, flags.check, flags.hard,
-                      flags.agreement)
+    print(
+        f"data       {flags.dataset}, {len(problems)} problems; recipe {flags.recipe}" +
+        (f", teacher {teacher.name}" if teacher else "") +
+        (f", student {student.name}" if student else ""), flush=True)
+    single = [
+        problem for problem in problems
+        if sum(turn["role"] == "user" for turn in problem.messages) < 2
+    ]
+    kitchen = Kitchen(flags.recipe, single, folder, teacher, student, flags.samples, flags.seed,
+                      flags.check, flags.hard, flags.agreement)
     if len(single) < len(problems):
         kitchen.dropped["a chat of several turns"] = len(problems) - len(single)
     start = perf_counter()
@@ -85,12 +102,17 @@ def make(argv: list[str]) -> None:
             words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
             print(f"to go on:  {shlex.join(['python', 'augment.py', 'make', *words])}")
         raise
-    result = {"problems": len(problems), "parents": len({problem.origin["parent"] for problem in made}), "rows": len(made),
-              "dropped": dict(kitchen.dropped.most_common()), "cost": dict(kitchen.cost), "seconds": perf_counter() - start}
+    result = {
+        "problems": len(problems), "parents": len({problem.origin["parent"]
+                                                   for problem in made}), "rows": len(made),
+        "dropped": dict(kitchen.dropped.most_common()), "cost": dict(
+            kitchen.cost), "seconds": perf_counter() - start
+    }
     write_json(folder / "result.json", result)
     if not made:
         reasons = ", ".join(f"{count} {reason}" for reason, count in kitchen.dropped.most_common(3))
-        raise UserError(f"{flags.recipe}: nothing came of it ({reasons}); {folder}/result.json counts why")
+        raise UserError(
+            f"{flags.recipe}: nothing came of it ({reasons}); {folder}/result.json counts why")
     write_problems(folder / "data.jsonl", made)
     _report(result, made[0], folder)
 
@@ -113,21 +135,29 @@ def _made(kitchen: Kitchen, style: str | None) -> list[Problem]:
 
 
 def _report(result: dict, first: Problem, folder: Path) -> None:
-    print(f"made       {result['rows']} rows from {result['parents']} of {result['problems']} problems in "
-          f"{result['seconds']:.1f} s")
+    print(
+        f"made       {result['rows']} rows from {result['parents']} of {result['problems']} problems in "
+        f"{result['seconds']:.1f} s")
     for reason, count in result["dropped"].items():
         print(f"  {count:7d} left out: {reason}")
     if result["cost"]:
         print(f"cost       {cost_line(result['cost'])}")
     print(printable(f"\nfirst row  {first.id}: {first.question}"))
     print(*(f"  | {printable(line)}" for line in first.solution.splitlines()), sep="\n")
-    print(f"\nfiles      {folder} (data.jsonl, result.json, args.json{', replies.jsonl' * bool(result['cost'])})")
-    print(f"next       python mathft.py --method lora --dataset {folder / 'data.jsonl'} --eval-dataset TEST")
+    print(
+        f"\nfiles      {folder} (data.jsonl, result.json, args.json{', replies.jsonl' * bool(result['cost'])})"
+    )
+    print(
+        f"next       python mathft.py --method lora --dataset {folder / 'data.jsonl'} --eval-dataset TEST"
+    )
 
 
 def _folder(flags: MakeFlags) -> Path:
     """The folder of a recipe: a new one, or one that was begun with the same settings and has not come to its end."""
-    settings = {name: value for name, value in dataclasses.asdict(flags).items() if name not in FREE}
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(flags).items() if name not in FREE
+    }
     begun = Path(flags.output_dir) / "args.json" if flags.output_dir else None
     if begun is None or not begun.exists():
         folder = new_directory(flags.output_dir, f"{flags.recipe}-{Path(flags.dataset).stem}")
@@ -136,20 +166,25 @@ def _folder(flags: MakeFlags) -> Path:
     other = sorted(name for name, value in read_json(begun).items() if settings.get(name) != value)
     if other:
         names = ", ".join("--" + name.replace("_", "-") for name in other)
-        raise UserError(f"{begun}: was begun with another {names}; give the same, or another --output-dir")
+        raise UserError(
+            f"{begun}: was begun with another {names}; give the same, or another --output-dir")
     if (begun.parent / "data.jsonl").exists():
-        raise UserError(f"{begun.parent}: is finished (data.jsonl is there); give another --output-dir")
+        raise UserError(
+            f"{begun.parent}: is finished (data.jsonl is there); give another --output-dir")
     return begun.parent
 
 
-# ---------------------------------------------------------------------------------------------------- filter and recipe
+# -------------------------------------------------------------------------------- filter and recipe
 
 
 @dataclass(kw_only=True)
 class AgainstFlags:
     """What made data must not repeat."""
 
-    against: str = flag("all", "test sets whose questions are left out of the rows, with commas: names, files, all or none")
+    against: str = flag(
+        "all",
+        "test sets whose questions are left out of the rows, with commas: names, files, all or none"
+    )
     seed: int = flag(0, "seed of every choice", least=0)
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -160,15 +195,18 @@ class FilterFlags(AgainstFlags):
 
     source: str = flag(MISSING, "rows: a set's name, or a JSON or JSONL file", positional=True)
     target: str = flag(MISSING, "the JSONL file to write", positional=True)
-    style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box", choices=("gsm8k", "boxed"))
+    style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box",
+                             choices=("gsm8k", "boxed"))
     numeric: bool = flag(False, "keep plain numbers as answers")
     arithmetic: bool = flag(True, "drop solutions with a wrong <<a=b>>")
     dedup: str = flag("near", "drop rows that repeat an earlier one", choices=("none", *KINDS))
     questions_only: bool = flag(False, "compare questions alone, and so keep one row of each")
-    keep_overlap: bool = flag(False, "keep rows that overlap a test set, with its name in their origin")
+    keep_overlap: bool = flag(False,
+                              "keep rows that overlap a test set, with its name in their origin")
     sample: int | None = flag(None, "keep so many rows, chosen by the seed", least=1)
     by: str | None = flag(None, "keep the shares of this when sampling", choices=tuple(STRATA))
-    split: float | None = flag(None, "hold out this share of the questions, in NAME-held-out.jsonl", least=0, most=1)
+    split: float | None = flag(None, "hold out this share of the questions, in NAME-held-out.jsonl",
+                               least=0, most=1)
 
 
 @dataclass(kw_only=True)
@@ -210,7 +248,8 @@ def clean(argv: list[str]) -> None:
     if flags.split is not None and rows:
         rows, held = split(rows, flags.split, flags.seed)
         # What differs from a held-out question in its numbers alone is no row to train on.
-        steps.append(drop_overlap(rows, {"the held-out rows": [problem.question for problem in held]}))
+        steps.append(
+            drop_overlap(rows, {"the held-out rows": [problem.question for problem in held]}))
         rows = steps[-1].problems
         print(steps[-1])
     _write(flags, rows, steps, tests)
@@ -230,7 +269,9 @@ def questions_of_tests(flags: AgainstFlags) -> dict[str, list[str]]:
     if flags.against == "none":
         return {}
     published = [name for name, source in SETS.items() if "test" in source.splits]
-    names = published if flags.against == "all" else [name.strip() for name in flags.against.split(",")]
+    names = published if flags.against == "all" else [
+        name.strip() for name in flags.against.split(",")
+    ]
     tests = {}
     for name in names:
         try:
@@ -242,17 +283,24 @@ def questions_of_tests(flags: AgainstFlags) -> dict[str, list[str]]:
     return tests
 
 
-def _write(flags: FilterFlags | RecipeFlags, rows: list[Problem], steps: list[Step], tests: dict) -> None:
+def _write(flags: FilterFlags | RecipeFlags, rows: list[Problem], steps: list[Step],
+           tests: dict) -> None:
     """The rows, and beside them what each step dropped."""
     if not rows:
-        raise UserError(f"{flags.source}: no row is left; the lines above say why, and nothing was written")
+        raise UserError(
+            f"{flags.source}: no row is left; the lines above say why, and nothing was written")
     target = Path(flags.target)
     write_problems(target, rows)
-    told = [{"step": step.name, "kept": len(step.problems), "dropped": step.dropped, "noted": step.noted,
-             "examples": step.examples} for step in steps]
-    write_json(target.with_suffix(".report.json"), {**dataclasses.asdict(flags), "tests": sorted(tests), "rows": len(rows),
-                                                    "steps": told})
-    print(f"written    {len(rows)} rows to {target}, the report to {target.with_suffix('.report.json')}")
+    told = [{
+        "step": step.name, "kept": len(step.problems), "dropped": step.dropped, "noted": step.noted,
+        "examples": step.examples
+    } for step in steps]
+    write_json(
+        target.with_suffix(".report.json"),
+        {**dataclasses.asdict(flags), "tests": sorted(tests), "rows": len(rows), "steps": told})
+    print(
+        f"written    {len(rows)} rows to {target}, the report to {target.with_suffix('.report.json')}"
+    )
 
 
 def cook(argv: list[str]) -> None:
@@ -274,7 +322,8 @@ def main(argv: list[str]) -> None:
         print(__doc__)
         return
     if argv[:1] == [] or argv[0] not in COMMANDS:
-        raise UsageError(f"say what to do: python augment.py {'|'.join(COMMANDS)} ...; each has its own --help")
+        raise UsageError(
+            f"say what to do: python augment.py {'|'.join(COMMANDS)} ...; each has its own --help")
     COMMANDS[argv[0]](argv[1:])
 
 

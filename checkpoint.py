@@ -27,13 +27,14 @@ from runtime import UserError, read_json, whole_folder, write_json, write_tensor
 from tokenizer import Tokenizer
 
 # All that is used of a repository on the hub. The first four are also what a saved model takes over from its source.
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+              "generation_config.json")
 HUB_FILES = [*TEXT_FILES, "config.json", "model.safetensors.index.json", "*.safetensors"]
 # No size of a Qwen2.5 comes near this, and products of three such numbers still fit into 64 bits.
 LARGEST = 2**20
 
 
-# ----------------------------------------------------------------------------------------------------- finding a model
+# ---------------------------------------------------------------------------------- finding a model
 
 
 def find_model(name: str) -> Path:
@@ -43,8 +44,10 @@ def find_model(name: str) -> Path:
     if name and Path(name).is_dir():
         return Path(name)
     parts = name.split("/")
-    if Path(name).exists() or len(parts) != 2 or not all(part and part[0] not in ".~" for part in parts):
-        raise UserError(f"{name}: no such folder; a model is tiny, a folder, or OWNER/NAME on huggingface.co")
+    if Path(name).exists() or len(parts) != 2 or not all(part and part[0] not in ".~"
+                                                         for part in parts):
+        raise UserError(
+            f"{name}: no such folder; a model is tiny, a folder, or OWNER/NAME on huggingface.co")
     return _from_hub(name)
 
 
@@ -53,39 +56,20 @@ def _from_hub(name: str) -> Path:
 
     Where the hub cannot be reached or refuses to answer, the client itself is content with a whole copy in its cache.
     """
-    from huggingface_hub import snapshot_download  # here: a model in a folder needs no network client
+    # Here: a model in a folder needs no network client.
+    from huggingface_hub import snapshot_download
+
+    from tools.download import hub_error
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as caught:  # the client's own, and those of the HTTP library below it
         page = f"https://huggingface.co/{name}"
-        raise hub_error(name, caught, "model", page, "neither a folder here nor a model", "give a folder") from caught
+        raise hub_error(name, caught, "model", page, "neither a folder here nor a model",
+                        "give a folder") from caught
 
 
-def hub_error(name: str, caught: Exception, kind: str, page: str, unknown: str, instead: str) -> UserError:
-    """What the hub's client has raised, in one line. `kind` is what was asked for, `page` where one reads about it,
-    `unknown` what `name` is where the hub does not know it, and `instead` what may be done without the hub."""
-    from huggingface_hub import errors
-
-    # "Not in the cache either" is raised from what went wrong with the hub.
-    error = caught.__cause__ or caught if isinstance(caught, errors.LocalEntryNotFoundError) else caught
-    if isinstance(error, errors.GatedRepoError):
-        why = f"this {kind} is gated; accept its terms at {page} and set HF_TOKEN"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        why = f"{unknown} on the hub; check the spelling; a private one needs HF_TOKEN"
-    elif isinstance(error, errors.RemoteEntryNotFoundError):
-        why = f"the {kind} has no such file; its files are listed at {page}/tree/main"
-    elif isinstance(error, errors.OfflineModeIsEnabled):
-        why = f"not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or {instead}"
-    elif getattr(getattr(error, "response", None), "status_code", None) == 429:
-        why = "the hub answers 429, too many requests; wait some minutes, or set HF_TOKEN for a higher limit"
-    else:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        why = f"cannot be downloaded ({first}); check name and connection, or {instead}"
-    return UserError(f"{name}: {why}")
-
-
-# ------------------------------------------------------------------------------------------------------------ settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 def read_config(folder: Path) -> Config:
@@ -96,7 +80,9 @@ def read_config(folder: Path) -> Config:
     path = Path(folder) / "config.json"
     raw = read_json(path)
     if raw.get("model_type") != "qwen2":
-        raise UserError(f"{path}: model_type is {raw.get('model_type')!r}; mathft runs 'qwen2' (Qwen2, Qwen2.5) alone")
+        raise UserError(
+            f"{path}: model_type is {raw.get('model_type')!r}; mathft runs 'qwen2' (Qwen2, Qwen2.5) alone"
+        )
     not_ours = {
         "use_sliding_window": raw.get("use_sliding_window") not in (None, False),
         "layer_types": "sliding_attention" in str(raw.get("layer_types")),
@@ -108,16 +94,22 @@ def read_config(folder: Path) -> Config:
     for name, refused in not_ours.items():
         if refused:
             raise UserError(f"{path}: {name} is {str(raw[name])[:60]}, which mathft does not do")
-    rope = raw | (raw.get("rope_parameters") or {})  # what transformers 5 writes, before the old place
+    rope = raw | (raw.get("rope_parameters") or {}
+                  )  # what transformers 5 writes, before the old place
     if rope.get("rope_theta") is None:
-        raise UserError(f"{path}: has no rope_theta, at its top or in rope_parameters; take it from the original model")
+        raise UserError(
+            f"{path}: has no rope_theta, at its top or in rope_parameters; take it from the original model"
+        )
     sizes = {field.name: raw.get(field.name) for field in fields(Config) if field.type is int}
     if sizes["head_dim"] is None:  # as in all published files
-        hidden, heads = (_number(path, sizes, name) for name in ("hidden_size", "num_attention_heads"))
+        hidden, heads = (_number(path, sizes, name)
+                         for name in ("hidden_size", "num_attention_heads"))
         sizes["head_dim"] = hidden // heads if hidden % heads == 0 else "no divisor of hidden_size"
     sizes = {name: _number(path, sizes, name) for name in sizes}
     if sizes["num_attention_heads"] % sizes["num_key_value_heads"] or sizes["head_dim"] % 2:
-        raise UserError(f"{path}: num_attention_heads must be a multiple of num_key_value_heads, the head size even")
+        raise UserError(
+            f"{path}: num_attention_heads must be a multiple of num_key_value_heads, the head size even"
+        )
     reals = {name: _number(path, rope, name, float) for name in ("rms_norm_eps", "rope_theta")}
     return Config(**sizes, **reals, tie_word_embeddings=raw.get("tie_word_embeddings", False))
 
@@ -134,11 +126,13 @@ def _number(path: Path, values: dict, name: str, kind: type = int) -> float:
     value, most = values.get(name), LARGEST if kind is int else 1e30
     if type(value) not in (int, kind) or not 0 < value <= most:
         whole = "whole " if kind is int else ""
-        raise UserError(f"{path}: {name} is {str(value)[:60]}, where a {whole}number in 0 < x <= {most} is needed")
+        raise UserError(
+            f"{path}: {name} is {str(value)[:60]}, where a {whole}number in 0 < x <= {most} is needed"
+        )
     return kind(value)
 
 
-# ------------------------------------------------------------------------------------------------------------- weights
+# ------------------------------------------------------------------------------------------ weights
 
 
 def load_model(
@@ -169,18 +163,26 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
     told = None
     if not single.exists():
         if not index.exists():
-            raise UserError(f"{single}: no such file; a checkpoint needs its weights as safetensors (not .bin or .pt)")
+            raise UserError(
+                f"{single}: no such file; a checkpoint needs its weights as safetensors (not .bin or .pt)"
+            )
         told = read_json(index).get("weight_map")
         # A name with a path in it could read files from anywhere.
         if not isinstance(told, dict) or not all(_is_plain_name(name) for name in told.values()):
-            raise UserError(f"{index}: weight_map must map tensors to safetensors files beside it; download it again")
+            raise UserError(
+                f"{index}: weight_map must map tensors to safetensors files beside it; download it again"
+            )
     found = {}
-    for file in [single] if told is None else [folder / name for name in sorted(set(told.values()))]:
+    for file in [single
+                 ] if told is None else [folder / name for name in sorted(set(told.values()))]:
         with _open(file) as weights:
             found.update(dict.fromkeys(weights.keys(), file))
     if told is not None and told != {name: file.name for name, file in found.items()}:
-        wrong = min(name for name in told.keys() | found if name not in found or told.get(name) != found[name].name)
-        raise UserError(f"{index}: places {wrong} where it is not, or not at all; download index and shards again")
+        wrong = min(name for name in told.keys() | found
+                    if name not in found or told.get(name) != found[name].name)
+        raise UserError(
+            f"{index}: places {wrong} where it is not, or not at all; download index and shards again"
+        )
     return found
 
 
@@ -195,21 +197,28 @@ def _open(file: Path):
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; download or copy it again") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a whole safetensors file ({error}); download or copy it again") from None
+        raise UserError(
+            f"{file}: not a whole safetensors file ({error}); download or copy it again") from None
 
 
-def _empty_model(folder: Path, config: Config, places: dict[str, Path], compute_dtype: torch.dtype) -> Qwen2:
+def _empty_model(folder: Path, config: Config, places: dict[str, Path],
+                 compute_dtype: torch.dtype) -> Qwen2:
     """A model without memory, once it is sure that its tensors are, by name, just those that the files hold."""
     path, head = folder / "config.json", "lm_head.weight" in places
     if config.tie_word_embeddings == head:
         holds = "hold" if head else "lack"
-        raise UserError(f"{path}: tie_word_embeddings is {str(head).lower()}, but the weights {holds} lm_head.weight")
+        raise UserError(
+            f"{path}: tie_word_embeddings is {str(head).lower()}, but the weights {holds} lm_head.weight"
+        )
     if config.num_hidden_layers > len(places):  # said before a million layers are built
-        raise UserError(f"{path}: num_hidden_layers is {config.num_hidden_layers}, but there are {len(places)} tensors")
+        raise UserError(
+            f"{path}: num_hidden_layers is {config.num_hidden_layers}, but there are {len(places)} tensors"
+        )
     with torch.device("meta"):
         model = Qwen2(config, compute_dtype)
     expected = model.state_dict().keys()
-    for verb, names in (("lack", expected - places.keys()), ("also hold", places.keys() - expected)):
+    for verb, names in (("lack", expected - places.keys()), ("also hold",
+                                                             places.keys() - expected)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             hint = "they are not whole, or belong to another config.json; download them again"
@@ -223,15 +232,19 @@ def _check_tensors(file: Path, weights, expected: dict[str, Tensor]) -> None:
         head = weights.get_slice(name)
         shape, needed = head.get_shape(), list(expected[name].shape)
         if shape != needed:
-            raise UserError(f"{file}: {name} is {shape}, but config.json makes it {needed}; download both again")
+            raise UserError(
+                f"{file}: {name} is {shape}, but config.json makes it {needed}; download both again"
+            )
         if head.get_dtype() not in ("F32", "F16", "BF16"):
-            raise UserError(f"{file}: {name} is stored as {head.get_dtype()}; quantised weights are not read")
+            raise UserError(
+                f"{file}: {name} is stored as {head.get_dtype()}; quantised weights are not read")
 
 
-# -------------------------------------------------------------------------------------------------------------- saving
+# ------------------------------------------------------------------------------------------- saving
 
 
-def save_model(model: Qwen2, folder: Path, source: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save_model(model: Qwen2, folder: Path, source: Path,
+               dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the model as a folder that mathft and transformers (4 and 5) open; text files come from `source`.
 
     Only the model's own parameters are written, in `dtype`: merge a LoRA first. Raises UserError as `whole_folder`.
@@ -251,7 +264,10 @@ def save_model(model: Qwen2, folder: Path, source: Path, dtype: torch.dtype = to
         "torch_dtype": spelled,
         "dtype": spelled,
     }
-    tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    tensors = {
+        name: tensor.to(dtype)
+        for name, tensor in model.state_dict().items() if ".lora_" not in name
+    }
     with whole_folder(folder) as temporary:
         for name in TEXT_FILES:
             if (source / name).exists():
@@ -267,7 +283,10 @@ def as_saved(model: Qwen2) -> Qwen2:
         return model
     with torch.device("meta"):
         copy = Qwen2(model.config, model.compute_dtype)
-    weights = {name: tensor.detach().to(model.compute_dtype) for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().to(model.compute_dtype)
+        for name, tensor in model.state_dict().items()
+    }
     copy.load_state_dict(weights, strict=True, assign=True)
     return copy
 
@@ -291,7 +310,8 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = (folder / "checkpoints").glob("step-*")
-    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()), key=step_of)
+    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()),
+                  key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -307,7 +327,7 @@ def drop_old_checkpoints(folder: Path, keep: int) -> None:
         old.rmdir()
 
 
-# ------------------------------------------------------------------------------------------------------ a run's result
+# ----------------------------------------------------------------------------------- a run's result
 
 
 @dataclass(frozen=True)
@@ -331,18 +351,23 @@ def load_run(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Ru
         raise UserError(f"{folder}: no run directory of mathft.py (it has no args.json)")
     args = read_json(folder / "args.json")
     method, name, system = (args.get(key) for key in ("method", "model", "system"))
-    if method not in ("sft", "lora", "prefix") or not isinstance(name, str) or not isinstance(system, str | None):
-        raise UserError(f"{folder / 'args.json'}: method, model or system is missing or of the wrong kind")
+    if method not in ("sft", "lora",
+                      "prefix") or not isinstance(name, str) or not isinstance(system, str | None):
+        raise UserError(
+            f"{folder / 'args.json'}: method, model or system is missing or of the wrong kind")
     result = folder / ("model" if method == "sft" else "adapter")
     if not result.is_dir():
-        raise UserError(f"{result}: no such folder, the run has not ended; go on: python mathft.py --resume {folder}")
+        raise UserError(
+            f"{result}: no such folder, the run has not ended; go on: python mathft.py --resume {folder}"
+        )
     base = result if method == "sft" else find_model(name)
     model, tokenizer, prefix = load_model(base, device, dtype, dtype), Tokenizer(base), None
     if method == "lora":
         load_lora(result, model)
     if method == "prefix":
         prefix = load_prefix(result, model.config).to(device)
-    return Run(model, tokenizer, prefix, tokenizer.default_system if system is None else system, args)
+    return Run(model, tokenizer, prefix, tokenizer.default_system if system is None else system,
+               args)
 
 
 if __name__ == "__main__":

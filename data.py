@@ -11,7 +11,7 @@ of T tokens without padding. Targets are positions, never ids: the prompt is mas
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,11 +22,13 @@ from torch import Tensor
 import sources
 import synthetic
 from answers import extract_answer
-from download import zip_lines
-from runtime import UserError, round_up
+from runtime import UserError, hash_of, round_up, write_text
 from tokenizer import Tokenizer
+from tools.download import zip_lines
 
-EMBEDDED_COUNTS = {"train": 4000, "test": 500}  # problems of an embedded set, where no limit is given
+HELD_OUT = 200  # at most so many problems of a file without an evaluation file are kept for measuring
+EMBEDDED_COUNTS = {"train": 4000,
+                   "test": 500}  # problems of an embedded set, where no limit is given
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Problem:
     level: str = ""
     subject: str = ""
     messages: tuple[dict, ...] = ()  # a whole chat, instead of question and solution
-    origin: dict = field(default_factory=dict)  # of made data: recipe, parent id, teacher, seed, ...
+    origin: dict = field(
+        default_factory=dict)  # of made data: recipe, parent id, teacher, seed, ...
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ class PackedBatch:
     targets: Tensor  # [N] the ids to be predicted there
 
 
-# ------------------------------------------------------------------------------------------------------------- problems
+# ----------------------------------------------------------------------------------------- problems
 
 
-def load_problems(name: str, split: str = "train", limit: int | None = None, seed: int = 0) -> list[Problem]:
+def load_problems(name: str, split: str = "train", limit: int | None = None,
+                  seed: int = 0) -> list[Problem]:
     """Problems of an embedded set (`mini-gsm`, `mini-math`), of a published one, or of a JSON or JSONL file.
 
     An embedded set is unlimited, so `limit` says how many; what is read gives at most its first `limit`. A file has no
@@ -75,33 +79,43 @@ def load_problems(name: str, split: str = "train", limit: int | None = None, see
     """
     if name in synthetic.DATASETS:
         count = EMBEDDED_COUNTS[split] if limit is None else limit
-        return [parse_record(record, name) for record in synthetic.problems(name, split, count, seed)]
+        return [
+            parse_record(record, name) for record in synthetic.problems(name, split, count, seed)
+        ]
     if not sources.is_known(name) and not Path(name).is_file():
-        raise UserError(f"{name}: no such file, and no data set of that name; known are {known_names()}")
+        raise UserError(
+            f"{name}: no such file, and no data set of that name; known are {known_names()}")
     if not sources.is_known(name):
         return read_problems(Path(name))[:limit]
     problems = []
     for path in sources.fetch(name, split):  # ids tell set, file and line, on every machine alike
         label = name if name.startswith("hub:") else f"{name}/{path.name}"
-        problems += [replace(problem, id=problem.id.replace(str(path), label, 1)) for problem in read_problems(path)]
+        problems += [
+            replace(problem, id=problem.id.replace(str(path), label, 1))
+            for problem in read_problems(path)
+        ]
     return problems[:limit]
 
 
 def known_names() -> str:
     """What `load_problems` takes, for messages."""
-    return ", ".join((*synthetic.DATASETS, *sources.SETS, "hub:owner/name/path.jsonl", "or a JSON or JSONL file"))
+    return ", ".join((*synthetic.DATASETS, *sources.SETS, "hub:owner/name/path.jsonl",
+                      "or a JSON or JSONL file"))
 
 
 def has_split(name: str, split: str) -> bool:
     """Whether a set of that name has such a split; a file has none."""
-    return name in synthetic.DATASETS or (name in sources.SETS and split in sources.SETS[name].splits)
+    return name in synthetic.DATASETS or (name in sources.SETS
+                                          and split in sources.SETS[name].splits)
 
 
 def read_problems(path: Path) -> list[Problem]:
     """All problems of a JSONL file, a JSON list or a zip of JSONL files. Raises UserError with file:line."""
     problems = [parse_record(record, where) for where, record in _records(path)]
     if not problems:
-        raise UserError(f"{path}: holds no problems; expected one JSON object a line, such as {{\"question\", \"answer\"}}")
+        raise UserError(
+            f"{path}: holds no problems; expected one JSON object a line, such as {{\"question\", \"answer\"}}"
+        )
     return problems
 
 
@@ -118,11 +132,14 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
         try:
             records = _parse(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not valid JSON ({error})") from None
-        yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, 1))
+            raise UserError(
+                f"{path}:{getattr(error, 'lineno', 1)}: not valid JSON ({error})") from None
+        yield from ((f"{path}, record {number}", record)
+                    for number, record in enumerate(records, 1))
         return
     # Not splitlines(): it also breaks at U+2028 and its like, which may stand inside a JSON string.
-    yield from _json_lines((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1))
+    yield from _json_lines(
+        (f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1))
 
 
 def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict]]:
@@ -133,13 +150,16 @@ def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict]]:
                 yield where, _parse(line)
             except (ValueError, RecursionError) as error:
                 reason = getattr(error, "msg", None) or str(error)
-                raise UserError(f"{where}: not valid JSON ({reason}); mend or remove that line") from None
+                raise UserError(
+                    f"{where}: not valid JSON ({reason}); mend or remove that line") from None
 
 
 def _parse(text: str) -> dict | list:
     """Parsed JSON. Raises ValueError or RecursionError, also for what is valid JSON but no usable text or number."""
     value = json.loads(text)  # a number of 5,000 digits is a plain ValueError
-    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair (\ud800) could be written to no file
+    json.dumps(
+        value,
+        ensure_ascii=False).encode()  # half a surrogate pair (\ud800) could be written to no file
     return value
 
 
@@ -160,23 +180,26 @@ def parse_record(record: dict, where: str) -> Problem:
         messages = _check_messages(record["messages"], where)
         question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
         solution = messages[-1]["content"]
-        return Problem(question=question, solution=solution, answer=extract_answer(solution) or "", messages=messages, **extras)
+        return Problem(question=question, solution=solution, answer=extract_answer(solution) or "",
+                       messages=messages, **extras)
     if "question" in record and "solution" in record:  # MATH's form by another name; its `answer` is no solution
         record = {"problem": record["question"], **record}
     if "problem" in record and ("solution" in record or "answer" in record):
         solution = _text(record, "solution", where) if "solution" in record else ""
-        answer = _text(record, "answer", where) if "answer" in record else extract_answer(solution) or ""
-        return Problem(question=_text(record, "problem", where), solution=solution, answer=answer, **extras)
+        answer = _text(record, "answer",
+                       where) if "answer" in record else extract_answer(solution) or ""
+        return Problem(question=_text(record, "problem", where), solution=solution, answer=answer,
+                       **extras)
     for question_key, solution_key in (("question", "answer"), ("query", "response")):
         if question_key in record and solution_key in record:
             solution = _text(record, solution_key, where)
             answer = extract_answer(solution) or ""
-            return Problem(question=_text(record, question_key, where), solution=solution, answer=answer, **extras)
+            return Problem(question=_text(record, question_key, where), solution=solution,
+                           answer=answer, **extras)
     found = ", ".join(map(str, list(record)[:6])) or "none"
     raise UserError(
         f"{where}: no known keys (found: {found}); expected question and answer, problem and solution or answer, "
-        "query and response, or messages"
-    )
+        "query and response, or messages")
 
 
 def _first(record: dict, *keys: str):
@@ -196,23 +219,88 @@ def _check_messages(messages, where: str) -> tuple[dict, ...]:
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: messages must be a list of turns")
     for turn in messages:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+        if not isinstance(turn, dict) or not all(
+                isinstance(turn.get(key), str) for key in ("role", "content")):
             raise UserError(f"{where}: each turn of messages needs a role and a content, both text")
         if turn["role"] not in ("system", "user", "assistant"):
-            raise UserError(f"{where}: unknown role {turn['role']!r} in messages; expected system, user or assistant")
+            raise UserError(
+                f"{where}: unknown role {turn['role']!r} in messages; expected system, user or assistant"
+            )
     if messages[-1]["role"] != "assistant":
-        raise UserError(f"{where}: messages must end with a turn of the assistant, which is what is learnt")
+        raise UserError(
+            f"{where}: messages must end with a turn of the assistant, which is what is learnt")
     return tuple(messages)
 
 
-# ------------------------------------------------------------------------------------------------------------- examples
+def to_record(problem: Problem) -> dict:
+    """The record that `parse_record` reads back as this problem: MATH's keys, or `messages`; empty fields left out."""
+    text = {"messages": list(problem.messages)} if problem.messages else {
+        "problem": problem.question, "solution": problem.solution, "answer": problem.answer}
+    extras = {"level": problem.level, "subject": problem.subject, "origin": problem.origin}
+    return {"id": problem.id, **text, **{key: value for key, value in extras.items() if value}}
+
+
+def write_problems(path: Path, problems: list[Problem]) -> None:
+    """Write a JSONL file of problems, whole or not at all."""
+    write_text(
+        path, "".join(
+            json.dumps(to_record(problem), ensure_ascii=False) + "\n" for problem in problems))
+
+
+# ----------------------------------------------------------------------------- overlap and hold-out
+
+
+def overlap_with(tests: dict[str, list[str]]) -> Callable[[Problem], dict[str, str]]:
+    """A function that says which of the test sets (name -> questions) a problem repeats, and how: name -> kind.
+
+    The kinds are those of `Overlap.kind`. Of a chat, each turn of the user is compared.
+    """
+    from recipes.dedup import Overlap  # here: the embedded sets do without
+
+    overlaps = {name: Overlap(questions) for name, questions in tests.items()}
+
+    def kinds_of(problem: Problem) -> dict[str, str]:
+        turns = [turn["content"] for turn in problem.messages if turn["role"] == "user"]
+        asked = turns or [problem.question]
+        found = {
+            name: next(filter(None, map(overlap.kind, asked)), None)
+            for name, overlap in overlaps.items()
+        }
+        return {name: kind for name, kind in found.items() if kind}
+
+    return kinds_of
+
+
+def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
+    """Split into (train, test): about a tenth, at most `most`, chosen by a hash of the question alone.
+
+    The same question always falls on the same side, also when it stands in the file twice. Raises UserError where there
+    is but one.
+    """
+    ranks = {p.question: hash_of(p.question)
+             for p in problems if p.answer}  # one without an answer cannot be graded
+    if len(ranks) < 2:
+        raise UserError(
+            "one problem alone cannot be held out and trained on; give more, or an --eval-dataset")
+    chosen = sorted(ranks, key=ranks.get)[: min(most, max(1, len(ranks) // 10))]
+    test = set(chosen)
+    seen: set[str] = set()
+    held = [
+        p for p in problems
+        if p.question in test and p.answer and not (p.question in seen or seen.add(p.question))
+    ]
+    return [p for p in problems if p.question not in test], held
+
+
+# ----------------------------------------------------------------------------------------- examples
 
 
 def chat_example(tokenizer: Tokenizer, problem: Problem, system: str | None) -> Example:
     """ChatML ids of a problem with its solution; the solution and its end token are the targets."""
     turns = list(problem.messages)
     if not turns:
-        turns = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": problem.solution}]
+        turns = [{"role": "user", "content": problem.question},
+                 {"role": "assistant", "content": problem.solution}]
     ids, is_target = tokenizer.chat(turns, system)
     return Example(ids, is_target, problem.id)
 
@@ -224,7 +312,10 @@ def chat_examples(
 
     Too long examples are dropped, not cut: a solution without its end teaches the model not to stop.
     """
-    examples = [chat_example(tokenizer, problem, system) for problem in problems if problem.solution or problem.messages]
+    examples = [
+        chat_example(tokenizer, problem, system) for problem in problems
+        if problem.solution or problem.messages
+    ]
     short = [example for example in examples if len(example.ids) <= max_length]
     return short, len(examples) - len(short)
 
@@ -241,7 +332,7 @@ def show(tokenizer: Tokenizer, example: Example) -> str:
     return f"{''.join(parts)}\n({len(example.ids)} tokens, {sum(example.is_target)} of them targets)"
 
 
-# -------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 
 
 def batch_indices(step: int, batch_size: int, count: int, seed: int) -> list[int]:
@@ -276,7 +367,8 @@ def shared_beginning(documents: list[list[int]]) -> int:
     if len(documents) == 1:
         return 0
     shortest = min(map(len, documents))
-    return max(0, min(len(os.path.commonprefix(documents)), shortest - 1))  # which takes any lists, not paths alone
+    return max(0, min(len(os.path.commonprefix(documents)),
+                      shortest - 1))  # which takes any lists, not paths alone
 
 
 def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedBatch:
@@ -285,8 +377,11 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
     Their common beginning is computed once for all: nothing may be predicted from it, so it ends before the first target.
     Tokens behind the last document, which nobody looks back at, and predictors without a target round both numbers up.
     """
-    wanted = [[t for t in range(1, len(example.ids)) if example.is_target[t]] for example in examples]
-    shared = shared_beginning([example.ids[: times[0] if times else -1] for example, times in zip(examples, wanted)])
+    wanted = [
+        [t for t in range(1, len(example.ids)) if example.is_target[t]] for example in examples
+    ]
+    shared = shared_beginning(
+        [example.ids[:times[0] if times else -1] for example, times in zip(examples, wanted)])
     ids, lengths, predictors, targets = examples[0].ids[:shared], [], [], []
     for example, times in zip(examples, wanted):
         start = len(ids) - shared  # of the whole document, were its beginning to stand here
@@ -298,13 +393,18 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
     ids += [0] * filler
     lengths[-1] += filler
     predictors += [len(ids) - 1] * (round_up(len(predictors)) - len(predictors))
-    ids, predictors, targets = (torch.tensor(n, dtype=torch.long, device=device) for n in (ids, predictors, targets))
+    ids, predictors, targets = (torch.tensor(n, dtype=torch.long, device=device)
+                                for n in (ids, predictors, targets))
     return PackedBatch(ids, shared, lengths, predictors, targets)
 
 
 if __name__ == "__main__":
     try:
         tokenizer = Tokenizer(Path(__file__).parent / "tiny")
-        print(show(tokenizer, chat_example(tokenizer, load_problems(*sys.argv[1:2] or ["mini-gsm"], limit=1)[0], None)))
+        print(
+            show(
+                tokenizer,
+                chat_example(tokenizer,
+                             load_problems(*sys.argv[1:2] or ["mini-gsm"], limit=1)[0], None)))
     except (UserError, KeyboardInterrupt) as error:
         sys.exit(f"error: {str(error) or 'interrupted'}")

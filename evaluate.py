@@ -27,30 +27,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub.utils import tqdm
 from torch import Tensor
+from tqdm import tqdm
 
-import synthetic
-from client import ApiFlags, ApiTeacher, open_api
 from data import Problem, has_split, known_names, load_problems
 from flags import flag, given_flags, run_command
-from generate import MAX_NEW_TOKENS, Completion, SamplingFlags, generate, load_asked
+from generate import MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked
 from model import Qwen2
-from runtime import (UsageError, UserError, clock, describe_machine, new_directory, read_json, write_json,
-                     write_text)
-from score import (Report, by_problem, compare, grade_again, place, read_finished, read_records, record_of,
-                   report_lines, score, summarise, versus_lines)
-from teacher import completions
+from recipes.client import ApiTeacher, open_api
+from recipes.teacher import completions
+from runtime import (UsageError, UserError, clock, describe_machine, new_directory, read_json,
+                     write_json, write_text)
+from score import (Report, by_problem, compare, grade_again, place, read_finished, read_records,
+                   record_of, report_lines, score, summarise, versus_lines)
 from tokenizer import Tokenizer
 
-# ---------------------------------------------------------------------------------------------------------- evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 def evaluate(
     model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder: Path, *, dataset: str = "",
-    system: str | None = None, shots: Sequence[Problem] = (), prefix: Tensor | None = None, samples: int = 1,
-    temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = MAX_NEW_TOKENS, seed: int = 0,
-    rows: int | None = None, about: dict | None = None,
+    system: str | None = None, shots: Sequence[Problem] = (), prefix: Tensor | None = None,
+    samples: int = 1, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
+    max_new_tokens: int = MAX_NEW_TOKENS, seed: int = 0, rows: int | None = None,
+    about: dict | None = None,
 ) -> Report:
     """Generate `samples` completions of each problem, grade them, and write all of it to `folder`.
 
@@ -62,21 +62,27 @@ def evaluate(
     are no problems, one has no gold answer, or `folder` holds an evaluation with other settings.
     """
     folder = Path(folder)
-    sampling = {"samples": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed,
-                "max_new_tokens": max_new_tokens}
+    sampling = {
+        "samples": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+        "seed": seed, "max_new_tokens": max_new_tokens
+    }
     system = tokenizer.default_system if system is None else system
-    settings = {"dataset": dataset, **(about or {}), "system": system, "shots": _told(shots), **sampling,
-                **check_problems(problems)}
+    settings = {
+        "dataset": dataset, **(about or {}), "system": system, "shots": _told(shots), **sampling,
+        **check_problems(problems)
+    }
     records = _records_so_far(folder, settings)
     if (folder / "result.json").exists() and len(records) == samples * len(problems):
         return Report(read_json(folder / "result.json"), records)
     prompts = [tokenizer.prompt(problem.question, system, _turns(shots)) for problem in problems]
     front = 0 if prefix is None else prefix.shape[2]
-    room = max(0, model.config.max_position_embeddings - front - max(map(len, prompts)))  # behind the longest prompt
+    room = max(0, model.config.max_position_embeddings - front -
+               max(map(len, prompts)))  # behind the longest prompt
     if shots and not room:
         positions = model.config.max_position_embeddings
-        raise UserError(f"{len(shots)} worked examples fill the model's {positions} positions and leave no room for an "
-                        "answer; give fewer --shots")
+        raise UserError(
+            f"{len(shots)} worked examples fill the model's {positions} positions and leave no room for an "
+            "answer; give fewer --shots")
     _write_records(folder, records)  # without the half line that an interruption may have left
     write_json(folder / "args.json", settings)
 
@@ -84,19 +90,22 @@ def evaluate(
     device = next(model.parameters()).device
     done = len(records)
     start = clock(device)
-    completions = generate(model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size, rows=rows,
-                           prefix=prefix, skip=set(map(place, records)), **sampling)
+    completions = generate(model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size,
+                           rows=rows, prefix=prefix, skip=set(map(place, records)), **sampling)
     total, hidden = len(problems) * samples, not sys.stderr.isatty()
     bar = tqdm(total=total, initial=done, desc="evaluate", leave=False, disable=hidden)
     with bar, open(folder / "generations.jsonl", "a", encoding="utf-8") as file:
         for completion in completions:
-            record = grade(problems[completion.problem], completion, tokenizer.decode(completion.ids))
-            records.append({"dataset": dataset, **record, "prompt_sha256": hashes[completion.problem]})
+            record = grade(problems[completion.problem], completion, tokenizer.decode(
+                completion.ids))
+            records.append(
+                {"dataset": dataset, **record, "prompt_sha256": hashes[completion.problem]})
             file.write(_line(records[-1]))
             file.flush()
             bar.update()
     seconds = clock(device) - start
-    tokens = sum(record["tokens"] for record in records[done:])  # of this sitting, as the seconds are
+    tokens = sum(
+        record["tokens"] for record in records[done:])  # of this sitting, as the seconds are
     return _finish(folder, sorted(records, key=place), {
         "eval_seconds": seconds,
         "tokens_per_second": tokens / seconds,
@@ -111,8 +120,10 @@ def evaluate_api(teacher: ApiTeacher, problems: list[Problem], folder: Path, *, 
                  shots: Sequence[Problem] = (), samples: int = 1) -> Report:
     """As `evaluate`, of a model behind a server. What it never answered is left out and told as `lost`; the next call
     asks for that alone. Raises UserError also where all is lost."""
-    settings = {"dataset": dataset, "api_model": teacher.name, "system": teacher.system, "shots": _told(shots),
-                "samples": samples, **teacher.settings, **check_problems(problems)}
+    settings = {
+        "dataset": dataset, "api_model": teacher.name, "system": teacher.system,
+        "shots": _told(shots), "samples": samples, **teacher.settings, **check_problems(problems)
+    }
     records = _records_so_far(folder, settings)
     if not (folder / "result.json").exists() or len(records) < samples * len(problems):
         _write_records(folder, records)
@@ -130,16 +141,20 @@ def _told(shots: Sequence[Problem]) -> list[dict]:
 def _turns(shots: Sequence[Problem]) -> list[dict]:
     """Worked examples as turns of a chat: each question by the user, each solution by the assistant."""
     pairs = [(shot.question, shot.solution) for shot in shots]
-    return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair)]
+    return [{"role": role, "content": text} for pair in pairs
+            for role, text in zip(("user", "assistant"), pair)]
 
 
 def check_problems(problems: list[Problem]) -> dict:
     """What tells this list of problems from another. Raises UserError where there is nothing to grade, or grade by."""
     if not problems:
-        raise UserError("there are no problems to evaluate; give another --dataset or a higher --limit")
+        raise UserError(
+            "there are no problems to evaluate; give another --dataset or a higher --limit")
     for problem in problems:
         if not problem.answer:
-            raise UserError(f"{problem.id}: this problem has no gold answer to grade by; add one or remove the problem")
+            raise UserError(
+                f"{problem.id}: this problem has no gold answer to grade by; add one or remove the problem"
+            )
     text = json.dumps([(problem.question, problem.answer) for problem in problems])
     return {"n": len(problems), "problems_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -149,14 +164,21 @@ def _records_so_far(folder: Path, settings: dict) -> list[dict]:
     path = folder / "generations.jsonl"
     if not (folder / "args.json").exists():
         if path.exists() and path.stat().st_size:
-            raise UserError(f"{path}: stands there without its args.json, and is left alone; give another folder")
+            raise UserError(
+                f"{path}: stands there without its args.json, and is left alone; give another folder"
+            )
         return []
     earlier = read_json(folder / "args.json")
     # The data set's name is but a path; the problems themselves are told by their hash.
-    other = [key for key in settings | earlier if key != "dataset" and earlier.get(key) != settings.get(key)]
+    other = [
+        key for key in settings | earlier
+        if key != "dataset" and earlier.get(key) != settings.get(key)
+    ]
     if other:
-        differences = "; ".join(f"{key} {_brief(earlier.get(key))}, not {_brief(settings.get(key))}" for key in other)
-        raise UserError(f"{folder / 'args.json'}: was begun with {differences}; give another folder")
+        differences = "; ".join(
+            f"{key} {_brief(earlier.get(key))}, not {_brief(settings.get(key))}" for key in other)
+        raise UserError(
+            f"{folder / 'args.json'}: was begun with {differences}; give another folder")
     return read_records(path) if path.exists() else []
 
 
@@ -176,9 +198,11 @@ def _line(record: dict) -> str:
 def grade(problem: Problem, completion: Completion, text: str) -> dict:
     """The record of one completion. Raises UserError where the log-probability is no finite number."""
     if not math.isfinite(completion.mean_log_prob):
-        raise UserError(f"{problem.id}: the model gives no finite probabilities; are its weights NaN or infinite?")
-    return record_of(problem, completion.problem, completion.sample, text, len(completion.ids), completion.finish,
-                     completion.mean_log_prob)
+        raise UserError(
+            f"{problem.id}: the model gives no finite probabilities; are its weights NaN or infinite?"
+        )
+    return record_of(problem, completion.problem, completion.sample, text, len(completion.ids),
+                     completion.finish, completion.mean_log_prob)
 
 
 def _finish(folder: Path, records: list[dict], measured: dict) -> Report:
@@ -210,12 +234,14 @@ def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
     change = compare(greedy.records, report.records)
     del change["changed"]
     lost = {"lost": greedy.result["lost"]} if greedy.result.get("lost") else {}
-    result = report.result | {"greedy": score(by_problem(greedy.records)) | {"majority": change} | lost}
+    result = report.result | {
+        "greedy": score(by_problem(greedy.records)) | {"majority": change} | lost
+    }
     write_json(folder / "result.json", result)
     return Report(result, report.records)
 
 
-# ------------------------------------------------------------------------------------------------------------- command
+# ------------------------------------------------------------------------------------------ command
 
 
 @dataclass(kw_only=True)
@@ -223,15 +249,21 @@ class Flags(ApiFlags, SamplingFlags):
     """The flags of `python evaluate.py`."""
 
     dataset: str = flag("mini-gsm", f"problems, of sets their test split: one of {known_names()}")
-    limit: int | None = flag(None, "number of problems (default: 500 of an embedded set, all of a file)", least=1)
-    shots: int = flag(0, "worked training examples, drawn by --seed, before each question as turns of "
-                      "the chat; for base models", least=0)
-    shots_dataset: str | None = flag(None, "where --shots come from (default: the set's own training split)")
-    versus: str | None = flag(None, "another evaluation's folder, to compare with problem by problem")
-    regrade: str | None = flag(None, "a finished evaluation's folder or generations.jsonl, to grade and count again "
-                               "without a model, into a new folder beside it")
-    output_dir: str | None = flag(None, "folder of the results; an unfinished evaluation there goes on "
-                                  "(default: evals/DATASET-N in the run, else runs/eval-DATASET-N)")
+    limit: int | None = flag(
+        None, "number of problems (default: 500 of an embedded set, all of a file)", least=1)
+    shots: int = flag(
+        0, "worked training examples, drawn by --seed, before each question as turns of "
+        "the chat; for base models", least=0)
+    shots_dataset: str | None = flag(
+        None, "where --shots come from (default: the set's own training split)")
+    versus: str | None = flag(None,
+                              "another evaluation's folder, to compare with problem by problem")
+    regrade: str | None = flag(
+        None, "a finished evaluation's folder or generations.jsonl, to grade and count again "
+        "without a model, into a new folder beside it")
+    output_dir: str | None = flag(
+        None, "folder of the results; an unfinished evaluation there goes on "
+        "(default: evals/DATASET-N in the run, else runs/eval-DATASET-N)")
 
 
 def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
@@ -239,16 +271,20 @@ def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
     name = flags.shots_dataset or (flags.dataset if has_split(flags.dataset, "train") else None)
     if not flags.shots:
         if flags.shots_dataset:
-            raise UsageError("--shots-dataset without --shots: say how many of its problems to show")
+            raise UsageError(
+                "--shots-dataset without --shots: say how many of its problems to show")
         return []
     if name is None:
-        raise UsageError(f"--shots {flags.shots}: {flags.dataset} has no training split; name a file of worked "
-                         "training problems with --shots-dataset")
+        raise UsageError(
+            f"--shots {flags.shots}: {flags.dataset} has no training split; name a file of worked "
+            "training problems with --shots-dataset")
     asked = {problem.question for problem in problems}
     pool = {problem.question: problem for problem in load_problems(name, "train")
             if problem.solution and problem.question not in asked}
     if len(pool) < flags.shots:
-        raise UserError(f"{name}: has {len(pool)} worked problems that are not evaluated, --shots {flags.shots} needs more")
+        raise UserError(
+            f"{name}: has {len(pool)} worked problems that are not evaluated, --shots {flags.shots} needs more"
+        )
     chosen = np.random.default_rng(flags.seed).choice(len(pool), flags.shots, replace=False)
     return [list(pool.values())[index] for index in chosen]
 
@@ -271,29 +307,38 @@ def measure(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
     decoding = f"temperature {flags.temperature:g}" if flags.temperature else "greedy"
     if run:
         machine = describe_machine(run.model.head_weight.device, run.model.compute_dtype)
-        print(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads")
+        print(
+            f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads"
+        )
     print(f"model      {name}" + (f" at {teacher.base}" if teacher else ""))
-    print(f"data       {flags.dataset}, {len(problems)} problems, {flags.samples} completion(s) each, {decoding}"
-          + ", and one greedy" * (flags.samples > 1))
+    print(
+        f"data       {flags.dataset}, {len(problems)} problems, {flags.samples} completion(s) each, {decoding}"
+        + ", and one greedy" * (flags.samples > 1))
     if shots:
-        print(f"shots      {len(shots)} worked examples of {flags.shots_dataset or flags.dataset} before each question")
+        print(
+            f"shots      {len(shots)} worked examples of {flags.shots_dataset or flags.dataset} before each question"
+        )
     sys.stdout.flush()
 
     common = dict(dataset=flags.dataset, shots=shots)
     if run:
-        common |= dict(system=run.system, prefix=run.prefix, seed=flags.seed, max_new_tokens=flags.max_new_tokens,
+        common |= dict(system=run.system, prefix=run.prefix, seed=flags.seed,
+                       max_new_tokens=flags.max_new_tokens,
                        about={"model": name, "dtype": machine["dtype"]})
-    sampling = dict(samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p, top_k=flags.top_k)
+    sampling = dict(samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p,
+                    top_k=flags.top_k)
     try:
-        report = (evaluate_api(teacher, problems, folder, samples=flags.samples, **common) if teacher else
-                  evaluate(run.model, run.tokenizer, problems, folder, **common, **sampling))
+        report = (evaluate_api(
+            teacher, problems, folder, samples=flags.samples, **common) if teacher else evaluate(
+                run.model, run.tokenizer, problems, folder, **common, **sampling))
         if flags.samples > 1:
             again = folder / "greedy"
-            greedy = (evaluate_api(replace(teacher, temperature=0.0), problems, again, **common) if teacher else
-                      evaluate(run.model, run.tokenizer, problems, again, **common))
+            greedy = (evaluate_api(replace(teacher, temperature=0.0), problems, again, **common)
+                      if teacher else evaluate(run.model, run.tokenizer, problems, again, **common))
             report = beside_greedy(report, greedy, folder)
     except (KeyboardInterrupt, UserError) as error:
-        with contextlib.suppress(OSError):  # what was begun stays; what could not begin leaves no folder
+        with contextlib.suppress(
+                OSError):  # what was begun stays; what could not begin leaves no folder
             folder.rmdir()
         if teacher or isinstance(error, KeyboardInterrupt):
             words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
@@ -311,7 +356,9 @@ def measure_again(flags: Flags) -> tuple[Report, Path]:
     report = regrade(source, folder)
     if (home / "greedy" / "result.json").exists():
         report = beside_greedy(report, regrade(home / "greedy", folder / "greedy"), folder)
-    print(f"graded     {source} again: {len(report.records)} completions of {report.result['n']} problems")
+    print(
+        f"graded     {source} again: {len(report.records)} completions of {report.result['n']} problems"
+    )
     return report, folder
 
 
@@ -322,8 +369,10 @@ def main(argv: list[str]) -> None:
     idle = words.keys() - {"regrade", "versus", "output_dir", "debug"}
     if flags.regrade and idle:
         spelled = ", ".join("--" + name.replace("_", "-") for name in sorted(idle))
-        raise UsageError(f"--regrade generates nothing: {spelled} would have no effect; leave it out")
-    other = read_finished(Path(flags.versus)) if flags.versus else None  # before hours of generating
+        raise UsageError(
+            f"--regrade generates nothing: {spelled} would have no effect; leave it out")
+    other = read_finished(Path(
+        flags.versus)) if flags.versus else None  # before hours of generating
     report, folder = measure_again(flags) if flags.regrade else measure(flags, argv)
     print(*report_lines(report.result), sep="\n")
     if other:

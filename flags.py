@@ -28,11 +28,12 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised like Ctrl-C, so that whoever saves on the one saves on the other."""
 
 
-def flag(default, help: str, *, alias: str | None = None, choices: Sequence | None = None, least: float | None = None,
-         most: float | None = None, positional: bool = False):
+def flag(default, help: str, *, alias: str | None = None, choices: Sequence | None = None,
+         least: float | None = None, most: float | None = None, positional: bool = False):
     """A dataclass field that is a flag. `least` and `most` are inclusive bounds of a number; a positional argument with
     a default may be left out, and `default=dataclasses.MISSING` makes a flag required."""
-    names = dict(help=help, alias=alias, choices=choices, least=least, most=most, positional=positional)
+    names = dict(help=help, alias=alias, choices=choices, least=least, most=most,
+                 positional=positional)
     return dataclasses.field(default=default, metadata=names)
 
 
@@ -48,7 +49,8 @@ def _number(kind: type, least: float | None, most: float | None) -> Callable[[st
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number") from None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a {'whole ' * (kind is int)}number") from None
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
         if least is not None and value < least:
@@ -72,7 +74,8 @@ def given_flags(cls: type, argv: list[str], description: str | None = None) -> d
     flag or a value that does not fit; `--help` prints and exits.
     """
     # Abbreviations are refused, or a flag added later would change what an old command means.
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=description, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         about, kind = field.metadata, hints[field.name]
@@ -118,7 +121,8 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         sys.stdout.flush()  # here, where a closed pipe is still caught
         return 0
     except BrokenPipeError:  # `... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY),
+                sys.stdout.fileno())  # or the flush at exit would fail again
         return 1
     except (KeyboardInterrupt, UserError, MemoryError, OSError, RuntimeError) as error:
         code, line = _explain(error)
@@ -156,9 +160,11 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return (143, "terminated") if isinstance(error, Terminated) else (130, "interrupted")
     if isinstance(error, UserError):
-        return (2 if isinstance(error, UsageError) else 1), "error: " + " ".join(str(error).split("\n"))
+        return (2 if isinstance(error, UsageError) else
+                1), "error: " + " ".join(str(error).split("\n"))
     # torch's CPU allocator has no exception class of its own.
-    out = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    out = isinstance(error,
+                     MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     if out:
         return 1, "error: out of memory; use smaller batches, shorter texts, a smaller model or --dtype bf16"
     if isinstance(error, OSError):

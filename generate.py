@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attention import PackedAttention
 from checkpoint import Run, find_model, load_model, load_run
 from data import Example, pack, shared_beginning
 from flags import flag, parse_flags, run_command
-from attention import PackedAttention
 from model import Config, Qwen2
 from runtime import UsageError, keep_freed_memory, pick_device, pick_dtype, round_up, rows_in_cache
 from tokenizer import Tokenizer
@@ -64,7 +64,8 @@ class _Row:
     position: int
     limit: int  # most new tokens
     random: np.random.Generator
-    past: list[Tensor] | None = None  # keys and values of the prompt, [2, K, P + n, h] per layer, until it has a place
+    past: list[
+        Tensor] | None = None  # keys and values of the prompt, [2, K, P + n, h] per layer, until it has a place
     ids: list[int] = field(default_factory=list)  # new tokens, the stop token included
     log_prob: float = 0.0  # sum over `ids`
     stopped: bool = False
@@ -81,7 +82,8 @@ class _Row:
 
     def completion(self) -> Completion:
         ids, finish = (self.ids[:-1], "stop") if self.stopped else (self.ids, "length")
-        return Completion(self.problem, self.sample, ids, finish, self.log_prob / max(1, len(self.ids)))
+        return Completion(self.problem, self.sample, ids, finish,
+                          self.log_prob / max(1, len(self.ids)))
 
 
 class KVCache:
@@ -91,9 +93,11 @@ class KVCache:
     longest of them, up to `max_slots`.
     """
 
-    def __init__(self, config: Config, rows: int, max_slots: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, config: Config, rows: int, max_slots: int, dtype: torch.dtype,
+                 device: torch.device):
         self.max_slots = max_slots
-        empty = torch.zeros(2, rows, config.num_key_value_heads, 0, config.head_dim, dtype=dtype, device=device)
+        empty = torch.zeros(2, rows, config.num_key_value_heads, 0, config.head_dim, dtype=dtype,
+                            device=device)
         self.layers = [empty] * config.num_hidden_layers
 
     def fit(self, slots: int) -> None:
@@ -102,8 +106,10 @@ class KVCache:
         if have - 2 * SLOTS < slots <= have:
             return
         more = min(math.ceil(slots / SLOTS) * SLOTS, self.max_slots) - have
-        for index, layer in enumerate(self.layers):  # with zeros: a hidden NaN would still poison the sum
-            self.layers[index] = F.pad(layer, (0, 0, 0, more))  # [2, rows, K, S, h], longer or shorter in S
+        for index, layer in enumerate(
+                self.layers):  # with zeros: a hidden NaN would still poison the sum
+            self.layers[index] = F.pad(
+                layer, (0, 0, 0, more))  # [2, rows, K, S, h], longer or shorter in S
 
     def put(self, row: int, past: list[Tensor]) -> None:
         """Write the first tokens of a row: `past` holds [2, K, P + n, h] per layer."""
@@ -131,7 +137,8 @@ class KVCache:
         self.positions = torch.tensor(positions, device=device)  # [B]
         self.rows = torch.arange(len(positions), device=device)  # [B]
         hidden = torch.arange(slots, device=device) > self.positions[:, None]  # [B, S]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(
+            hidden, -torch.inf)
         self.mask = mask[:, None, None]  # [B, 1, 1, S], added to the scores of every layer
         return self.positions
 
@@ -139,11 +146,14 @@ class KVCache:
         cache = self.layers[layer]
         cache[0][self.rows, :, self.positions] = keys  # [B, K, h]
         cache[1][self.rows, :, self.positions] = values
-        k, v = cache[:, : len(keys)]  # [B, K, S, h] each, without gaps: products would copy them first
+        k, v = cache[:, :len(
+            keys)]  # [B, K, S, h] each, without gaps: products would copy them first
         # The query heads of one key/value head stand in one product, and its larger factor on the left: no key is copied
         # or read twice. On a CPU, torch's fused attention takes more than twice as long.
-        q = queries.unflatten(1, (keys.shape[1], -1)) * queries.shape[-1] ** -0.5  # [B, H, h] -> [B, K, H/K, h]
-        scores = (k @ q.transpose(2, 3)).transpose(2, 3).contiguous().add_(self.mask)  # [B, K, S, H/K] -> [B, K, H/K, S]
+        q = queries.unflatten(
+            1, (keys.shape[1], -1)) * queries.shape[-1]**-0.5  # [B, H, h] -> [B, K, H/K, h]
+        scores = (k @ q.transpose(2, 3)).transpose(2, 3).contiguous().add_(
+            self.mask)  # [B, K, S, H/K] -> [B, K, H/K, S]
         return (scores.softmax(-1) @ v).flatten(1, 2)  # [B, K, H/K, h] -> [B, H, h]
 
 
@@ -159,32 +169,36 @@ def _prefill(model: Qwen2, prompts: list[list[int]], prefix: Tensor | None) -> l
         states = torch.stack((keys, values)).transpose(1, 2)  # [2, T, K, h] -> [2, K, T, h]
         front, *own = states.split([shared, *rest], dim=2)
         if prefix is not None:
-            front = torch.cat((prefix[layer].to(states).transpose(1, 2), front), dim=2)  # [2, K, P + shared, h]
+            front = torch.cat((prefix[layer].to(states).transpose(1, 2), front),
+                              dim=2)  # [2, K, P + shared, h]
         for past, part in zip(pasts, own):
             past.append(torch.cat((front, part), dim=2))  # [2, K, P + n, h]
         return packed(layer, queries, keys, values)
 
     ids = prompts[0][:shared] + [token for prompt in prompts for token in prompt[shared:]]
-    model(torch.tensor(ids, device=device), packed.positions, attend, wanted=slice(0))  # keys and values are enough
+    model(torch.tensor(ids, device=device), packed.positions, attend,
+          wanted=slice(0))  # keys and values are enough
     return pasts
 
 
-def _queue(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: Tensor | None, tokens: int,
-           most: int) -> Iterator[_Row]:
+def _queue(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: Tensor | None,
+           tokens: int, most: int) -> Iterator[_Row]:
     """Yield the rows with their `past`, which the samples of a prompt share.
 
     Prompts are read `most` at a time, and no more (though one at least) than fit into a rectangle of `tokens`.
     """
     while todo:
         problems = list(dict.fromkeys(row.problem for row in islice(todo, most)))
-        problems = problems[: max(1, tokens // len(prompts[problems[0]]))]  # the first is the longest
+        problems = problems[:max(1, tokens //
+                                 len(prompts[problems[0]]))]  # the first is the longest
         pasts = dict(zip(problems, _prefill(model, [prompts[i] for i in problems], prefix)))
         while todo and todo[0].problem in pasts:
             todo[0].past = pasts[todo[0].problem]
             yield todo.popleft()
 
 
-def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0,
+           top_k: int = 0) -> Tensor:
     """Token ids [B] drawn from logits [B, V], with one uniform number of [0, 1) for each (`uniforms` [B], fp64).
 
     top_k keeps the k most probable tokens (0: all); top_p the smallest set of the most probable whose share of what
@@ -211,23 +225,27 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 
 def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
     """The index [B] where the running sum of probs [B, n], of any total, first exceeds the share `uniforms` [B]."""
     sums = probs.double().cumsum(-1)  # in fp32, V small terms would blur the borders
-    return torch.searchsorted(sums, uniforms[:, None] * sums[:, -1:], right=True)[:, 0].clamp(max=probs.shape[1] - 1)
+    return torch.searchsorted(sums, uniforms[:, None] * sums[:, -1:],
+                              right=True)[:, 0].clamp(max=probs.shape[1] - 1)
 
 
-def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, temperature: float, top_p: float,
-          top_k: int) -> tuple[list[int], list[float]]:
+def _step(model: Qwen2, cache: KVCache, live: list[_Row], vocab_size: int, temperature: float,
+          top_p: float, top_k: int) -> tuple[list[int], list[float]]:
     """The next token of each row, and the log-probability that the untouched model gives it."""
     most = cache.layers[0].shape[1]  # rows
-    free = [0] * (min(round_up(len(live), 8), most) - len(live))  # unused rows of the cache fill up the shape
+    free = [0] * (min(round_up(len(live), 8), most) - len(live)
+                  )  # unused rows of the cache fill up the shape
     positions = cache.begin_step([row.position for row in live] + free)
     ids = torch.tensor([row.token for row in live] + free, device=positions.device)
     logits = model.logits(model(ids, positions, cache))[: len(live)]  # [B, V]
-    real = logits[:, :vocab_size]  # the tokenizer's ids; the rest are padding rows of the vocabulary
+    real = logits[:, :
+                  vocab_size]  # the tokenizer's ids; the rest are padding rows of the vocabulary
     if temperature == 0:
         # In fp32 a few rows at a time: of bf16 numbers, torch finds the largest three times as slowly on a CPU.
         tokens = torch.cat([part.float().argmax(-1) for part in real.split(rows_in_cache(logits))])
     else:
-        uniforms = torch.tensor([row.random.random() for row in live], dtype=torch.float64, device=logits.device)
+        uniforms = torch.tensor([row.random.random() for row in live], dtype=torch.float64,
+                                device=logits.device)
         tokens = choose(real.float(), uniforms, temperature, top_p, top_k)
     return tokens.tolist(), _log_probs_of(tokens, logits).tolist()
 
@@ -236,14 +254,18 @@ def _log_probs_of(tokens: Tensor, logits: Tensor) -> Tensor:
     """Log-probabilities [n] in fp32 of tokens [n] under logits [n, V], a few rows at a time: they stay in the cache."""
     rows = rows_in_cache(logits)
     parts = zip(logits.split(rows), tokens[:, None].split(rows))
-    return torch.cat([part.log_softmax(-1, dtype=torch.float32).gather(1, wanted)[:, 0] for part, wanted in parts])
+    return torch.cat([
+        part.log_softmax(-1, dtype=torch.float32).gather(1, wanted)[:, 0] for part, wanted in parts
+    ])
 
 
 @torch.inference_mode()
 def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int], vocab_size: int,
-             max_new_tokens: int | list[int] = MAX_NEW_TOKENS, samples: int = 1, temperature: float = 0.0, top_p: float = 1.0,
-             top_k: int = 0, seed: int = 0, rows: int | None = None, prefix: Tensor | None = None,
-             skip: Container[tuple[int, int]] = (), prefill_tokens: int = 8192) -> Iterator[Completion]:
+             max_new_tokens: int | list[int] = MAX_NEW_TOKENS, samples: int = 1,
+             temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
+             rows: int | None = None, prefix: Tensor | None = None,
+             skip: Container[tuple[int,
+                                   int]] = (), prefill_tokens: int = 8192) -> Iterator[Completion]:
     """Yield `samples` completions of each prompt, in the order in which they end.
 
     `temperature` 0 is greedy: the most probable token, without a penalty. Ids from `vocab_size` on, the size of the
@@ -265,7 +287,8 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
         limit = max(0, min(limits[i], model.config.max_position_embeddings - start - 1))
         for s in range(samples):
             if (i, s) not in skip:
-                jobs.append(_Row(i, s, prompts[i][-1], start, limit, np.random.default_rng((seed, i, s))))
+                jobs.append(
+                    _Row(i, s, prompts[i][-1], start, limit, np.random.default_rng((seed, i, s))))
     yield from (row.completion() for row in jobs if row.ended)  # no room for a single token
     jobs = deque(row for row in jobs if not row.ended)
     max_slots = max((row.position + row.limit for row in jobs), default=0)
@@ -282,7 +305,8 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
                 live.append(row)
         if not live:
             return
-        for row, token, log_prob in zip(live, *_step(model, cache, live, vocab_size, temperature, top_p, top_k)):
+        for row, token, log_prob in zip(
+                live, *_step(model, cache, live, vocab_size, temperature, top_p, top_k)):
             row.add(token, log_prob, token in stop_ids)
         yield from (row.completion() for row in live if row.ended)
         live = cache.drop(live)
@@ -290,12 +314,14 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
 
 def _rows_that_fit(model: Qwen2, slots: int) -> int:
     c = model.config
-    row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * model.compute_dtype.itemsize * max(1, slots)
+    row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * model.compute_dtype.itemsize * max(
+        1, slots)
     return max(1, min(MOST_ROWS, CACHE_BYTES // row))
 
 
 @torch.no_grad()
-def log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]], prefix: Tensor | None = None,
+def log_probs(model: Qwen2, documents: list[tuple[list[int],
+                                                  list[bool]]], prefix: Tensor | None = None,
               chunk_tokens: int = 8192, chunk_logits: int = 2**24) -> list[Tensor]:
     """Log-probabilities of the target tokens of each document (ids, is_target), in their order: fp32, on the CPU.
 
@@ -305,20 +331,24 @@ def log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]], prefi
     device = model.head_weight.device
     for number, (ids, is_target) in enumerate(documents):
         if not ids or is_target[0]:
-            raise ValueError(f"document {number}: its first token cannot be predicted, nothing stands before it")
+            raise ValueError(
+                f"document {number}: its first token cannot be predicted, nothing stands before it")
     found = [torch.empty(0)] * len(documents)
-    order = sorted((i for i, (_, flags) in enumerate(documents) if any(flags)), key=lambda i: -len(documents[i][0]))
+    order = sorted((i for i, (_, flags) in enumerate(documents) if any(flags)),
+                   key=lambda i: -len(documents[i][0]))
     while order:
         count = max(1, chunk_tokens // len(documents[order[0]][0]))  # the first is the longest
         chunk, order = order[:count], order[count:]
         batch = pack([Example(*documents[i]) for i in chunk], device)
         packed = PackedAttention(batch.lengths, prefix, device, batch.shared)
-        hidden = model(batch.ids, packed.positions, packed, batch.predictors)[: len(batch.targets)]  # [N, D]
+        hidden = model(batch.ids, packed.positions, packed,
+                       batch.predictors)[:len(batch.targets)]  # [N, D]
         parts = []
         rows = max(1, chunk_logits // model.config.vocab_size)
         for part, targets in zip(hidden.split(rows), batch.targets.split(rows)):
             parts.append(_log_probs_of(targets, model.logits(part)))
-        for i, part in zip(chunk, torch.cat(parts).cpu().split([sum(documents[i][1]) for i in chunk])):
+        for i, part in zip(chunk,
+                           torch.cat(parts).cpu().split([sum(documents[i][1]) for i in chunk])):
             found[i] = part
     return found
 
@@ -327,12 +357,15 @@ def log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]], prefi
 class DecodingFlags:
     """The flags of every command that lets a model answer, wherever the model comes from."""
 
-    system: str | None = flag(None, "system prompt (default: the run's, else the checkpoint's own; to a server none)")
+    system: str | None = flag(
+        None, "system prompt (default: the run's, else the checkpoint's own; to a server none)")
     samples: int = flag(1, "completions of each problem", least=1)
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
-    top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability", least=0, most=1)
+    top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability",
+                        least=0, most=1)
     top_k: int = flag(0, "sample among this many likeliest tokens; 0 is all", least=0)
-    max_new_tokens: int = flag(MAX_NEW_TOKENS, "longest completion in tokens, or less where the model ends", least=1)
+    max_new_tokens: int = flag(
+        MAX_NEW_TOKENS, "longest completion in tokens, or less where the model ends", least=1)
     seed: int = flag(0, "seed of the sampling", least=0)
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "auto, bf16 or fp32")
@@ -340,11 +373,29 @@ class DecodingFlags:
 
 
 @dataclass(kw_only=True)
+class ApiFlags:
+    """The flags of every command that can ask a server."""
+
+    api_model: str | None = flag(None,
+                                 "ask this model of a server instead (its key: OPENAI_API_KEY)")
+    api_base: str | None = flag(
+        None, "the server's address, mostly ending in /v1 (default: OPENAI_BASE_URL)")
+    api_concurrency: int = flag(8, "requests under way at a time", least=1, most=256)
+    api_rate: float = flag(0.0, "most requests a minute; 0 is no bound", least=0)
+    api_timeout: float = flag(
+        600.0, "seconds of silence after which a request is given up and sent again", least=0.1,
+        most=86400)
+    api_stream: bool = flag(
+        False, "let the server send its reply in pieces, where idle connections are cut")
+
+
+@dataclass(kw_only=True)
 class SamplingFlags(DecodingFlags):
     """The flags of every command that lets one of our own models answer."""
 
     run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
-    model: str | None = flag(None, "model without a run: tiny, a folder or a hub id (default: tiny)")
+    model: str | None = flag(None,
+                             "model without a run: tiny, a folder or a hub id (default: tiny)")
 
 
 @dataclass(kw_only=True)
@@ -357,7 +408,9 @@ class Flags(SamplingFlags):
 def check_samples(flags: DecodingFlags) -> None:
     """Raise UsageError for several samples that would all be the same."""
     if flags.samples > 1 and flags.temperature == 0:
-        raise UsageError(f"--samples {flags.samples} needs a --temperature above 0: greedy samples are all the same")
+        raise UsageError(
+            f"--samples {flags.samples} needs a --temperature above 0: greedy samples are all the same"
+        )
 
 
 def load_asked(flags: SamplingFlags) -> Run:
@@ -382,12 +435,14 @@ def main(argv: list[str]) -> None:
     flags = parse_flags(Flags, argv, "Complete one question, by a model or the result of a run.")
     question = (sys.stdin.read() if flags.question == "-" else flags.question).strip()
     if not question:
-        raise UsageError("the question is empty; write it behind the flags, or - and give it on stdin")
+        raise UsageError(
+            "the question is empty; write it behind the flags, or - and give it on stdin")
     run = load_asked(flags)
     prompt = run.tokenizer.prompt(question, run.system)
-    completions = generate(run.model, [prompt], stop_ids=run.tokenizer.stop_ids, vocab_size=run.tokenizer.size,
-                           max_new_tokens=flags.max_new_tokens, samples=flags.samples, temperature=flags.temperature,
-                           top_p=flags.top_p, top_k=flags.top_k, seed=flags.seed, prefix=run.prefix)
+    completions = generate(run.model, [prompt], stop_ids=run.tokenizer.stop_ids,
+                           vocab_size=run.tokenizer.size, max_new_tokens=flags.max_new_tokens,
+                           samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p,
+                           top_k=flags.top_k, seed=flags.seed, prefix=run.prefix)
     for completion in sorted(completions, key=lambda completion: completion.sample):
         if flags.samples > 1:
             print(f"--- sample {completion.sample + 1} of {flags.samples}")

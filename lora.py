@@ -30,7 +30,7 @@ from runtime import UserError, read_json, whole_folder, write_json, write_tensor
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-# --------------------------------------------------------------------------------------------------------- the algebra
+# -------------------------------------------------------------------------------------- the algebra
 
 
 class LoRALinear(Linear):
@@ -42,7 +42,8 @@ class LoRALinear(Linear):
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator):
         # On the meta device nothing is allocated: the weight is the base's own tensor, not a copy.
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None,
+                         device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.alpha = alpha
         self.scale = alpha / rank
@@ -58,8 +59,10 @@ class LoRALinear(Linear):
         y = super().forward(x)
         if self.original is not None:
             return y
-        inner = F.linear(x, self.lora_A.to(x.dtype)) * self.scale  # [T, in] -> [T, r]: the cheap place to scale
-        return y.addmm_(inner, self.lora_B.T.to(x.dtype))  # [T, r] -> [T, out], added in the same pass
+        inner = F.linear(x, self.lora_A.to(
+            x.dtype)) * self.scale  # [T, in] -> [T, r]: the cheap place to scale
+        return y.addmm_(inner, self.lora_B.T.to(
+            x.dtype))  # [T, r] -> [T, out], added in the same pass
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -75,9 +78,8 @@ class LoRALinear(Linear):
             self.weight.data, self.original = self.original, None
 
 
-def add_lora(
-    model: nn.Module, rank: int, alpha: float, targets: Iterable[str] = TARGETS, rslora: bool = False, seed: int = 0
-) -> dict[str, nn.Parameter]:
+def add_lora(model: nn.Module, rank: int, alpha: float, targets: Iterable[str] = TARGETS,
+             rslora: bool = False, seed: int = 0) -> dict[str, nn.Parameter]:
     """Freeze the model, put a LoRALinear in the place of each target, and return what trains, by its full name.
 
     A target is the end of a module's name: `q_proj` is that map in every layer, `layers.0.self_attn.q_proj` in the
@@ -91,7 +93,10 @@ def add_lora(
     for name, base in found.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, LoRALinear(base, rank, plain_alpha, generator))
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def merge_lora(model: nn.Module) -> None:
@@ -109,25 +114,39 @@ def unmerge_lora(model: nn.Module) -> None:
 def _find_targets(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear]:
     """The linear maps that the targets name, by their full names, in the model's order."""
     targets = list(targets)
-    maps = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in TARGETS}
+    maps = {
+        name: module
+        for name, module in model.named_modules() if name.rpartition(".")[2] in TARGETS
+    }
     # The dots keep whole parts of a name together: `proj` or `self_attn` is no target.
-    chosen = {target: [name for name in maps if f".{name}".endswith(f".{target}")] for target in targets}
+    chosen = {
+        target: [name for name in maps if f".{name}".endswith(f".{target}")]
+        for target in targets
+    }
     unknown = [target for target, names in chosen.items() if not names]
     if unknown or not targets:
         what = f"unknown LoRA target {', '.join(unknown)}" if unknown else "no LoRA target is given"
         raise UserError(f"{what}; known are {', '.join(TARGETS)}")
-    return {name: module for name, module in maps.items() if any(name in names for names in chosen.values())}
+    return {
+        name: module
+        for name, module in maps.items() if any(name in names for names in chosen.values())
+    }
 
 
 def _adapted(model: nn.Module) -> dict[str, LoRALinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {
+        name: module
+        for name, module in model.named_modules() if isinstance(module, LoRALinear)
+    }
 
 
-# -------------------------------------------------------------------------------------------------------- PEFT's files
+# ------------------------------------------------------------------------------------- PEFT's files
 
 # Settings that say nothing about how an adapter is applied. Any other that is set and that we do not know (now, or in
 # a later peft) is refused: an adapter half understood gives wrong numbers without a word.
-NEUTRAL = set("peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode".split())
+NEUTRAL = set(
+    "peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode".
+    split())
 LORA_READ = {"r", "lora_alpha", "target_modules", "use_rslora", "bias", "init_lora_weights"}
 LORA_NEUTRAL = {"lora_dropout", "megatron_core", "qalora_group_size"}
 
@@ -160,7 +179,10 @@ def save_lora(folder: Path, model: nn.Module, base_name: str) -> None:
         "target_modules": sorted(targets),
     }
     parameters = model.named_parameters()
-    tensors = {_peft_key(name): p for name, p in parameters if name.endswith((".lora_A", ".lora_B"))}
+    tensors = {
+        _peft_key(name): p
+        for name, p in parameters if name.endswith((".lora_A", ".lora_B"))
+    }
     with whole_folder(folder) as temporary:
         write_tensors(temporary / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(temporary / "adapter_config.json", settings)
@@ -207,7 +229,8 @@ def _lora_settings(path: Path, settings: dict) -> tuple[int, float, list[str]]:
         "use_rslora": (settings.get("use_rslora") in (None, True, False), "true or false"),
         "bias": (settings.get("bias", "none") == "none", "none: trained biases are not read"),
         # PiSSA, OLoRA and their kin also change the base weights, which are not in the file.
-        "init_lora_weights": (settings.get("init_lora_weights") in (None, True, False, "gaussian"), "true; convert it"),
+        "init_lora_weights": (settings.get("init_lora_weights")
+                              in (None, True, False, "gaussian"), "true; convert it"),
     }
     for name, (fits, need) in needs.items():
         if not fits:
@@ -215,13 +238,16 @@ def _lora_settings(path: Path, settings: dict) -> tuple[int, float, list[str]]:
     return rank, alpha, targets
 
 
-def read_adapter(folder: Path, peft_type: str, understood: set[str]) -> tuple[dict, dict[str, Tensor]]:
+def read_adapter(folder: Path, peft_type: str,
+                 understood: set[str]) -> tuple[dict, dict[str, Tensor]]:
     """Settings and tensors of a PEFT folder; `understood` are the settings that the caller reads or may pass over."""
     path, weights = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
     settings = read_json(path)
     if settings.get("peft_type") != peft_type:
-        raise UserError(f"{path}: peft_type is {settings.get('peft_type')!r}, where {peft_type!r} was expected")
-    unknown = sorted(name for name, value in settings.items() if value and name not in NEUTRAL | understood)
+        raise UserError(
+            f"{path}: peft_type is {settings.get('peft_type')!r}, where {peft_type!r} was expected")
+    unknown = sorted(
+        name for name, value in settings.items() if value and name not in NEUTRAL | understood)
     if unknown:
         raise UserError(f"{path}: sets {', '.join(unknown)}, which mathft does not support")
     try:
@@ -229,16 +255,20 @@ def read_adapter(folder: Path, peft_type: str, understood: set[str]) -> tuple[di
     except FileNotFoundError:
         raise UserError(f"{weights}: no such file (only safetensors adapters are read)") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights}: not a whole safetensors file ({error}); copy or save it again") from None
+        raise UserError(
+            f"{weights}: not a whole safetensors file ({error}); copy or save it again") from None
 
 
-def check_tensors(path: Path, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+def check_tensors(path: Path, tensors: dict[str, Tensor], shapes: dict[str, tuple[int,
+                                                                                  ...]]) -> None:
     """Raise UserError unless the file at `path` holds just the tensors named, each in its shape."""
     misfit = "it does not fit adapter_config.json and this base model"
-    for verb, names in (("lacks", shapes.keys() - tensors.keys()), ("also holds", tensors.keys() - shapes.keys())):
+    for verb, names in (("lacks", shapes.keys() - tensors.keys()),
+                        ("also holds", tensors.keys() - shapes.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"{path}: {verb} {min(names)}{more}; {misfit}")
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
-            raise UserError(f"{path}: {name} is {list(tensors[name].shape)}, not {list(shape)}; {misfit}")
+            raise UserError(
+                f"{path}: {name} is {list(tensors[name].shape)}, not {list(shape)}; {misfit}")

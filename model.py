@@ -26,7 +26,9 @@ from torch.utils.checkpoint import checkpoint
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 ALL = slice(None)  # tokens
-FEW_ROWS = range(16, 97)  # tokens: so many are decoded at a time, and a product is bound by how its weight is read
+FEW_ROWS = range(
+    16,
+    97)  # tokens: so many are decoded at a time, and a product is bound by how its weight is read
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)  # and not the narrow copy
-        y = x.new_empty(len(x), len(weight))  # before the copy, which then leaves no hole between what is kept
+        y = x.new_empty(
+            len(x), len(weight))  # before the copy, which then leaves no hole between what is kept
         return torch.mm(x, weight.to(x.dtype).T, out=y)
 
     @staticmethod
@@ -75,7 +78,8 @@ class Linear(nn.Linear):
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         if len(x) in FEW_ROWS and not torch.is_grad_enabled():
             # The right factor of a product is first brought into blocks; for few rows, that should not be the weight.
-            y = (weight @ x.T).T  # [out, in] @ [in, T] -> [T, out], a view: the next map turns it round again
+            y = (weight @ x.T
+                 ).T  # [out, in] @ [in, T] -> [T, out], a view: the next map turns it round again
             return y if bias is None else y.add_(bias)
         return F.linear(x, weight, bias)
 
@@ -145,10 +149,13 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_width, bias=True)
         self.o_proj = Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend, wanted: Tensor | slice) -> Tensor:
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend,
+                wanted: Tensor | slice) -> Tensor:
         tokens = x.shape[0]
-        queries = rotate(self.q_proj(x).view(tokens, -1, self.head_dim), table)  # [T, H·h] -> [T, H, h]
-        keys = rotate(self.k_proj(x).view(tokens, -1, self.head_dim), table)  # [T, K·h] -> [T, K, h]
+        queries = rotate(self.q_proj(x).view(tokens, -1, self.head_dim),
+                         table)  # [T, H·h] -> [T, H, h]
+        keys = rotate(self.k_proj(x).view(tokens, -1, self.head_dim),
+                      table)  # [T, K·h] -> [T, K, h]
         values = self.v_proj(x).view(tokens, -1, self.head_dim)  # [T, K·h] -> [T, K, h]
         mixed = attend(self.layer, queries, keys, values)  # [T, H, h]
         return self.o_proj(mixed.reshape(tokens, -1)[wanted])  # [T, H, h] -> [N, H·h] -> [N, D]
@@ -211,8 +218,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend, wanted: Tensor | slice,
-                recompute: bool) -> Tensor:
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend,
+                wanted: Tensor | slice, recompute: bool) -> Tensor:
         x = x[wanted] + self.self_attn(self.input_layernorm(x), table, attend, wanted)
         return x + self.mlp(self.post_attention_layernorm(x), recompute)
 
@@ -243,7 +250,8 @@ class Decoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 

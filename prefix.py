@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lora import check_tensors, read_adapter
 from attention import PackedAttention
+from lora import check_tensors, read_adapter
 from model import Config, Qwen2
 from runtime import UsageError, UserError, whole_folder, write_json, write_tensors
 
@@ -32,10 +32,11 @@ INSTRUCTION = "Solve the problem step by step, check every calculation, and end 
 RANDOM_STD = 0.02  # as the weights of a fresh Qwen2
 
 
-# ------------------------------------------------------------------------------------------------------------- starts
+# ------------------------------------------------------------------------------------------- starts
 
 
-def start_prefix(model: Qwen2, tokenizer, init: str, length: int, system: str, seed: int = 0) -> Tensor:
+def start_prefix(model: Qwen2, tokenizer, init: str, length: int, system: str,
+                 seed: int = 0) -> Tensor:
     """The tensor [L, 2, P, K, h] that `--prefix-init` asks for, in fp32 on the model's device; P is `length`.
 
     `text` takes the system prompt and INSTRUCTION, `text:STRING` the string, each repeated or cut to P tokens; `zero`
@@ -46,13 +47,17 @@ def start_prefix(model: Qwen2, tokenizer, init: str, length: int, system: str, s
     if init == "zero":
         return torch.zeros(_shape(model.config, length), device=device)
     if init == "random":
-        generator = torch.Generator().manual_seed(seed)  # on the CPU: one seed, one start on every device
-        return (RANDOM_STD * torch.randn(_shape(model.config, length), generator=generator)).to(device)
+        generator = torch.Generator().manual_seed(
+            seed)  # on the CPU: one seed, one start on every device
+        return (RANDOM_STD *
+                torch.randn(_shape(model.config, length), generator=generator)).to(device)
     if kind != "text":
         raise UsageError(f"--prefix-init {init}: unknown; use text, text:STRING, zero or random")
     ids = tokenizer.encode(text if colon else f"{system}\n{INSTRUCTION}\n")
     if not ids:
-        raise UsageError("--prefix-init text: has no text; give one after the colon, or text alone for the default")
+        raise UsageError(
+            "--prefix-init text: has no text; give one after the colon, or text alone for the default"
+        )
     repeats = -(-length // len(ids))  # rounded up
     return prefix_from_ids(model, (ids * repeats)[:length])
 
@@ -76,7 +81,7 @@ def _shape(config: Config, length: int) -> tuple[int, ...]:
     return config.num_hidden_layers, 2, length, config.num_key_value_heads, config.head_dim
 
 
-# ---------------------------------------------------------------------------------------------------------- what trains
+# -------------------------------------------------------------------------------------- what trains
 
 
 class Prefix(nn.Module):
@@ -101,7 +106,8 @@ class Prefix(nn.Module):
         self.embedding = nn.Parameter(torch.randn(length, width, generator=generator))
         self.inner = nn.Linear(width, width)
         self.outer = nn.Linear(width, layers * 2 * width)
-        nn.init.normal_(self.inner.weight, std=width**-0.5, generator=generator)  # keeps the Tanh out of saturation
+        nn.init.normal_(self.inner.weight, std=width**-0.5,
+                        generator=generator)  # keeps the Tanh out of saturation
         for zero in (self.inner.bias, self.outer.weight, self.outer.bias):
             nn.init.zeros_(zero)
         self.to(start.device)
@@ -111,13 +117,17 @@ class Prefix(nn.Module):
             return self.start
         layers, _, length, heads, head_dim = self.start.shape
         change = self.outer(torch.tanh(self.inner(self.embedding)))  # [P, K·h] -> [P, L·2·K·h]
-        change = change.view(length, layers, 2, heads, head_dim).permute(1, 2, 0, 3, 4)  # -> [L, 2, P, K, h]
+        change = change.view(length, layers, 2, heads, head_dim).permute(1, 2, 0, 3,
+                                                                         4)  # -> [L, 2, P, K, h]
         return self.start + change
 
 
-# -------------------------------------------------------------------------------------------------------- PEFT's files
+# ------------------------------------------------------------------------------------- PEFT's files
 
-PREFIX_READ = {"num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules"}
+PREFIX_READ = {
+    "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
+    "num_transformer_submodules"
+}
 # About training alone: what is stored is always the plain prefix, whatever MLP made it.
 PREFIX_NEUTRAL = {"encoder_hidden_size", "prefix_projection", "init_weights"}
 
@@ -125,7 +135,8 @@ PREFIX_NEUTRAL = {"encoder_hidden_size", "prefix_projection", "init_weights"}
 def save_prefix(folder: Path, prefix: Tensor, base_name: str) -> None:
     """Write a prefix [L, 2, P, K, h] into `folder` as peft opens it. `base_name` is the model it belongs to."""
     layers, _, length, heads, head_dim = prefix.shape
-    flat = prefix.float().permute(2, 0, 1, 3, 4).reshape(length, -1)  # [P, L, 2, K, h] -> [P, L·2·K·h]
+    flat = prefix.float().permute(2, 0, 1, 3, 4).reshape(length,
+                                                         -1)  # [P, L, 2, K, h] -> [P, L·2·K·h]
     settings = {
         "peft_type": "PREFIX_TUNING",
         "task_type": "CAUSAL_LM",  # without it peft passes over the prefix, and says nothing
@@ -140,7 +151,8 @@ def save_prefix(folder: Path, prefix: Tensor, base_name: str) -> None:
         "prefix_projection": False,
     }
     with whole_folder(folder) as temporary:
-        write_tensors(temporary / "adapter_model.safetensors", {"prompt_embeddings": flat}, {"format": "pt"})
+        write_tensors(temporary / "adapter_model.safetensors", {"prompt_embeddings": flat},
+                      {"format": "pt"})
         write_json(temporary / "adapter_config.json", settings)
 
 
@@ -153,7 +165,8 @@ def load_prefix(folder: Path, config: Config) -> Tensor:
     path = Path(folder) / "adapter_config.json"
     length = settings.get("num_virtual_tokens")
     if type(length) is not int or length < 1:
-        raise UserError(f"{path}: num_virtual_tokens is {length!r}; a whole number above 0 is needed")
+        raise UserError(
+            f"{path}: num_virtual_tokens is {length!r}; a whole number above 0 is needed")
     layers, _, _, heads, head_dim = _shape(config, length)
     # Each by itself: 12 layers of 4 heads and 24 of 2 make a row of the same width.
     needed = {
@@ -164,8 +177,11 @@ def load_prefix(folder: Path, config: Config) -> Tensor:
     }
     for name, value in needed.items():
         if settings.get(name) != value:
-            raise UserError(f"{path}: {name} is {settings.get(name)!r}, where this base model needs {value}")
+            raise UserError(
+                f"{path}: {name} is {settings.get(name)!r}, where this base model needs {value}")
     width = layers * 2 * heads * head_dim
-    check_tensors(Path(folder) / "adapter_model.safetensors", tensors, {"prompt_embeddings": (length, width)})
-    rows = tensors["prompt_embeddings"].float().view(length, layers, 2, heads, head_dim)  # [P, L·2·K·h] -> split
+    check_tensors(
+        Path(folder) / "adapter_model.safetensors", tensors, {"prompt_embeddings": (length, width)})
+    rows = tensors["prompt_embeddings"].float().view(length, layers, 2, heads,
+                                                     head_dim)  # [P, L·2·K·h] -> split
     return rows.permute(1, 2, 0, 3, 4).contiguous()  # [P, L, 2, K, h] -> [L, 2, P, K, h]

@@ -8,6 +8,7 @@ Nothing here knows of models. Two rules hold for every file the project writes: 
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ class UsageError(UserError):
     """Wrong or contradictory flags. Commands exit with code 2."""
 
 
-# ---------------------------------------------------------------------------------------------- device and precision
+# ----------------------------------------------------------------------------- device and precision
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -41,9 +42,11 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name}: torch knows no such device; use cpu, cuda or cuda:N") from None
+        raise UsageError(
+            f"--device {name}: torch knows no such device; use cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: this machine (or this build of torch) has no CUDA; use --device cpu")
+        raise UsageError(
+            f"--device {name}: this machine (or this build of torch) has no CUDA; use --device cpu")
     return device
 
 
@@ -68,11 +71,15 @@ def _cpu_flags() -> set[str]:
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of products: `auto` is bf16 where it is fast, else fp32. fp16 overflows in Qwen2 and is refused."""
-    known = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32, "float32": torch.float32}
+    known = {
+        "bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32,
+        "float32": torch.float32
+    }
     if name == "auto":
         return torch.bfloat16 if multiplies_bf16_fast(device) else torch.float32
     if name not in known:
-        hint = ": fp16 overflows in Qwen2's activations" if name in ("fp16", "float16", "half") else ""
+        hint = ": fp16 overflows in Qwen2's activations" if name in ("fp16", "float16",
+                                                                     "half") else ""
         raise UsageError(f"--dtype {name} is not supported{hint}; use auto, bf16 or fp32")
     return known[name]
 
@@ -131,12 +138,13 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> dict:
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+            return next(
+                line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
-# --------------------------------------------------------------------------------------------------- clock and memory
+# --------------------------------------------------------------------------------- clock and memory
 
 
 def clock(device: torch.device) -> float:
@@ -160,10 +168,11 @@ def peak_memory_mib(device: torch.device) -> float:
     except (OSError, StopIteration):
         import resource  # not on Windows; macOS counts bytes
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        return resource.getrusage(
+            resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-# --------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def write_whole(path: Path, write) -> None:
@@ -181,7 +190,9 @@ def write_whole(path: Path, write) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed there") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing was changed there"
+        ) from error
     finally:
         with contextlib.suppress(OSError):  # where it could not be made it need not go
             temporary.unlink()
@@ -195,17 +206,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty, nothing was written; give another name")
+        raise UserError(
+            f"{folder}: exists and is not empty, nothing was written; give another name")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had the same number
+        shutil.rmtree(temporary,
+                      ignore_errors=True)  # a killed process may have had the same number
         temporary.mkdir(parents=True)
         yield temporary
         os.replace(temporary, folder)
     except UserError as error:  # of a file inside: name the place it was meant for
         raise UserError(str(error).replace(str(temporary), str(folder))) from error
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); nothing was kept of it") from error
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); nothing was kept of it"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -220,19 +235,23 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor],
+                  metadata: dict[str, str] | None = None) -> None:
     """Write tensors as one safetensors file, whole or not at all."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     def save(temporary: Path) -> None:
         try:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+            save_file({name: t.detach().cpu().contiguous()
+                       for name, t in tensors.items()}, temporary, metadata)
         except SafetensorError as error:  # safetensors wraps the operating system's own word, a full disk among them
             raise OSError(str(error)) from error
         umask = os.umask(0)  # can only be read by setting it
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # safetensors makes its files private, whatever the user's other files are
+        temporary.chmod(
+            0o666
+            & ~umask)  # safetensors makes its files private, whatever the user's other files are
 
     write_whole(path, save)
 
@@ -247,7 +266,8 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except (json.JSONDecodeError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise UserError(f"{path}:{line}: not valid JSON ({getattr(error, 'msg', 'too deep')})") from None
+        raise UserError(
+            f"{path}:{line}: not valid JSON ({getattr(error, 'msg', 'too deep')})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, where a JSON object was expected")
     return value
@@ -259,7 +279,9 @@ def append_metrics(path: Path, record: dict) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space, then --resume") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free some space, then --resume"
+        ) from error
 
 
 def trim_metrics(path: Path, step: int) -> None:
@@ -267,7 +289,9 @@ def trim_metrics(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A line cut by a crash is behind the checkpoint too, since the log is written before the state.
-        write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        write_text(
+            path, "".join(
+                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
 
 
 def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:
@@ -278,7 +302,8 @@ def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:
     if wanted:
         path = Path(wanted)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path}: exists and is not empty; give another --output-dir, or --resume {path}")
+            raise UserError(
+                f"{path}: exists and is not empty; give another --output-dir, or --resume {path}")
         path.mkdir(parents=True, exist_ok=True)
         return path
     number = 1
@@ -289,6 +314,19 @@ def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:
             return path
         except FileExistsError:
             number += 1
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+def printable(text: str) -> str:
+    """Text without what would move a terminal's cursor or change its colours."""
+    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
+
+
+def hash_of(text: str) -> int:
+    """A 64-bit hash of a text that is the same in every process and on every machine, unlike Python's own."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 if __name__ == "__main__":

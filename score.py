@@ -21,12 +21,15 @@ from runtime import UserError, read_json
 from stats import bootstrap, interval, mcnemar
 from vote import choose, cluster, confidence, maj_at_k, pass_at_k
 
-VOTES = {"majority": "majority of", "weighted": "weighted vote of", "best": "most confident of"}  # kinds, and in words
+VOTES = {"majority": "majority of", "weighted": "weighted vote of",
+         "best": "most confident of"}  # kinds, and in words
 # What a record must hold to be graded and counted; None is what a server did not tell.
-FIELDS = {"id": str, "problem": int, "sample": int, "question": str, "gold": str, "level": str, "subject": str,
-          "text": str, "tokens": int | None, "finish": str, "mean_log_prob": float | None}
+FIELDS = {
+    "id": str, "problem": int, "sample": int, "question": str, "gold": str, "level": str,
+    "subject": str, "text": str, "tokens": int | None, "finish": str, "mean_log_prob": float | None
+}
 
-# ------------------------------------------------------------------------------------------------------------- records
+# ------------------------------------------------------------------------------------------ records
 
 
 @dataclass
@@ -82,7 +85,9 @@ def verdict(gold: str, text: str, finish: str) -> dict:
 def grade_again(records: list[dict]) -> tuple[list[dict], float]:
     """The records with new verdicts, and the seconds that 1,000 of them take."""
     start = time.perf_counter()
-    graded = [record | verdict(record["gold"], record["text"], record["finish"]) for record in records]
+    graded = [
+        record | verdict(record["gold"], record["text"], record["finish"]) for record in records
+    ]
     return graded, 1000 * (time.perf_counter() - start) / len(records)
 
 
@@ -101,12 +106,19 @@ def read_records(path: Path) -> list[dict]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error}); remove that line") from None
+            raise UserError(
+                f"{path}:{number}: not valid JSON ({error}); remove that line") from None
         kinds = record if isinstance(record, dict) else {}
-        wrong = [key for key, kind in FIELDS.items() if key not in kinds or not isinstance(kinds[key], kind)]
-        if wrong or not -math.inf < (record["mean_log_prob"] or 0) < 1:  # at most 0, but for rounding
+        wrong = [
+            key for key, kind in FIELDS.items()
+            if key not in kinds or not isinstance(kinds[key], kind)
+        ]
+        if wrong or not -math.inf < (record["mean_log_prob"]
+                                     or 0) < 1:  # at most 0, but for rounding
             what = ", ".join(wrong) or "mean_log_prob"
-            raise UserError(f"{path}:{number}: no record of an evaluation ({what} missing or wrong); remove that line")
+            raise UserError(
+                f"{path}:{number}: no record of an evaluation ({what} missing or wrong); remove that line"
+            )
         records.setdefault(place(record), record)
     return [records[at] for at in sorted(records)]
 
@@ -141,11 +153,13 @@ def read_finished(path: Path) -> list[dict]:
         numbers = dict.fromkeys(problem for problem, _ in places)
     whole = places == [(i, s) for i in numbers for s in range(samples)]
     if unfinished or not places or not whole:
-        raise UserError(f"{path}: holds {len(places)} completions of an unfinished evaluation; let it end first")
+        raise UserError(
+            f"{path}: holds {len(places)} completions of an unfinished evaluation; let it end first"
+        )
     return records
 
 
-# ------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def summarise(records: list[dict]) -> dict:
@@ -219,17 +233,18 @@ def _summarise_samples(groups: list[list[dict]], samples: int) -> dict:
         }
     ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
     points = [(kind, k) for kind in kinds for k in ks]
-    curves = [[maj_at_k(ids[i], rights[i], k, weights[i], kind, seed=i) for kind, k in points] for i in range(n)]
+    curves = [[maj_at_k(ids[i], rights[i], k, weights[i], kind, seed=i) for kind, k in points]
+              for i in range(n)]
     maj: dict[str, dict] = {kind: {} for kind in kinds}
     for (kind, k), found in zip(points, zip(*curves)):
         # se: of drawing subsets where there are too many to count all, not of drawing other problems.
         error = math.sqrt(sum(error**2 for _, error in found)) / n
         maj[kind][str(k)] = {"accuracy": sum(value for value, _ in found) / n, "se": error}
     return {
-        "accuracy_se": bootstrap(single)[0],
-        "votes": votes,
-        "pass_at_k": {str(k): sum(pass_at_k(samples, sum(right), k) for right in rights) / n for k in ks},
-        "maj_at_k": maj,
+        "accuracy_se": bootstrap(single)[0], "votes": votes, "pass_at_k": {
+            str(k): sum(pass_at_k(samples, sum(right), k) for right in rights) / n
+            for k in ks
+        }, "maj_at_k": maj,
     }
 
 
@@ -239,7 +254,7 @@ def _weights(group: list[dict]) -> list[float] | None:
     return None if None in log_probs else [confidence(log_prob) for log_prob in log_probs]
 
 
-# ---------------------------------------------------------------------------------------------------------- comparison
+# --------------------------------------------------------------------------------------- comparison
 
 
 def _spokesman(group: list[dict]) -> dict | None:
@@ -254,8 +269,8 @@ def compare(before: list[dict], after: list[dict]) -> dict:
     A problem's verdict is that of its sample, or of the majority of its samples. gained and lost count changed
     verdicts, p is McNemar's exact one, `changed` holds the problems. Raises UserError where the two share no problem.
     """
-    there, here = ({(group[0]["question"], group[0]["gold"]): group for group in by_problem(records)}
-                   for records in (before, after))
+    there, here = ({(group[0]["question"], group[0]["gold"]): group
+                    for group in by_problem(records)} for records in (before, after))
     shared = [key for key in here if key in there]
     if not shared:
         raise UserError("the two evaluations have no problem in common, and cannot be compared")
@@ -276,7 +291,7 @@ def compare(before: list[dict], after: list[dict]) -> dict:
     }
 
 
-# ----------------------------------------------------------------------------------------------------------- in words
+# ----------------------------------------------------------------------------------------- in words
 
 
 def report_lines(result: dict) -> list[str]:
@@ -285,13 +300,15 @@ def report_lines(result: dict) -> list[str]:
     lines = [_losses(result)] if result.get("lost") else []
     lines += [
         f"{'':24s}accuracy     95 % interval  no answer     cut",
-        _row("flexible", result, f"of {result['n']} problems" + f", mean of {samples} samples" * (samples > 1)),
+        _row("flexible", result,
+             f"of {result['n']} problems" + f", mean of {samples} samples" * (samples > 1)),
         _row("strict", result["strict"], "marked answers only: a box or ####"),
         _row("exact string", result["exact"], "the gold answer's very characters"),
     ]
     for kind, vote in result.get("votes", {}).items():
         note = f"{100 * vote['gain']:+.1f} points beside one sample (SE {100 * vote['gain_se']:.1f})"
-        lines.append(_row(f"{VOTES[kind]} {samples}", vote | {"truncated_rate": cut}, note))  # cut: of all that vote
+        lines.append(_row(f"{VOTES[kind]} {samples}", vote | {"truncated_rate": cut},
+                          note))  # cut: of all that vote
     if "greedy" in result:
         lost = result["greedy"].get("lost")
         note = f"of {result['greedy']['n']} problems, {lost} replies lost" if lost else ""
@@ -300,8 +317,9 @@ def report_lines(result: dict) -> list[str]:
     for field in ("level", "subject"):
         parts = result[f"by_{field}"]
         for name, part in parts.items() if len(parts) > 1 else ():
-            lines.append(_row(f"{field} {name or '(none)'}" if field == "level" else name or "(none)", part,
-                              f"of {part['n']}"))
+            lines.append(
+                _row(f"{field} {name or '(none)'}" if field == "level" else name or "(none)", part,
+                     f"of {part['n']}"))
     if samples > 1:
         lines += _curve(result)
     told = "an untold number of" if result["mean_tokens"] is None else f"{result['mean_tokens']:.0f}"
@@ -309,7 +327,9 @@ def report_lines(result: dict) -> list[str]:
     if "eval_seconds" in result:
         timed, total = result["timed_completions"], result["n"] * samples
         part = f" (of the last {timed} of {total} completions)" if timed < total else ""
-        lines.append(f"{'speed':24s}{result['eval_seconds']:.1f} s, {result['tokens_per_second']:.0f} tokens/s{part}")
+        lines.append(
+            f"{'speed':24s}{result['eval_seconds']:.1f} s, {result['tokens_per_second']:.0f} tokens/s{part}"
+        )
     if "cost" in result:
         lines.append(f"{'cost':24s}{cost_line(result['cost'])}")
     lines.append(f"{'grading':24s}{result['grading_seconds_per_1000']:.3f} s for 1,000 answers")
@@ -317,20 +337,23 @@ def report_lines(result: dict) -> list[str]:
 
 
 def _losses(result: dict) -> str:
-    return (f"lost {result['lost']} of {result['wanted']} replies: {result['left_out']} problem(s) left out below; "
-            "with --output-dir they are asked again")
+    return (
+        f"lost {result['lost']} of {result['wanted']} replies: {result['left_out']} problem(s) left out below; "
+        "with --output-dir they are asked again")
 
 
 def cost_line(cost: dict) -> str:
     """What a teacher was asked in this sitting, and what its replies have cost."""
-    return (f"{cost['requests']} requests ({cost['retries']} of them again) in {cost['seconds']:.1f} s; in all "
-            f"{cost['prompt_tokens']:,} prompt tokens, {cost['new_tokens']:,} new tokens")
+    return (
+        f"{cost['requests']} requests ({cost['retries']} of them again) in {cost['seconds']:.1f} s; in all "
+        f"{cost['prompt_tokens']:,} prompt tokens, {cost['new_tokens']:,} new tokens")
 
 
 def _row(name: str, part: dict, note: str) -> str:
     low, high = part["ci95"]
-    return (f"{name:24s}{part['accuracy']:8.1%}{f'{low:.1%} to {high:.1%}':>18s}{part['no_answer_rate']:11.1%}"
-            f"{part['truncated_rate']:8.1%}  {note}").rstrip()
+    return (
+        f"{name:24s}{part['accuracy']:8.1%}{f'{low:.1%} to {high:.1%}':>18s}{part['no_answer_rate']:11.1%}"
+        f"{part['truncated_rate']:8.1%}  {note}").rstrip()
 
 
 def _budget(result: dict) -> str:
@@ -346,14 +369,17 @@ def _curve(result: dict) -> list[str]:
     """Accuracy by the number k of samples, a column for each k."""
     ks = list(result["pass_at_k"])
     lines = [f"{'k samples':24s}" + "".join(f"{k:>8s}" for k in ks)]
-    lines.append(f"{'pass@k, one is right':24s}" + "".join(f"{result['pass_at_k'][k]:8.1%}" for k in ks))
+    lines.append(f"{'pass@k, one is right':24s}" + "".join(f"{result['pass_at_k'][k]:8.1%}"
+                                                           for k in ks))
     names = {"majority": "maj@k", "weighted": "weighted vote@k", "best": "most confident@k"}
     for kind in result["maj_at_k"]:
         name = names[kind]
-        lines.append(f"{name:24s}" + "".join(f"{result['maj_at_k'][kind][k]['accuracy']:8.1%}" for k in ks))
+        lines.append(f"{name:24s}" + "".join(f"{result['maj_at_k'][kind][k]['accuracy']:8.1%}"
+                                             for k in ks))
     error = max(point["se"] for points in result["maj_at_k"].values() for point in points.values())
     if error:
-        lines.append(f"{'':24s}(drawn subsets of k: standard error at most {100 * error:.2f} points)")
+        lines.append(
+            f"{'':24s}(drawn subsets of k: standard error at most {100 * error:.2f} points)")
     return lines
 
 
@@ -370,8 +396,9 @@ def versus_lines(other: str, change: dict) -> list[str]:
     ]
     for problem in sorted(change["changed"], key=lambda problem: problem["gained"]):
         answers = [_short(problem[key]) for key in ("gold", "before", "after")]
-        lines.append(f"  {'gained' if problem['gained'] else 'lost  '} {problem['id']}: gold {answers[0]}, "
-                     f"there {answers[1]}, here {answers[2]}")
+        lines.append(
+            f"  {'gained' if problem['gained'] else 'lost  '} {problem['id']}: gold {answers[0]}, "
+            f"there {answers[1]}, here {answers[2]}")
     return lines
 
 

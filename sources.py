@@ -20,12 +20,11 @@ from pathlib import Path
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.utils import logging
 
-from checkpoint import hub_error
-from download import LARGEST_FILE, download, sha256_of
 from flags import flag, parse_flags, run_command
 from runtime import UserError
+from tools.download import LARGEST_FILE, download, hub_error, sha256_of
 
-# ------------------------------------------------------------------------------------------------------------ the table
+# ---------------------------------------------------------------------------------------- the table
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,23 @@ def _perturb(kind: str) -> Source:
 
 
 SETS = {
-    "gsm8k": Source({
-        "train": (File("train.jsonl", f"{GSM8K}/train.jsonl",
-                       "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"),),
-        "test": (File("test.jsonl", f"{GSM8K}/test.jsonl",
-                      "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"),),
-    }, "MIT", tested_on="gsm8k"),
-    "math": Source({"train": (File("math_full_minus_math500.json",
-                                   "hub:rasbt/math_full_minus_math500/math_full_minus_math500.json"),)},
-                   tested_on="math500",
-                   note="4,500 of its 12,000 problems stem from MATH's test half: none of them should be in math500, "
-                   "but figures on the rest of that half would not be clean"),
-    "math500": Source({"test": (File("test.jsonl", "hub:HuggingFaceH4/MATH-500/test.jsonl"),)}, "MIT"),
-    "aug-gsm8k": Source(_muggle("AugGSM8K"), tested_on="gsm8k"),
-    "aug-math": Source(_muggle("AugMATH"), tested_on="math500"),
-    "math-perturb-simple": _perturb("simple"),
+    "gsm8k": Source(
+        {
+            "train": (File("train.jsonl", f"{GSM8K}/train.jsonl",
+                           "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"), ),
+            "test": (File("test.jsonl", f"{GSM8K}/test.jsonl",
+                          "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"), ),
+        }, "MIT", tested_on="gsm8k"),
+    "math": Source(
+        {
+            "train": (File("math_full_minus_math500.json",
+                           "hub:rasbt/math_full_minus_math500/math_full_minus_math500.json"), )
+        }, tested_on="math500", note=
+        "4,500 of its 12,000 problems stem from MATH's test half: none of them should be in math500, "
+        "but figures on the rest of that half would not be clean"), "math500": Source(
+            {"test": (File("test.jsonl", "hub:HuggingFaceH4/MATH-500/test.jsonl"), )},
+            "MIT"), "aug-gsm8k": Source(_muggle("AugGSM8K"), tested_on="gsm8k"), "aug-math": Source(
+                _muggle("AugMATH"), tested_on="math500"), "math-perturb-simple": _perturb("simple"),
     "math-perturb-hard": _perturb("hard"),
 }
 
@@ -103,12 +104,14 @@ def fetch(name: str, split: str) -> list[Path]:
     """
     if name.startswith("hub:"):
         repo, path = _hub_parts(name)
-        known = next((source for source in SETS.values() for files in source.splits.values() for file in files
-                      if file.place.lower() == f"hub:{repo}/{path}".lower()), None)
+        known = next((source for source in SETS.values() for files in source.splits.values()
+                      for file in files if file.place.lower() == f"hub:{repo}/{path}".lower()),
+                     None)
         _refuse_training(name, known, split)
         return [_from_hub(name, None)]
     if name not in SETS:
-        raise UserError(f"{name}: no such data set; known are {', '.join(SETS)}, and hub:owner/name/path.jsonl")
+        raise UserError(
+            f"{name}: no such data set; known are {', '.join(SETS)}, and hub:owner/name/path.jsonl")
     source = SETS[name]
     _refuse_training(name, source, split)
     if split not in source.splits:
@@ -137,19 +140,23 @@ def _get(name: str, file: File) -> Path:
             return _from_hub(file.place, path)
         download(file.place, path, file.sha256)
     elif file.sha256 and (found := sha256_of(path)) != file.sha256:
-        raise UserError(f"{path}: has sha256 {found}, the published file {file.sha256}; remove it, and it is fetched")
+        raise UserError(
+            f"{path}: has sha256 {found}, the published file {file.sha256}; remove it, and it is fetched"
+        )
     return path
 
 
-# -------------------------------------------------------------------------------------------------------------- the hub
+# ------------------------------------------------------------------------------------------ the hub
 
 
 def _hub_parts(name: str) -> tuple[str, str]:
     """Repository and path of `hub:owner/name/path`. Raises UserError where it is no path of a JSON or JSONL file."""
     owner, *parts = name.removeprefix("hub:").split("/")
-    plain = all(part and part[0] not in ".~" and "\\" not in part and part.isprintable() for part in (owner, *parts))
+    plain = all(part and part[0] not in ".~" and "\\" not in part and part.isprintable()
+                for part in (owner, *parts))
     if not plain or len(parts) < 2 or not name.endswith((".json", ".jsonl")):
-        raise UserError(f"{name}: no file of a data set; expected hub:owner/name/path.jsonl (or .json)")
+        raise UserError(
+            f"{name}: no file of a data set; expected hub:owner/name/path.jsonl (or .json)")
     return f"{owner}/{parts[0]}", "/".join(parts[1:])
 
 
@@ -160,28 +167,32 @@ def _from_hub(name: str, path: Path | None) -> Path:
     url = hf_hub_url(**asked)
     instead = f"put the file of {url} at {path}" if path else f"get the file of {url} and give its path"
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its words on each try: what comes of it is told below, in one line
+    logging.set_verbosity_error(
+    )  # its words on each try: what comes of it is told below, in one line
     try:
         size = hf_hub_download(**asked, dry_run=True).file_size or 0
         if size <= LARGEST_FILE:
             return Path(hf_hub_download(**asked))
     except Exception as caught:  # the client's own, and those of the HTTP library below it
         page = f"https://huggingface.co/datasets/{repo}"
-        raise hub_error(name, caught, "data set", page, "no data set of that name", instead) from caught
+        raise hub_error(name, caught, "data set", page, "no data set of that name",
+                        instead) from caught
     finally:
         logging.set_verbosity(verbosity)
-    raise UserError(f"{name}: is {size:,} bytes, more than the {LARGEST_FILE:,} that are downloaded; {instead}")
+    raise UserError(
+        f"{name}: is {size:,} bytes, more than the {LARGEST_FILE:,} that are downloaded; {instead}")
 
 
-# -------------------------------------------------------------------------------------------------------------- command
+# ------------------------------------------------------------------------------------------ command
 
 
 def table() -> list[str]:
     """A line for each set: its splits (here or not), licence and source."""
     lines = []
     for name, source in SETS.items():
-        splits = ", ".join(f"{split} ({'here' if all(_is_here(name, file) for file in files) else 'not here'})"
-                           for split, files in source.splits.items())
+        splits = ", ".join(
+            f"{split} ({'here' if all(_is_here(name, file) for file in files) else 'not here'})"
+            for split, files in source.splits.items())
         place = next(iter(source.splits.values()))[0].place
         lines.append(f"{name:20s} {splits:34s} {source.licence:13s} {place}")
         lines += [f"{'':20s} {name} {source.refusal}"] * bool(source.refusal)
@@ -201,7 +212,8 @@ def _is_here(name: str, file: File) -> bool:
 class Flags:
     """The flags of `python sources.py`."""
 
-    name: str | None = flag(None, "a data set to fetch; without it, the sets are listed", positional=True)
+    name: str | None = flag(None, "a data set to fetch; without it, the sets are listed",
+                            positional=True)
     debug: bool = flag(False, "show the traceback of an error")
 
 

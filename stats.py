@@ -26,7 +26,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, min(p, low)), min(1.0, max(p, high))  # against rounding, where p is 0 or 1
 
 
-def bootstrap(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, list[float]]:
+def bootstrap(values: Sequence[float], draws: int = 2000,
+              seed: int = 0) -> tuple[float, list[float]]:
     """Standard error and 95 % interval [low, high] of the mean, from means of `draws` resamples of the values.
 
     One value a problem. A paired difference is resampled as the list of its differences.

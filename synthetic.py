@@ -13,7 +13,6 @@ carry the keys of the published files (`question`/`answer`, and `problem`/`solut
 """
 
 import argparse
-import hashlib
 import json
 import math
 import operator
@@ -21,6 +20,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+
+from runtime import hash_of
 
 DATASETS = ("mini-gsm", "mini-math")
 SPLITS = ("train", "test")
@@ -31,12 +32,14 @@ LARGEST = (99, 299, 999, 2999, 9999)
 DEFAULT_DIFFICULTY = 3
 
 
-def problems(dataset: str, split: str, count: int, seed: int = 0, difficulty: int = DEFAULT_DIFFICULTY) -> list[dict]:
+def problems(dataset: str, split: str, count: int, seed: int = 0,
+             difficulty: int = DEFAULT_DIFFICULTY) -> list[dict]:
     """The first `count` records of a split. A `mini-gsm` split has equal shares of two to five steps."""
     return [problem(dataset, split, index, seed, difficulty) for index in range(count)]
 
 
-def problem(dataset: str, split: str, index: int, seed: int = 0, difficulty: int = DEFAULT_DIFFICULTY) -> dict:
+def problem(dataset: str, split: str, index: int, seed: int = 0,
+            difficulty: int = DEFAULT_DIFFICULTY) -> dict:
     """Record `index` of a split: drawn again and again, from its own random numbers, until its key is in the split."""
     name = f"{dataset}/{split}/{seed}/{index}"
     if dataset == "mini-gsm":
@@ -63,20 +66,18 @@ def split_of(key: tuple) -> str:
     return "test" if hash_of(repr(key)) % 10 == 0 else "train"
 
 
-def hash_of(text: str) -> int:
-    """A 64-bit hash of a text that is the same in every process and on every machine, unlike Python's own."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+# ----------------------------------------------------------------------------------------- mini-gsm
 
-
-# ------------------------------------------------------------------------------------------------------------ mini-gsm
-
-NAMES = ("Mia", "Ben", "Lena", "Omar", "Ana", "Tom", "Nora", "Ivan", "Sara", "Paul", "Rosa", "Max", "Ella", "Hugo")
-THINGS = ("shells", "stamps", "cards", "apples", "books", "coins", "beads", "pens", "eggs", "stones", "cakes", "toys")
+NAMES = ("Mia", "Ben", "Lena", "Omar", "Ana", "Tom", "Nora", "Ivan", "Sara", "Paul", "Rosa", "Max",
+         "Ella", "Hugo")
+THINGS = ("shells", "stamps", "cards", "apples", "books", "coins", "beads", "pens", "eggs",
+          "stones", "cakes", "toys")
 BOXES = ("boxes", "bags", "jars", "baskets")
 PARTS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times", 6: "six times"}
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
-OPENINGS = ("{P} has {start} {things}.", "{P} starts with {start} {things}.", "There are {start} {things} at {P}'s home.")
+OPENINGS = ("{P} has {start} {things}.", "{P} starts with {start} {things}.",
+            "There are {start} {things} at {P}'s home.")
 
 
 @dataclass(frozen=True)
@@ -94,81 +95,63 @@ class Event:
 
 def _divisor(name: str, most: int) -> Callable:
     """Draws a number of 2..most that divides the amount; where there is none, 2, and the event will be dropped."""
-    return lambda rng, x, top: {name: rng.choice([n for n in range(2, most + 1) if x % n == 0] or [2])}
+    return lambda rng, x, top: {
+        name: rng.choice([n for n in range(2, most + 1) if x % n == 0] or [2])
+    }
 
 
 EVENTS = {
     "add": Event(
-        ("{P} buys {n} more {things}.", "{P} finds {n} more {things}.", "Then {Q} gives {P} {n} {things}."),
-        (("{P} then has {} {things}.", "x", "+", "n"),),
+        ("{P} buys {n} more {things}.", "{P} finds {n} more {things}.",
+         "Then {Q} gives {P} {n} {things}."), (("{P} then has {} {things}.", "x", "+", "n"), ),
         lambda rng, x, top: {"n": rng.randint(3, top // 3)},
-    ),
-    "subtract": Event(
-        ("{P} loses {n} {things}.", "{P} gives {n} {things} to {Q}.", "{P} sells {n} of the {things}."),
-        (("{P} has {} {things} left.", "x", "-", "n"),),
+    ), "subtract": Event(
+        ("{P} loses {n} {things}.", "{P} gives {n} {things} to {Q}.",
+         "{P} sells {n} of the {things}."), (("{P} has {} {things} left.", "x", "-", "n"), ),
         lambda rng, x, top: {"n": rng.randint(2, max(2, x - 1))},
-    ),
-    "multiply": Event(
-        (
-            "A month later {P} has {times} as many {things}.",
-            "The number of {things} then grows to {times} as many.",
-            "{P} collects {things} until there are {times} as many.",
-        ),
-        (("{P} then has {} {things}.", "x", "*", "k"),),
-        lambda rng, x, top: {"k": rng.choice(list(TIMES))},
-    ),
+    ), "multiply": Event(("A month later {P} has {times} as many {things}.",
+                          "The number of {things} then grows to {times} as many.",
+                          "{P} collects {things} until there are {times} as many.",
+                          ), (("{P} then has {} {things}.", "x", "*", "k"), ),
+                         lambda rng, x, top: {"k": rng.choice(list(TIMES))},
+                         ),
     "share": Event(
-        (
-            "{P} splits the {things} equally into {n} {boxes} and keeps one of them.",
-            "{P} shares the {things} equally among {n} children, and is one of them.",
-            "Then {n} friends, one of them {P}, divide the {things} evenly.",
-        ),
-        (("{P} keeps {} {things}.", "x", "/", "n"),),
-        _divisor("n", 9),
-    ),
-    "add boxes": Event(
-        (
-            "{P} buys {a} {boxes} with {b} {things} in each.",
-            "Then {a} {boxes} of {b} {things} each arrive for {P}.",
-            "{Q} brings {P} {a} {boxes}, each with {b} {things}.",
-        ),
-        (("The {boxes} hold {} {things}.", "a", "*", "b"), ("{P} then has {} {things}.", "x", "+", "y")),
+        ("{P} splits the {things} equally into {n} {boxes} and keeps one of them.",
+         "{P} shares the {things} equally among {n} children, and is one of them.",
+         "Then {n} friends, one of them {P}, divide the {things} evenly.",
+         ), (("{P} keeps {} {things}.", "x", "/", "n"), ), _divisor("n", 9),
+    ), "add boxes": Event(
+        ("{P} buys {a} {boxes} with {b} {things} in each.",
+         "Then {a} {boxes} of {b} {things} each arrive for {P}.",
+         "{Q} brings {P} {a} {boxes}, each with {b} {things}.",
+         ), (("The {boxes} hold {} {things}.", "a", "*", "b"),
+             ("{P} then has {} {things}.", "x", "+", "y")),
         lambda rng, x, top: {"a": rng.randint(2, 9), "b": rng.randint(3, max(6, top // 20))},
-    ),
-    "remove boxes": Event(
-        (
-            "{P} fills {a} {boxes} with {b} {things} each and gives them to {Q}.",
-            "{P} sells {a} {boxes} with {b} {things} in each.",
-            "{Q} takes away {a} {boxes} of {b} {things} each.",
-        ),
-        (("The {boxes} hold {} {things}.", "a", "*", "b"), ("{P} has {} {things} left.", "x", "-", "y")),
-        lambda rng, x, top: {"a": (a := rng.randint(2, 9)), "b": rng.randint(2, max(2, min(x // a, top // 20)))},
-    ),
-    "part": Event(
-        (
-            "{P} gives {part} of the {things} to {Q}.",
-            "{P} sells {part} of the {things}.",
-            "Rain ruins {part} of the {things}.",
-        ),
-        (("That takes away {} {things}.", "x", "/", "p"), ("{P} has {} {things} left.", "x", "-", "y")),
-        _divisor("p", 5),
-    ),
-    "join more": Event(
-        (
-            "{Q} has {n} more {things} than {P}, and they put all of them together.",
-            "{Q}, who has {n} more {things} than {P}, gives all of them to {P}.",
-            "{P} wins all the {things} of {Q}, who had {n} more than {P}.",
-        ),
-        (("{Q} has {} {things}.", "x", "+", "n"), ("Together that makes {} {things}.", "x", "+", "y")),
-        lambda rng, x, top: {"n": rng.randint(2, top // 5)},
-    ),
+    ), "remove boxes": Event(
+        ("{P} fills {a} {boxes} with {b} {things} each and gives them to {Q}.",
+         "{P} sells {a} {boxes} with {b} {things} in each.",
+         "{Q} takes away {a} {boxes} of {b} {things} each.",
+         ), (("The {boxes} hold {} {things}.", "a", "*", "b"),
+             ("{P} has {} {things} left.", "x", "-", "y")), lambda rng, x, top:
+        {"a": (a := rng.randint(2, 9)), "b": rng.randint(2, max(2, min(x // a, top // 20)))},
+    ), "part": Event(
+        ("{P} gives {part} of the {things} to {Q}.", "{P} sells {part} of the {things}.",
+         "Rain ruins {part} of the {things}.",
+         ), (("That takes away {} {things}.", "x", "/", "p"),
+             ("{P} has {} {things} left.", "x", "-", "y")), _divisor("p", 5),
+    ), "join more": Event(("{Q} has {n} more {things} than {P}, and they put all of them together.",
+                           "{Q}, who has {n} more {things} than {P}, gives all of them to {P}.",
+                           "{P} wins all the {things} of {Q}, who had {n} more than {P}.",
+                           ), (("{Q} has {} {things}.", "x", "+", "n"),
+                               ("Together that makes {} {things}.", "x", "+", "y")),
+                          lambda rng, x, top: {"n": rng.randint(2, top // 5)},
+                          ),
     "join times": Event(
-        (
-            "{Q} has {times} as many {things} as {P}, and they put all of them together.",
-            "{Q}, who has {times} as many {things} as {P}, gives all of them to {P}.",
-            "{P} wins all the {things} of {Q}, who had {times} as many as {P}.",
-        ),
-        (("{Q} has {} {things}.", "x", "*", "k"), ("Together that makes {} {things}.", "x", "+", "y")),
+        ("{Q} has {times} as many {things} as {P}, and they put all of them together.",
+         "{Q}, who has {times} as many {things} as {P}, gives all of them to {P}.",
+         "{P} wins all the {things} of {Q}, who had {times} as many as {P}.",
+         ), (("{Q} has {} {things}.", "x", "*", "k"),
+             ("Together that makes {} {things}.", "x", "+", "y")),
         lambda rng, x, top: {"k": rng.choice(list(TIMES))},
     ),
 }
@@ -205,11 +188,15 @@ class Story:
     def __init__(self, rng: random.Random, largest: int):
         self.rng, self.largest = rng, largest
         names = rng.sample(NAMES, 2)
-        self.words = {"P": names[0], "Q": names[1], "things": rng.choice(THINGS), "boxes": rng.choice(BOXES)}
+        self.words = {
+            "P": names[0], "Q": names[1], "things": rng.choice(THINGS), "boxes": rng.choice(BOXES)
+        }
         self.start = self.amount = rng.randint(6, largest // 2)
         self.sentences = [rng.choice(OPENINGS).format(start=self.start, **self.words)]
-        self.steps: list[list[tuple]] = []  # an event each: its lines, with numbers in the places of their names
-        self.key: tuple = (self.start,)  # kinds of events and their numbers: the problem without its words
+        self.steps: list[list[tuple]] = [
+        ]  # an event each: its lines, with numbers in the places of their names
+        self.key: tuple = (self.start,
+                           )  # kinds of events and their numbers: the problem without its words
 
     def tell(self, kind: str, event: Event) -> bool:
         """Let the event happen; False, and nothing changed, where a result is not whole or not in 1..largest."""
@@ -221,7 +208,8 @@ class Story:
             for text, left, sign, right in event.lines
         ]
         results = list(calculate(self.amount, [lines]))
-        if any(not 1 <= value <= self.largest or (sign == "/" and left % right) for _, left, sign, right, value in results):
+        if any(not 1 <= value <= self.largest or (sign == "/" and left % right)
+               for _, left, sign, right, value in results):
             return False
         self.sentences.append(self.rng.choice(event.sentences).format(**words))
         self.key += (kind, *numbers.values())
@@ -234,7 +222,8 @@ class Story:
         """The worked solution: `48/2 = <<48/2=24>>24` in each line, and a last line `#### answer`. See `calculate`."""
         lines, value = [], self.start
         for text, left, sign, right, value in calculate(self.start, self.steps, slip):
-            lines.append(text.format(f"{left}{sign}{right} = <<{left}{sign}{right}={value}>>{value}"))
+            lines.append(
+                text.format(f"{left}{sign}{right} = <<{left}{sign}{right}={value}>>{value}"))
         return "\n".join([*lines, f"#### {value}"])
 
     def record(self) -> dict:
@@ -242,7 +231,8 @@ class Story:
         return {"question": " ".join(self.sentences), "answer": self.solution(), "level": level}
 
 
-def calculate(start: int, steps: list[list[tuple]], slip: tuple[int, int] | None = None) -> Iterator[tuple]:
+def calculate(start: int, steps: list[list[tuple]],
+              slip: tuple[int, int] | None = None) -> Iterator[tuple]:
     """Run the program of a story: (text, left, operator, right, value) for each line.
 
     With `slip` (line, error) that line's value is wrong by the error and the lines behind it go on from there.
@@ -251,7 +241,8 @@ def calculate(start: int, steps: list[list[tuple]], slip: tuple[int, int] | None
     for lines in steps:
         value = amount
         for text, left, sign, right in lines:
-            left, right = ({"x": amount, "y": value}.get(operand, operand) for operand in (left, right))
+            left, right = ({"x": amount, "y": value}.get(operand, operand)
+                           for operand in (left, right))
             value = OPERATIONS[sign](left, right)
             if slip is not None and slip[0] == number:
                 value += slip[1]
@@ -276,13 +267,16 @@ def draw_story(rng: random.Random, steps: int, largest: int) -> Story:
             return story
 
 
-# ----------------------------------------------------------------------------------------------------------- mini-math
+# ---------------------------------------------------------------------------------------- mini-math
 
 
-def _record(topic: str, numbers: tuple, question: str, lines: list[str], answer: str) -> tuple[tuple, dict]:
+def _record(topic: str, numbers: tuple, question: str, lines: list[str],
+            answer: str) -> tuple[tuple, dict]:
     """The key and the MATH-style record of one problem."""
     solution = "\n".join([*lines, f"The answer is $\\boxed{{{answer}}}$."])
-    return (topic, *numbers), {"problem": question, "solution": solution, "answer": answer, "subject": topic}
+    return (topic, *numbers), {
+        "problem": question, "solution": solution, "answer": answer, "subject": topic
+    }
 
 
 def latex_fraction(value: Fraction) -> str:
@@ -305,16 +299,22 @@ def _fractions(rng: random.Random, largest: int) -> tuple[tuple, dict]:
         shown, denominator = f"{first} {sign} {second}", math.lcm(b, d)
         left, right = a * denominator // b, c * denominator // d
         numerator = left + right if sign == "+" else left - right
-        lines = [f"${shown} = \\frac{{{left}}}{{{denominator}}} {sign} \\frac{{{right}}}{{{denominator}}}$."]
+        lines = [
+            f"${shown} = \\frac{{{left}}}{{{denominator}}} {sign} \\frac{{{right}}}{{{denominator}}}$."
+        ]
         lines.append(f"${left} {sign} {right} = {numerator}$.")
     answer = latex_fraction(Fraction(numerator, denominator))
-    lines.append(f"$\\frac{{{numerator}}}{{{denominator}}} = {answer}$, divided by {math.gcd(numerator, denominator)}.")
-    question = rng.choice(("Compute ${}$.", "What is ${}$? Give a fraction in lowest terms.")).format(shown)
+    lines.append(
+        f"$\\frac{{{numerator}}}{{{denominator}}} = {answer}$, divided by {math.gcd(numerator, denominator)}."
+    )
+    question = rng.choice(
+        ("Compute ${}$.", "What is ${}$? Give a fraction in lowest terms.")).format(shown)
     return _record("fractions", (sign, a, b, c, d), question, lines, answer)
 
 
 def _powers(rng: random.Random, largest: int) -> tuple[tuple, dict]:
-    small = [(base, power) for power in (2, 3, 4) for base in range(2, 31) if base**power <= largest]
+    small = [(base, power) for power in (2, 3, 4) for base in range(2, 31) if base**power <= largest
+             ]
     (a, m), (b, n) = rng.choice(small), rng.choice(small)
     sign = rng.choice("+-")
     value = a**m + b**n if sign == "+" else a**m - b**n
@@ -368,19 +368,21 @@ def _gcd(rng: random.Random, largest: int) -> tuple[tuple, dict]:
     while low:
         lines.append(f"${high} = {high // low} \\cdot {low} + {high % low}$.")
         high, low = low, high % low
-    question = rng.choice(("What is $\\gcd({a}, {b})$?", "Find the greatest common divisor of ${a}$ and ${b}$."))
+    question = rng.choice(
+        ("What is $\\gcd({a}, {b})$?", "Find the greatest common divisor of ${a}$ and ${b}$."))
     return _record("gcd", (a, b), question.format(a=a, b=b), lines, str(high))
 
 
 def _modulus(rng: random.Random, largest: int) -> tuple[tuple, dict]:
     m = rng.randint(3, 12)
-    a, b = rng.randint(m + 1, max(m + 2, largest // 5)), rng.randint(m + 1, max(m + 2, largest // 5))
+    a, b = rng.randint(m + 1, max(m + 2, largest // 5)), rng.randint(m + 1, max(
+        m + 2, largest // 5))
     lines = [f"${a} = {a // m} \\cdot {m} + {a % m}$ and ${b} = {b // m} \\cdot {m} + {b % m}$."]
     product = (a % m) * (b % m)
-    lines.append(f"${a % m} \\cdot {b % m} = {product} = {product // m} \\cdot {m} + {product % m}$.")
-    question = rng.choice(
-        ("What is ${a} \\cdot {b} \\bmod {m}$?", "Find the remainder when ${a} \\cdot {b}$ is divided by ${m}$.")
-    )
+    lines.append(
+        f"${a % m} \\cdot {b % m} = {product} = {product // m} \\cdot {m} + {product % m}$.")
+    question = rng.choice(("What is ${a} \\cdot {b} \\bmod {m}$?",
+                           "Find the remainder when ${a} \\cdot {b}$ is divided by ${m}$."))
     return _record("modulus", (a, b, m), question.format(a=a, b=b, m=m), lines, str(product % m))
 
 
@@ -405,13 +407,17 @@ TOPICS = (_fractions, _powers, _roots, _linear, _gcd, _modulus, _intervals)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Print problems of an embedded data set as JSON lines.")
+    parser = argparse.ArgumentParser(
+        description="Print problems of an embedded data set as JSON lines.")
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=int, default=5, help="number of problems (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other problems (default: 0)")
-    parser.add_argument("--difficulty", type=int, choices=range(1, len(LARGEST) + 1), default=DEFAULT_DIFFICULTY,
-                        help=f"how many of the sizes {LARGEST} of numbers occur (default: {DEFAULT_DIFFICULTY})")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="another seed gives other problems (default: 0)")
+    parser.add_argument(
+        "--difficulty", type=int, choices=range(1,
+                                                len(LARGEST) + 1), default=DEFAULT_DIFFICULTY,
+        help=f"how many of the sizes {LARGEST} of numbers occur (default: {DEFAULT_DIFFICULTY})")
     flags = parser.parse_args()
     for record in problems(flags.dataset, flags.split, flags.count, flags.seed, flags.difficulty):
         print(json.dumps(record, ensure_ascii=False))

@@ -35,11 +35,14 @@ class Tokenizer:
         self.folder = Path(folder)
         file = self.folder / "tokenizer.json"
         if not file.is_file():
-            raise UserError(f"{file}: no such file; a checkpoint needs its tokenizer beside its weights")
+            raise UserError(
+                f"{file}: no such file; a checkpoint needs its tokenizer beside its weights")
         try:
             self._fast = FastTokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises plain Exception, whatever is wrong
-            raise UserError(f"{file}: not a tokenizer that this version of tokenizers reads ({error})") from None
+            raise UserError(
+                f"{file}: not a tokenizer that this version of tokenizers reads ({error})"
+            ) from None
         # Settings saved along with the file, meant for other uses of it: they would cut or fill our texts unasked.
         self._fast.no_truncation()
         self._fast.no_padding()
@@ -47,17 +50,23 @@ class Tokenizer:
         self.size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._settings = read_json(self.folder / "tokenizer_config.json")
         eos = self._settings.get("eos_token")
-        eos = eos.get("content") if isinstance(eos, dict) else eos  # older files write a token as an object
+        eos = eos.get("content") if isinstance(
+            eos, dict) else eos  # older files write a token as an object
         if not isinstance(eos, str):
-            raise UserError(f"{self.folder / 'tokenizer_config.json'}: names no eos_token; a target must end on one")
+            raise UserError(
+                f"{self.folder / 'tokenizer_config.json'}: names no eos_token; a target must end on one"
+            )
         self.end_id = self._id(eos)
         self._start_turn, self._end_turn = self._id("<|im_start|>"), self._id("<|im_end|>")
-        self.stop_ids = frozenset({self.end_id, self._end_turn, self._id("<|endoftext|>")} | self._declared_stops())
+        self.stop_ids = frozenset(
+            {self.end_id, self._end_turn, self._id("<|endoftext|>")} | self._declared_stops())
 
     def _id(self, token: str) -> int:
         number = self._fast.token_to_id(token)
         if number is None:
-            raise UserError(f"{self.folder / 'tokenizer.json'}: has no token {token!r}; is this a Qwen2.5 checkpoint?")
+            raise UserError(
+                f"{self.folder / 'tokenizer.json'}: has no token {token!r}; is this a Qwen2.5 checkpoint?"
+            )
         return number
 
     def _declared_stops(self) -> set[int]:
@@ -67,7 +76,9 @@ class Tokenizer:
             settings = read_json(file) if file.exists() else {}
             rows = settings.get("vocab_size")
             if isinstance(rows, int) and rows < self.size:
-                raise UserError(f"{file}: vocab_size is {rows}, the tokenizer has {self.size} ids; get the right one")
+                raise UserError(
+                    f"{file}: vocab_size is {rows}, the tokenizer has {self.size} ids; get the right one"
+                )
             declared = settings.get("eos_token_id")
             declared = declared if isinstance(declared, list) else [declared]
             stops.update(number for number in declared if isinstance(number, int))
@@ -83,10 +94,13 @@ class Tokenizer:
         if file.exists():
             template = file.read_text(encoding="utf-8", errors="replace")
         else:
-            file, template = self.folder / "tokenizer_config.json", self._settings.get("chat_template")
+            file, template = self.folder / "tokenizer_config.json", self._settings.get(
+                "chat_template")
         system = find_default_system(template) if isinstance(template, str) else None
         if system is None:
-            raise UserError(f"{file}: holds no chat template with a default system prompt; give one with --system")
+            raise UserError(
+                f"{file}: holds no chat template with a default system prompt; give one with --system"
+            )
         return system
 
     def encode(self, text: str) -> list[int]:
@@ -94,7 +108,8 @@ class Tokenizer:
         try:
             return self._fast.encode(text, add_special_tokens=False).ids
         except TypeError:  # JSON's escapes can spell half a surrogate pair, which is no character
-            raise UserError(f"not valid Unicode, a lone surrogate: {text[:60]!r}; mend the text") from None
+            raise UserError(
+                f"not valid Unicode, a lone surrogate: {text[:60]!r}; mend the text") from None
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, special tokens skipped."""
@@ -104,7 +119,8 @@ class Tokenizer:
         """The text of one id, a special token by its name."""
         return self._fast.decode([token], skip_special_tokens=False)
 
-    def prompt(self, question: str, system: str | None = None, earlier: Sequence[dict] = ()) -> list[int]:
+    def prompt(self, question: str, system: str | None = None,
+               earlier: Sequence[dict] = ()) -> list[int]:
         """A question in ChatML behind the `earlier` turns of its chat, up to where the assistant begins to write."""
         ids, _ = self.chat([*earlier, {"role": "user", "content": question}], system)
         return ids + [self._start_turn] + self.encode("assistant\n")
@@ -149,7 +165,8 @@ def find_default_system(template: str) -> str | None:
         text, closed, _ = after.partition("<|im_end|>")
         quote = before[-1:] if before.endswith(("'", '"')) else ""
         # Inside a Jinja string the text must reach <|im_end|> before the string ends, outside before an expression.
-        interrupted = quote in text.replace("\\" + quote, "") if quote else ("{{" in text or "{%" in text)
+        interrupted = quote in text.replace("\\" +
+                                            quote, "") if quote else ("{{" in text or "{%" in text)
         newline = "\\n" if text.startswith("\\n") else "\n"  # escaped in the string, or a real one
         if not closed or interrupted or not text.startswith(newline):
             continue

@@ -20,13 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attention import PackedAttention
 from checkpoint import drop_old_checkpoints, load_state, save_state
 from data import Example, pack, split_by_tokens
-from attention import PackedAttention
 from model import Qwen2
 from runtime import UserError, clock, peak_memory_mib, round_up, rows_in_cache
 
-BETAS = (0.9, 0.95)  # a shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one
+BETAS = (
+    0.9, 0.95
+)  # a shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one
 LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
 TOKENS_AT_ONCE = 1 << 14  # rows of the head whose gradient is computed in one product
 
@@ -58,7 +60,7 @@ class TrainTotals:
     interrupted: bool = False
 
 
-# ----------------------------------------------------------------------------------------------------------------- loss
+# --------------------------------------------------------------------------------------------- loss
 
 
 class SummedCrossEntropy(torch.autograd.Function):
@@ -77,7 +79,8 @@ class SummedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         chunks = math.ceil(len(hidden) / max(256, LOGITS_AT_ONCE // len(weight)))
-        rows = round_up(math.ceil(len(hidden) / max(1, chunks)))  # alike in all: few rows left over are slow
+        rows = round_up(math.ceil(
+            len(hidden) / max(1, chunks)))  # alike in all: few rows left over are slow
         buffer = hidden.new_empty(rows, len(weight))
         for start in range(0, len(hidden), max(1, rows)):
             part, wanted = hidden[start : start + rows], targets[start : start + rows]
@@ -88,14 +91,16 @@ class SummedCrossEntropy(torch.autograd.Function):
                 torch.mm(logits, matrix, out=grad_hidden[start : start + rows])
             if wants_weight:
                 # In place and some rows at a time: this matrix is the largest there is, and its product as large again.
-                for sums, columns in zip(grad_weight.split(TOKENS_AT_ONCE), logits.split(TOKENS_AT_ONCE, dim=1)):
+                for sums, columns in zip(grad_weight.split(TOKENS_AT_ONCE),
+                                         logits.split(TOKENS_AT_ONCE, dim=1)):
                     sums.add_(columns.T @ part)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        return *(None if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors), None
+        return *(None if grad is None else grad.mul_(grad_output)
+                 for grad in ctx.saved_tensors), None
 
 
 def _loss_then_gradient(logits: Tensor, targets: Tensor) -> Tensor:
@@ -105,7 +110,8 @@ def _loss_then_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     for part, wanted in zip(logits.split(rows), targets[:, None].split(rows)):
         log_probs = part.log_softmax(-1, dtype=torch.float32)
         total -= log_probs.gather(1, wanted).sum()
-        part.copy_(log_probs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32)))
+        part.copy_(log_probs.exp_().scatter_add_(1, wanted,
+                                                 -torch.ones_like(wanted, dtype=torch.float32)))
     return total
 
 
@@ -115,7 +121,8 @@ def summed_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = N
     device = model.head_weight.device
     batch = pack(examples, device)
     attention = PackedAttention(batch.lengths, prefix, device, batch.shared)
-    hidden = model(batch.ids, attention.positions, attention, batch.predictors, grad_checkpoint)  # [N, D]
+    hidden = model(batch.ids, attention.positions, attention, batch.predictors,
+                   grad_checkpoint)  # [N, D]
     return SummedCrossEntropy.apply(hidden, model.head_weight, batch.targets)
 
 
@@ -125,20 +132,25 @@ def accumulate_gradient(model: Qwen2, examples: list[Example], settings: TrainSe
     targets = count_targets(examples)
     loss = 0.0
     for part in split_by_tokens(examples, settings.micro_batch_tokens):
-        part_loss = summed_loss(model, part, prefix() if prefix else None, settings.grad_checkpoint) / targets
+        part_loss = summed_loss(model, part,
+                                prefix() if prefix else None, settings.grad_checkpoint) / targets
         part_loss.backward()
         loss += part_loss.item()
         del part_loss  # and what it holds of the graph
-        for p in model.parameters():  # only now, with the activations gone; further parts are added to it in p's dtype
+        for p in model.parameters(
+        ):  # only now, with the activations gone; further parts are added to it in p's dtype
             if p.grad is not None and p.grad.dtype != p.dtype:
                 p.grad = p.grad.to(p.dtype)
     return loss
 
 
-def mean_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = None, micro_batch_tokens: int = 4096) -> float:
+def mean_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = None,
+              micro_batch_tokens: int = 4096) -> float:
     """Mean cross-entropy a target token, in nats, without a gradient."""
     with torch.no_grad():
-        total = sum(summed_loss(model, part, prefix).item() for part in split_by_tokens(examples, micro_batch_tokens))
+        total = sum(
+            summed_loss(model, part, prefix).item()
+            for part in split_by_tokens(examples, micro_batch_tokens))
     return total / count_targets(examples)
 
 
@@ -147,7 +159,7 @@ def count_targets(examples: list[Example]) -> int:
     return sum(sum(example.is_target[1:]) for example in examples)
 
 
-# ------------------------------------------------------------------------------------------------------------ optimiser
+# ---------------------------------------------------------------------------------------- optimiser
 
 
 def learning_rate_at(step: int, settings: TrainSettings) -> float:
@@ -159,21 +171,27 @@ def learning_rate_at(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
+def make_optimizer(trainable: dict[str, nn.Parameter],
+                   settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only: a norm's scale or a bias has no reason to be drawn to zero."""
     matrices = [p for p in trainable.values() if p.ndim >= 2]
     vectors = [p for p in trainable.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=True)
-    for p in trainable.values():  # now: made in the first step, they would lie among the blocks that steps take and free
+    for p in trainable.values(
+    ):  # now: made in the first step, they would lie among the blocks that steps take and free
         p.grad_dtype = None  # any: model.Product's is as narrow as its input, until accumulate_gradient widens it
         zero = torch.zeros((), device=p.device)
-        optimizer.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        optimizer.state[p] = {
+            "step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)
+        }
     return optimizer
 
 
-def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, totals: TrainTotals) -> None:
+def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.AdamW,
+                    totals: TrainTotals) -> None:
     """Everything that the rest of the run depends on, to the last bit: the order of the data follows from the step."""
     tensors = {f"param.{name}": p for name, p in trainable.items()}
     for name, p in trainable.items():
@@ -181,21 +199,28 @@ def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter], optimizer:
     save_state(folder, tensors, vars(totals))
 
 
-def load_checkpoint(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.AdamW) -> TrainTotals:
+def load_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
+                    optimizer: torch.optim.AdamW) -> TrainTotals:
     """Put a saved state back in place. Raises UserError where it belongs to other parameters."""
     tensors, info = load_state(folder)
     if {n.removeprefix("param.") for n in tensors if n.startswith("param.")} != set(trainable):
-        raise UserError(f"{folder}: holds the state of other parameters than this method trains; give another --resume")
+        raise UserError(
+            f"{folder}: holds the state of other parameters than this method trains; give another --resume"
+        )
     with torch.no_grad():
         for name, p in trainable.items():
             p.copy_(tensors[f"param.{name}"])
-            optimizer.state[p] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-    for p in trainable.values():  # moments live where their parameter does; fused AdamW wants its counter there too
+            optimizer.state[p] = {
+                key: tensors[f"{key}.{name}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    for p in trainable.values(
+    ):  # moments live where their parameter does; fused AdamW wants its counter there too
         optimizer.state[p] = {key: value.to(p.device) for key, value in optimizer.state[p].items()}
     return TrainTotals(**info)
 
 
-# ----------------------------------------------------------------------------------------------------------------- loop
+# --------------------------------------------------------------------------------------------- loop
 
 
 def train(
@@ -239,8 +264,7 @@ def train(
             names = ", ".join(example.name for example in examples)
             raise UserError(
                 f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}; lower --lr, or look at the "
-                f"problems of this batch: {names}"
-            )
+                f"problems of this batch: {names}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -261,6 +285,7 @@ def train(
         on_step(totals.steps)
         due = settings.save_every and totals.steps % settings.save_every == 0
         if due or totals.interrupted or totals.steps == settings.steps:
-            save_checkpoint(folder / "checkpoints" / f"step-{totals.steps}", trainable, optimizer, totals)
+            save_checkpoint(folder / "checkpoints" / f"step-{totals.steps}", trainable, optimizer,
+                            totals)
             drop_old_checkpoints(folder, settings.keep)
     return totals

@@ -43,7 +43,9 @@ def cluster(answers: Sequence[str | None]) -> list[int | None]:
     homes: dict[str, int] = {}  # by text: what was compared once is not compared again
     for answer in answers:
         if answer is not None and answer not in homes:
-            home = next((number for number, first in enumerate(firsts) if equivalent(first, answer)), len(firsts))
+            home = next(
+                (number for number, first in enumerate(firsts) if equivalent(first, answer)),
+                len(firsts))
             if home == len(firsts):
                 firsts.append(answer)
             homes[answer] = home
@@ -56,7 +58,8 @@ def confidence(mean_log_prob: float) -> float:
     return math.exp(mean_log_prob)
 
 
-def choose(ids: Sequence[int | None], weights: Sequence[float] | None = None, kind: str = "majority") -> int | None:
+def choose(ids: Sequence[int | None], weights: Sequence[float] | None = None,
+           kind: str = "majority") -> int | None:
     """Index of the sample that speaks for the winner (the first of its cluster); None where nobody has an answer.
 
     `ids` as from `cluster`. Raises ValueError for weights that are no finite numbers from 0 up, one a sample; only a
@@ -64,7 +67,8 @@ def choose(ids: Sequence[int | None], weights: Sequence[float] | None = None, ki
     """
     array = _weights(len(ids), weights, kind)
     if kind == "best":
-        return max((i for i, number in enumerate(ids) if number is not None), key=lambda i: array[i], default=None)
+        return max((i for i, number in enumerate(ids) if number is not None),
+                   key=lambda i: array[i], default=None)
     winners = _winners(np.ones((1, len(ids))), ids, array, kind)[0]
     return int(winners.argmax()) if winners.any() else None  # argmax: the first of equals
 
@@ -79,10 +83,9 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def maj_at_k(
-    ids: Sequence[int | None], right: Sequence[bool], k: int, weights: Sequence[float] | None = None,
-    kind: str = "majority", seed: int = 0,
-) -> tuple[float, float]:
+def maj_at_k(ids: Sequence[int | None], right: Sequence[bool], k: int,
+             weights: Sequence[float] | None = None, kind: str = "majority", seed: int = 0,
+             ) -> tuple[float, float]:
     """Probability that `choose` is right on k of one problem's samples, drawn without replacement; its standard error.
 
     right: one verdict a sample. A mean over all C(n, k) subsets where these are at most DRAWS, with error 0; else over
@@ -111,20 +114,26 @@ def maj_at_k(
 
 def _weights(n: int, weights: Sequence[float] | None, kind: str) -> np.ndarray:
     if kind not in KINDS or (weights is None and kind != "majority"):
-        raise ValueError(f"a vote of kind {kind!r}: there are {', '.join(KINDS)}, and all but a majority need weights")
+        raise ValueError(
+            f"a vote of kind {kind!r}: there are {', '.join(KINDS)}, and all but a majority need weights"
+        )
     array = np.zeros(n) if weights is None else np.asarray(weights, dtype=np.float64)
     if array.shape != (n,) or not (np.isfinite(array) & (array >= 0)).all():
-        raise ValueError("weights are finite numbers from 0 up, one a sample; see confidence() for log-probabilities")
+        raise ValueError(
+            "weights are finite numbers from 0 up, one a sample; see confidence() for log-probabilities"
+        )
     return array
 
 
-def _winners(subsets: np.ndarray, ids: Sequence[int | None], weights: np.ndarray, kind: str) -> np.ndarray:
+def _winners(subsets: np.ndarray, ids: Sequence[int | None], weights: np.ndarray,
+             kind: str) -> np.ndarray:
     """The drawn samples that stand in a winning cluster, in all of them where several are tied [S, n].
 
     subsets [S, n]: 1.0 where a sample is drawn, so that a product of matrices counts the votes of all subsets at once.
     """
     numbers = np.array([-1 if number is None else number for number in ids], dtype=np.int64)
-    member = (numbers[:, None] == np.arange(numbers.max(initial=0) + 1)).astype(np.float64)  # [n, C]
+    member = (numbers[:, None] == np.arange(numbers.max(initial=0) + 1)).astype(
+        np.float64)  # [n, C]
     if kind == "majority":  # one each, and a share of the weights that all together never makes up for one vote
         weights = 1 + weights / (2 * weights.sum() or 1)
     sums = subsets @ (member * weights[:, None])  # [S, C]
@@ -133,14 +142,18 @@ def _winners(subsets: np.ndarray, ids: Sequence[int | None], weights: np.ndarray
     return tied.astype(np.float64) @ member.T * subsets
 
 
-def _best_at_k(ids: Sequence[int | None], right: Sequence[bool], k: int, weights: np.ndarray) -> float:
+def _best_at_k(ids: Sequence[int | None], right: Sequence[bool], k: int,
+               weights: np.ndarray) -> float:
     """Probability that the sample of highest weight among k is right, exactly: from C(m, k), the number of subsets that
     hold none but the m lowest. With the verdicts as weights this is pass@k."""
-    ranked = sorted((weights[i], bool(right[i])) for i, number in enumerate(ids) if number is not None)
+    ranked = sorted(
+        (weights[i], bool(right[i])) for i, number in enumerate(ids) if number is not None)
     lower, total = len(ids) - len(ranked), 0.0  # a sample without an answer is below all others
     for _, level in itertools.groupby(ranked, key=lambda pair: pair[0]):
-        verdicts = [verdict for _, verdict in level]  # of equal weight, each as likely as any other to be first seen
-        subsets = math.comb(lower + len(verdicts), k) - math.comb(lower, k)  # whose best stand on this level
+        verdicts = [verdict for _, verdict in level
+                    ]  # of equal weight, each as likely as any other to be first seen
+        subsets = math.comb(lower + len(verdicts), k) - math.comb(
+            lower, k)  # whose best stand on this level
         total += sum(verdicts) / len(verdicts) * (subsets / math.comb(len(ids), k))
         lower += len(verdicts)
     return total

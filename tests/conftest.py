@@ -11,15 +11,16 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes in: small products only wait for a second thread
+os.environ.setdefault("OMP_NUM_THREADS",
+                      "1")  # before torch comes in: small products only wait for a second thread
 
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-import download
-from arithmetic import marks
 from data import Problem
+from recipes.arithmetic import marks
+from tools import download
 
 # The template as Qwen2.5-Instruct renders a chat without tools; SYSTEM stands for the checkpoint's default.
 TEMPLATE = (
@@ -36,17 +37,20 @@ TEMPLATE = (
     "{%- endfor %}\n"
     "{%- if add_generation_prompt %}\n"
     "    {{- '<|im_start|>assistant\\n' }}\n"
-    "{%- endif %}\n"
-)
+    "{%- endif %}\n")
 DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 # How Qwen2.5 cuts text before byte-pair encoding: words, single digits, punctuation, line ends, spaces.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-TEXTS = ["system\nYou are a helpful assistant.", "user\nWhat is 12 + 34?", "assistant\nThe answer is 46.\n\n#### 46"]
+TEXTS = [
+    "system\nYou are a helpful assistant.", "user\nWhat is 12 + 34?",
+    "assistant\nThe answer is 46.\n\n#### 46"
+]
 
 
-def write_tokenizer(folder: Path, template: str = TEMPLATE.replace("SYSTEM", DEFAULT_SYSTEM)) -> Path:
+def write_tokenizer(
+    folder: Path, template: str = TEMPLATE.replace("SYSTEM", DEFAULT_SYSTEM)) -> Path:
     """A byte-pair tokenizer with Qwen's cuts, normal form and special tokens, trained on three lines of text."""
     fast = Tokenizer(models.BPE())
     fast.normalizer = normalizers.NFC()
@@ -91,7 +95,8 @@ def reference_model(**changes):
     )
     model = Qwen2ForCausalLM(Qwen2Config(**{**settings, **changes})).eval()
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # transformers starts biases at 0 and norms at 1, where a mistake would not show
+    with torch.no_grad(
+    ):  # transformers starts biases at 0 and norms at 1, where a mistake would not show
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 1:
@@ -127,7 +132,9 @@ BOOKS = worked("Ann has 48 books and buys 6 more. She gives half of them away. H
 
 
 # What the server of files below has: 5,000 problems.
-BODY = "".join(json.dumps({"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"}) + "\n" for n in range(5000)).encode()
+BODY = "".join(
+    json.dumps({"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"}) + "\n"
+    for n in range(5000)).encode()
 HASH = hashlib.sha256(BODY).hexdigest()
 
 
@@ -146,16 +153,19 @@ class Files(BaseHTTPRequestHandler):
         same = self.headers.get("If-Range") == headers["ETag"]
         if "Range" in self.headers and same and not act.get("ignores_range"):
             first = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-            headers["Content-Range"] = f"bytes {first + act.get('astray', 0)}-{len(body) - 1}/{len(body)}"
+            headers[
+                "Content-Range"] = f"bytes {first + act.get('astray', 0)}-{len(body) - 1}/{len(body)}"
         if act.get("drips"):
             self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
             with contextlib.suppress(OSError):  # where the other side has left
                 while True:
                     self.wfile.write(b"x")
                     time.sleep(0.01)
-        self.answer(206 if first else 200, headers, body[first:], act.get("cut"), act.get("length", True))
+        self.answer(206 if first else 200, headers, body[first:], act.get("cut"),
+                    act.get("length", True))
 
-    def answer(self, status: int, headers: dict, body: bytes, cut: int | None = None, length: bool = True) -> None:
+    def answer(self, status: int, headers: dict, body: bytes, cut: int | None = None,
+               length: bool = True) -> None:
         self.send_response(status)
         if length:
             headers = {**headers, "Content-Length": str(len(body))}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import client
-from client import ApiTeacher
+from recipes import client
+from recipes.client import ApiTeacher
 
 KEY = "sk-0123456789abcdef"
 
@@ -26,13 +26,14 @@ def body_of(text: str, **message) -> str:
 
 
 def stream_of(text: str, end: str = "data: [DONE]\n\n", finish: str | None = "stop") -> str:
-    events = [{"choices": [{"delta": {"content": part}, "finish_reason": None}]} for part in text.split("|")]
+    events = [{"choices": [{"delta": {"content": part}, "finish_reason": None}]}
+              for part in text.split("|")]
     events += [{"choices": [{"delta": {}, "finish_reason": finish}]}]
     events += [{"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}]
     return ": keep-alive\n\n" + "".join(f"data: {json.dumps(event)}\n\n" for event in events) + end
 
 
-# --------------------------------------------------------------------------------------------------- a server that errs
+# ------------------------------------------------------------------------------- a server that errs
 
 
 class StandIn(ThreadingHTTPServer):
@@ -72,7 +73,8 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.server.behave(self, question, attempt)
 
-    def send(self, text: str, status: int = 200, kind: str = "application/json", length: int | None = None, **headers):
+    def send(self, text: str, status: int = 200, kind: str = "application/json",
+             length: int | None = None, **headers):
         data = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -111,18 +113,23 @@ def nasty(handler: Handler, question: str, attempt: int) -> None:
     text = answer_to(question)
     good = [
         lambda: handler.send(body_of(text)),
-        lambda: handler.send(" \n" * 40 + body_of(text) + "\n"),  # blanks that keep a slow connection alive
+        lambda: handler.send(" \n" * 40 + body_of(text) + "\n"
+                             ),  # blanks that keep a slow connection alive
         lambda: handler.chunks(stream_of(text[:4] + "|" + text[4:])),
-        lambda: handler.chunks(*stream_of(text, end="").splitlines(True)),  # ends without [DONE], but with a reason
-        lambda: handler.send(stream_of(text).replace("\n", "\r\n"), kind="text/event-stream; charset=utf-8"),
+        lambda: handler.chunks(*stream_of(text, end="").splitlines(True)
+                               ),  # ends without [DONE], but with a reason
+        lambda: handler.send(
+            stream_of(text).replace("\n", "\r\n"), kind="text/event-stream; charset=utf-8"),
         lambda: handler.chunks("\n\n", body_of(text), kind="application/json"),
     ]
     bad = [
         lambda: None,  # closes without a word
         lambda: time.sleep(2),  # silent for longer than anybody waits
         lambda: handler.send(body_of(text)[:-9], length=len(body_of(text))),  # cut in the middle
-        lambda: handler.chunks(stream_of(text, end="", finish=None).partition('"usage')[0], end=False),
-        lambda: handler.chunks(stream_of(text + "9", end="", finish=None)),  # a stream without an end
+        lambda: handler.chunks(
+            stream_of(text, end="", finish=None).partition('"usage')[0], end=False),
+        lambda: handler.chunks(stream_of(text + "9", end="", finish=None)
+                               ),  # a stream without an end
         lambda: handler.send(body_of("9" * 300_000)),  # a flood
         lambda: handler.chunks(*["data: {}\n\n" * 1000] * 30),
         lambda: handler.send("<html>Bad gateway</html>"),
@@ -131,8 +138,12 @@ def nasty(handler: Handler, question: str, attempt: int) -> None:
         lambda: handler.send('{"error": {"message": "overloaded"}}'),
         lambda: handler.chunks('data: {"error": "broken"}\n\n'),
         lambda: handler.send("slow down", 429, Retry_After="1"),
-        lambda: handler.send("sorry", 500), lambda: handler.send("", 503), lambda: handler.send("", 408),
-        lambda: handler.send(body_of("")), lambda: handler.send(body_of(" \n")), lambda: handler.send(body_of(None)),
+        lambda: handler.send("sorry", 500),
+        lambda: handler.send("", 503),
+        lambda: handler.send("", 408),
+        lambda: handler.send(body_of("")),
+        lambda: handler.send(body_of(" \n")),
+        lambda: handler.send(body_of(None)),
         lambda: handler.send(body_of("", refusal="I will not")),
     ]
     chosen = good if attempt > 3 or number % 5 < 2 else bad
@@ -169,4 +180,7 @@ def api(server: StandIn, **options) -> ApiTeacher:
 
 
 def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "replies.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    return [
+        json.loads(line)
+        for line in (folder / "replies.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    ]

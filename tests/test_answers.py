@@ -119,41 +119,44 @@ def test_the_tables_are_what_they_claim():
 
 
 # Choices where more than one reading is possible.
-@pytest.mark.parametrize("gold, answer, equal", [
-    (r"\{1, 2\}", "1, 2", True),  # a set and a bare list
-    ("{1,2,3}", r"\{3,2,1\}", True),  # braces that TeX would not print
-    (r"[2,\infty)", r"x \ge 2", True),
-    ("(3, 5)", "(x, y) = (3, 5)", True),
-    (r"\frac{270}7\text{ degrees}", r"\frac{270}{7}^\circ", True),
-    (r"0.1\overline{6}", r"\frac16", True),
-    (r"\sin 30^\circ", "1/2", True),
-    ("x = 2 + 3 = 5", "5", True),
-    (r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}", r"\left(\begin{array}{c}1\\2\end{array}\right)", True),
-    ("6:00 PM", "6:00 p.m.", True),
-    ("p - q", "-q+p", True),
-    ("twenty-one", r"\text{Twenty-one}", True),
-    ("(1,2) U (3,4)", r"(1,2) \cup (3,4)", True),
-    ("1/3 cup", "1/3", True),
-    (r"\frac13 \approx 0.333", r"\frac13", True),
-    (r"\frac13 \approx 0.333", "0.333", False),
-    (r"\angle ABC = 60^\circ", "60", True),
-    (r"x_1 = 1,\quad x_2 = 2", r"1 \text{ and } 2", True),
-    (r"\{x \mid -1 < x \le 2\}", "(-1, 2]", True),
-    (r"102 \mathrm{~cm}", "102", True),
-    (r"x \le -1 \text{ or } x \ge 2", r"(-\infty, -1] \cup [2, +\infty)", True),
-    (r"\pm 2 + \gcd(4, 6)", "4, 0", True),
-    (r"\pm 2 + \gcd(4, 6)", "4", False),
-    (r"x \le -1 \text{ or } y \ge 2", r"(-\infty, -1] \cup [2, +\infty)", False),
-    (r"\sqrt{x^2}", "x", False),  # not for negative x
-    (r"\sqrt{x^2}", "|x|", True),
-    (r"\sqrt12", r"\sqrt{12}", False),  # TeX prints the root of 1 beside a 2
-    ("100000", "1e5", False),
-    ("x = 5", "y = 5", False),
-    ("(1, 2, 3)", r"\begin{pmatrix}1\\2\\3\end{pmatrix}", False),
-    (r"1,2", r"1,1,2", False),
-    ("3.14159", "3.141593", False),  # each is pi cut or rounded; they are still two numbers
-    ("0", None, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "gold, answer, equal",
+    [
+        (r"\{1, 2\}", "1, 2", True),  # a set and a bare list
+        ("{1,2,3}", r"\{3,2,1\}", True),  # braces that TeX would not print
+        (r"[2,\infty)", r"x \ge 2", True),
+        ("(3, 5)", "(x, y) = (3, 5)", True),
+        (r"\frac{270}7\text{ degrees}", r"\frac{270}{7}^\circ", True),
+        (r"0.1\overline{6}", r"\frac16", True),
+        (r"\sin 30^\circ", "1/2", True),
+        ("x = 2 + 3 = 5", "5", True),
+        (r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}", r"\left(\begin{array}{c}1\\2\end{array}\right)",
+         True),
+        ("6:00 PM", "6:00 p.m.", True),
+        ("p - q", "-q+p", True),
+        ("twenty-one", r"\text{Twenty-one}", True),
+        ("(1,2) U (3,4)", r"(1,2) \cup (3,4)", True),
+        ("1/3 cup", "1/3", True),
+        (r"\frac13 \approx 0.333", r"\frac13", True),
+        (r"\frac13 \approx 0.333", "0.333", False),
+        (r"\angle ABC = 60^\circ", "60", True),
+        (r"x_1 = 1,\quad x_2 = 2", r"1 \text{ and } 2", True),
+        (r"\{x \mid -1 < x \le 2\}", "(-1, 2]", True),
+        (r"102 \mathrm{~cm}", "102", True),
+        (r"x \le -1 \text{ or } x \ge 2", r"(-\infty, -1] \cup [2, +\infty)", True),
+        (r"\pm 2 + \gcd(4, 6)", "4, 0", True),
+        (r"\pm 2 + \gcd(4, 6)", "4", False),
+        (r"x \le -1 \text{ or } y \ge 2", r"(-\infty, -1] \cup [2, +\infty)", False),
+        (r"\sqrt{x^2}", "x", False),  # not for negative x
+        (r"\sqrt{x^2}", "|x|", True),
+        (r"\sqrt12", r"\sqrt{12}", False),  # TeX prints the root of 1 beside a 2
+        ("100000", "1e5", False),
+        ("x = 5", "y = 5", False),
+        ("(1, 2, 3)", r"\begin{pmatrix}1\\2\\3\end{pmatrix}", False),
+        (r"1,2", r"1,1,2", False),
+        ("3.14159", "3.141593", False),  # each is pi cut or rounded; they are still two numbers
+        ("0", None, False),
+    ])  # fmt: skip
 def test_where_the_rules_leave_a_choice(gold, answer, equal):
     assert equivalent(gold, answer) is equal
 
@@ -174,9 +177,14 @@ def test_equal_normal_forms_are_equivalent():
 def test_embedded_sets_grade_rightly(name):
     """Every solution gives its gold answer, and no problem accepts a constant or the gold answer with a digit more."""
     records = list(synthetic.problems(name, "test", 300, 0))
-    solutions = [record.get("solution", record["answer"]) for record in records]  # GSM8K's form keeps both in one field
-    golds = [record["answer"] if "solution" in record else extract_answer(record["answer"]) for record in records]
-    assert all(equivalent(gold, extract_answer(solution)) for gold, solution in zip(golds, solutions))
+    solutions = [record.get("solution", record["answer"]) for record in records
+                 ]  # GSM8K's form keeps both in one field
+    golds = [
+        record["answer"] if "solution" in record else extract_answer(record["answer"])
+        for record in records
+    ]
+    assert all(
+        equivalent(gold, extract_answer(solution)) for gold, solution in zip(golds, solutions))
     assert not any(equivalent(gold, "-12345") or equivalent(gold, gold + "7") for gold in golds)
 
 
@@ -193,13 +201,17 @@ def test_hostile_text_costs_no_more_than_the_budget():
 def test_no_text_raises_and_equality_is_symmetric():
     """Pieces of answers thrown together, as a model does that has lost its thread."""
     rng = random.Random(0)
-    texts = [text for equal, unequal in PAIRS.values() for pair in equal + unequal for text in pair if len(text) < 300]
+    texts = [
+        text for equal, unequal in PAIRS.values() for pair in equal + unequal for text in pair
+        if len(text) < 300
+    ]
     for _ in range(2000):
         gold, answer = rng.choice(texts), rng.choice(texts)
         cut, paste = rng.randrange(len(gold) + 1), rng.randrange(len(answer) + 1)
         broken = gold[:cut] + answer[paste:]
         assert equivalent(broken, answer) == equivalent(answer, broken)
-        assert equivalent(broken, broken) and extract_answer(broken) is not None or not any(c.isdigit() for c in broken)
+        assert equivalent(broken, broken) and extract_answer(broken) is not None or not any(
+            c.isdigit() for c in broken)
 
 
 def test_a_crowd_of_boxes_is_read_from_its_end():
@@ -211,17 +223,21 @@ def test_what_is_kept_of_texts_is_bounded():
     assert answers._read.cache_info().maxsize is not None
 
 
-needs_data = pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="MATHFT_DATA names no folder of real sets")
+needs_data = pytest.mark.skipif("MATHFT_DATA" not in os.environ,
+                                reason="MATHFT_DATA names no folder of real sets")
 
 
 def math500() -> list[dict]:
-    return json.loads((Path(os.environ["MATHFT_DATA"]) / "math500/test.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (Path(os.environ["MATHFT_DATA"]) / "math500/test.json").read_text(encoding="utf-8"))
 
 
 @needs_data
 def test_math500_solutions_give_their_gold_answers():
     problems = math500()
-    right = [equivalent(problem["answer"], extract_answer(problem["solution"])) for problem in problems]
+    right = [
+        equivalent(problem["answer"], extract_answer(problem["solution"])) for problem in problems
+    ]
     assert sum(right) == len(problems) == 500
     for problem in problems:
         assert equivalent(problem["answer"], problem["answer"] + " ")
@@ -250,8 +266,10 @@ def test_only_these_different_golds_of_math500_are_equal():
 @needs_data
 @pytest.mark.parametrize("split, count", [("train", 7473), ("test", 1319)])
 def test_gsm8k_answers_are_read(split, count):
-    lines = (Path(os.environ["MATHFT_DATA"]) / f"gsm8k/{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (Path(os.environ["MATHFT_DATA"]) /
+             f"gsm8k/{split}.jsonl").read_text(encoding="utf-8").splitlines()
     solutions = [json.loads(line)["answer"] for line in lines]
     golds = [solution.rpartition("####")[2].strip() for solution in solutions]
-    assert sum(equivalent(gold, extract_answer(text)) for gold, text in zip(golds, solutions)) == count
+    assert sum(
+        equivalent(gold, extract_answer(text)) for gold, text in zip(golds, solutions)) == count
     assert not any(equivalent(gold, gold + "7") or equivalent(gold, "-12345") for gold in golds)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import augment
-from curate import write_problems
-from data import Problem, read_problems
+from data import Problem, read_problems, write_problems
 from flags import run_command
 
 
@@ -16,7 +15,7 @@ def here(tmp_path, monkeypatch):
     """An empty folder to work in, and no network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sources.constants.HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("download.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("tools.download.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("sources.hf_hub_download", refuse)
 
 
@@ -32,11 +31,12 @@ def read(path: str) -> dict:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- make
+# --------------------------------------------------------------------------------------------- make
 
 
 def test_make_leaves_data_that_the_trainer_reads_and_says_what_was_left_out(capsys):
-    assert run("make", "perturb", "--limit", "10", "--samples", "3", "--style", "boxed", "--seed", "5") == 0
+    assert run("make", "perturb", "--limit", "10", "--samples", "3", "--style", "boxed", "--seed",
+               "5") == 0
     folder = "runs/perturb-mini-gsm-1"
     made, result = read_problems(Path(folder) / "data.jsonl"), read(f"{folder}/result.json")
     assert result["problems"] == 10 and result["rows"] == len(made) > 20
@@ -47,7 +47,10 @@ def test_make_leaves_data_that_the_trainer_reads_and_says_what_was_left_out(caps
 
 
 def test_a_model_of_our_own_is_the_teacher_and_an_interrupted_recipe_goes_on(capsys, monkeypatch):
-    words = ["make", "rft", "--teacher", "tiny", "--limit", "6", "--samples", "4", "--temperature", "1", "--output-dir", "out"]
+    words = [
+        "make", "rft", "--teacher", "tiny", "--limit", "6", "--samples", "4", "--temperature", "1",
+        "--output-dir", "out"
+    ]
 
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -57,9 +60,11 @@ def test_a_model_of_our_own_is_the_teacher_and_an_interrupted_recipe_goes_on(cap
         assert run(*words) == 130
     lines = Path("out/replies.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 24 and not Path("out/data.jsonl").exists()
-    assert run(*words, "--seed", "3") == 1 and "was begun with another --seed" in capsys.readouterr().err
+    assert run(*words, "--seed",
+               "3") == 1 and "was begun with another --seed" in capsys.readouterr().err
     assert run(*words) == 0
-    assert Path("out/replies.jsonl").read_text(encoding="utf-8").splitlines() == lines  # nothing was asked again
+    assert Path("out/replies.jsonl").read_text(
+        encoding="utf-8").splitlines() == lines  # nothing was asked again
     assert read("out/result.json")["cost"]["requests"] == 0
     assert [p.origin["kind"] for p in read_problems(Path("out/data.jsonl"))].count("gold") == 6
     assert run(*words) == 1 and "is finished" in capsys.readouterr().err
@@ -72,15 +77,19 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
 
     monkeypatch.setitem(augment.RECIPES, "retro", interrupted)
     assert run("make", "retro", "--limit", "3") == 130
-    assert "to go on:  python augment.py make retro --limit 3 --output-dir runs/retro-mini-gsm-1" in capsys.readouterr().out
+    assert "to go on:  python augment.py make retro --limit 3 --output-dir runs/retro-mini-gsm-1" in capsys.readouterr(
+    ).out
 
 
 def test_a_row_is_made_once_and_what_a_style_drops_is_counted():
-    line = json.dumps({"question": "What is 1 + 1?", "answer": "1+1 = <<1+1=2>>2, and 2*3 = <<2*3=6>>6"}) + "\n"
+    line = json.dumps(
+        {"question": "What is 1 + 1?", "answer": "1+1 = <<1+1=2>>2, and 2*3 = <<2*3=6>>6"}) + "\n"
     Path("two.jsonl").write_text(line * 2, encoding="utf-8")
-    assert run("make", "rft", "--teacher", "tiny", "--dataset", "two.jsonl", "--output-dir", "rft") == 0
+    assert run("make", "rft", "--teacher", "tiny", "--dataset", "two.jsonl", "--output-dir",
+               "rft") == 0
     assert read("rft/result.json")["dropped"]["the same row again"] == 1
-    assert run("make", "rft", "--teacher", "tiny", "--dataset", "two.jsonl", "--style", "boxed", "--output-dir", "styled") == 1
+    assert run("make", "rft", "--teacher", "tiny", "--dataset", "two.jsonl", "--style", "boxed",
+               "--output-dir", "styled") == 1
     assert read("styled/result.json")["dropped"]["states no answer"] == 1
 
 
@@ -88,26 +97,24 @@ def test_what_comes_to_nothing_is_an_error_with_its_reasons(capsys):
     write_problems(Path("bare.jsonl"), [Problem("a", "What is 1 + 1?", "#### 2", "2")])
     assert run("make", "perturb", "--dataset", "bare.jsonl", "--output-dir", "out") == 1
     assert "perturb: nothing came of it (1 " in capsys.readouterr().err
-    assert sum(read("out/result.json")["dropped"].values()) == 1 and not Path("out/data.jsonl").exists()
+    assert sum(
+        read("out/result.json")["dropped"].values()) == 1 and not Path("out/data.jsonl").exists()
 
 
-@pytest.mark.parametrize("words, said", [
-    ([], "say what to do"),
-    (["bake"], "make|filter|recipe"),
-    (["make"], "the following arguments are required"),
-    (["make", "bread"], "invalid choice"),
-    (["make", "rft"], "rft asks a teacher"),
-    (["make", "tutor"], "--student names whose attempts"),
-    (["make", "retro", "--student", "tiny"], "--student names whose attempts"),
-    (["make", "rft", "--teacher", "tiny", "--api-model", "m"], "--teacher means nothing to a server"),
-    (["make", "queries", "--teacher", "tiny"], "by majority"),
-    (["make", "perturb", "--teacher", "tiny"], "by majority"),
-    (["make", "rft", "--teacher", "tiny", "--samples", "2"], "needs a --temperature"),
-    (["make", "rft", "--api-model", "m"], "--api-base"),
-    (["filter", "a.jsonl"], "TARGET"),
-    (["filter", "a.jsonl", "b.jsonl", "--by", "level"], "--by says how --sample chooses"),
-    (["recipe", "cake", "b.jsonl"], "invalid choice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, said",
+    [([], "say what to do"), (["bake"], "make|filter|recipe"),
+     (["make"], "the following arguments are required"), (["make", "bread"], "invalid choice"),
+     (["make", "rft"], "rft asks a teacher"), (["make", "tutor"], "--student names whose attempts"),
+     (["make", "retro", "--student", "tiny"], "--student names whose attempts"),
+     (["make", "rft", "--teacher", "tiny", "--api-model", "m"
+       ], "--teacher means nothing to a server"),
+     (["make", "queries", "--teacher", "tiny"], "by majority"),
+     (["make", "perturb", "--teacher", "tiny"], "by majority"),
+     (["make", "rft", "--teacher", "tiny", "--samples", "2"], "needs a --temperature"),
+     (["make", "rft", "--api-model", "m"], "--api-base"), (["filter", "a.jsonl"], "TARGET"),
+     (["filter", "a.jsonl", "b.jsonl", "--by", "level"], "--by says how --sample chooses"),
+     (["recipe", "cake", "b.jsonl"], "invalid choice"), ])  # fmt: skip
 def test_wrong_words_are_a_usage_error_and_leave_nothing(words, said, capsys, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert run(*words) == 2 and said in capsys.readouterr().err
@@ -116,31 +123,41 @@ def test_wrong_words_are_a_usage_error_and_leave_nothing(words, said, capsys, mo
 
 def test_help_of_each_command(capsys):
     assert run("--help") == 0 and "make rft" in capsys.readouterr().out
-    for words, shown in (("make", "--agreement"), ("filter", "--dedup"), ("recipe", "mugglemath-15k")):
+    for words, shown in (("make", "--agreement"), ("filter", "--dedup"), ("recipe",
+                                                                          "mugglemath-15k")):
         with pytest.raises(SystemExit):
             augment.main([words, "--help"])
         assert shown in capsys.readouterr().out
 
 
-# -------------------------------------------------------------------------------------------------------------- filter
+# ------------------------------------------------------------------------------------------- filter
 
 
 def rows() -> list[Problem]:
-    texts = [("What is 1 + 1 today?", "The answer is: $2$", "2"), ("What is 1 + 1  today?", "The answer is: $2$", "2"),
-             ("What is 5 - 1?", "5-1 = <<5-1=3>>3\n#### 3", "3"), ("Solve for x.", r"So \boxed{\frac12}", r"\frac12"),
-             ("A question of the test.", "#### 7", "7"), ("Say something.", "No.", ""), ("What is 2 + 2?", "#### 4", "4")]
+    texts = [("What is 1 + 1 today?", "The answer is: $2$", "2"),
+             ("What is 1 + 1  today?", "The answer is: $2$", "2"),
+             ("What is 5 - 1?", "5-1 = <<5-1=3>>3\n#### 3", "3"),
+             ("Solve for x.", r"So \boxed{\frac12}", r"\frac12"),
+             ("A question of the test.", "#### 7", "7"), ("Say something.", "No.", ""),
+             ("What is 2 + 2?", "#### 4", "4")]
     return [Problem(f"row {number}", *text) for number, text in enumerate(texts)]
 
 
 def test_filter_drops_what_each_step_is_for_and_tells(capsys):
     write_problems(Path("in.jsonl"), rows())
     write_problems(Path("test.jsonl"), [Problem("t", "A question of the test.", "", "7")])
-    assert run("filter", "in.jsonl", "out.jsonl", "--style", "gsm8k", "--numeric", "--against", "test.jsonl") == 0
+    assert run("filter", "in.jsonl", "out.jsonl", "--style", "gsm8k", "--numeric", "--against",
+               "test.jsonl") == 0
     kept = read_problems(Path("out.jsonl"))
-    assert [(problem.id, problem.solution) for problem in kept] == [("row 0", "#### 2"), ("row 6", "#### 4")]
+    assert [(problem.id, problem.solution) for problem in kept] == [("row 0", "#### 2"),
+                                                                    ("row 6", "#### 4")]
     report = read("out.report.json")
     assert report["rows"] == 2 and report["tests"] == ["test.jsonl"]
-    reasons = {reason: count for step in report["steps"] for reason, count in step["dropped"].items()}
+    reasons = {
+        reason: count
+        for step in report["steps"]
+        for reason, count in step["dropped"].items()
+    }
     assert sum(reasons.values()) == 5 and all(count == 1 for count in reasons.values())
     shown = capsys.readouterr().out
     assert all(reason in shown for reason in reasons)
@@ -158,41 +175,61 @@ def test_rows_that_overlap_a_test_are_kept_only_on_request_and_marked():
 def test_test_sets_that_are_not_here_are_named_and_not_said_to_be_checked(capsys):
     write_problems(Path("in.jsonl"), rows())
     assert run("filter", "in.jsonl", "out.jsonl") == 0
-    assert capsys.readouterr().err.count("not checked for overlap") == 4 and read("out.report.json")["tests"] == []
-    assert run("filter", "in.jsonl", "again.jsonl", "--against", "gsm8k") == 1  # asked for by name it must be there
+    assert capsys.readouterr().err.count("not checked for overlap") == 4 and read(
+        "out.report.json")["tests"] == []
+    assert run("filter", "in.jsonl", "again.jsonl", "--against",
+               "gsm8k") == 1  # asked for by name it must be there
 
 
 def test_a_held_out_question_has_no_twin_among_the_rows():
-    rows = [Problem(f"{n}", " ".join(f"word{n}of{k}" for k in range(15)), f"#### {n}", f"{n}") for n in range(20)]
+    rows = [
+        Problem(f"{n}", " ".join(f"word{n}of{k}" for k in range(15)), f"#### {n}", f"{n}")
+        for n in range(20)
+    ]
     twins = [Problem(f"twin {p.id}", f"{p.question} or not", p.solution, p.answer) for p in rows]
     write_problems(Path("in.jsonl"), rows + twins)
-    assert run("filter", "in.jsonl", "out.jsonl", "--against", "none", "--dedup", "none", "--split", "0.2") == 0
-    held, kept = ([p.id.removeprefix("twin ") for p in read_problems(Path(name))] for name in ("out-held-out.jsonl", "out.jsonl"))
+    assert run("filter", "in.jsonl", "out.jsonl", "--against", "none", "--dedup", "none", "--split",
+               "0.2") == 0
+    held, kept = ([p.id.removeprefix("twin ") for p in read_problems(Path(name))]
+                  for name in ("out-held-out.jsonl", "out.jsonl"))
     assert len(held) == 8 and kept and not set(held) & set(kept)
 
 
 def test_nothing_is_overwritten_and_a_split_has_two_files(capsys):
-    write_problems(Path("in.jsonl"), [Problem(f"{n}", f"What is {n} + 1?", f"#### {n + 1}", f"{n + 1}") for n in range(40)])
-    assert run("filter", "in.jsonl", "out.jsonl", "--against", "none", "--sample", "20", "--split", "0.25") == 0
+    write_problems(
+        Path("in.jsonl"),
+        [Problem(f"{n}", f"What is {n} + 1?", f"#### {n + 1}", f"{n + 1}") for n in range(40)])
+    assert run("filter", "in.jsonl", "out.jsonl", "--against", "none", "--sample", "20", "--split",
+               "0.25") == 0
     both = [read_problems(Path(name)) for name in ("out.jsonl", "out-held-out.jsonl")]
-    assert [len(side) for side in both] == [15, 5] and not {p.id for p in both[0]} & {p.id for p in both[1]}
+    assert [len(side)
+            for side in both] == [15, 5] and not {p.id
+                                                  for p in both[0]} & {p.id
+                                                                       for p in both[1]}
     for name in ("out.jsonl", "out.report.json", "out-held-out.jsonl"):
         before = Path(name).read_bytes()
         assert run("filter", "in.jsonl", "out.jsonl", "--against", "none", "--split", "0.25") == 1
-        assert "nothing is overwritten" in capsys.readouterr().err and Path(name).read_bytes() == before
+        assert "nothing is overwritten" in capsys.readouterr().err and Path(
+            name).read_bytes() == before
         Path(name).unlink()
 
 
-# -------------------------------------------------------------------------------------------------------------- recipe
+# ------------------------------------------------------------------------------------------- recipe
 
 
 def test_the_papers_recipe_end_to_end(capsys):
-    lines = [{"query": f"What is {n} + {n}, thing {'abcdefghij'[n % 10] * (n // 10 + 1)}?", "response": f"It is.\nThe answer is: ${2 * n}$"}
-             for n in range(400)]
-    Path("aug.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert run("recipe", "mugglemath-15k", "out.jsonl", "--source", "aug.jsonl", "--against", "none") == 0
+    lines = [{
+        "query": f"What is {n} + {n}, thing {'abcdefghij'[n % 10] * (n // 10 + 1)}?",
+        "response": f"It is.\nThe answer is: ${2 * n}$"
+    } for n in range(400)]
+    Path("aug.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines),
+                                 encoding="utf-8")
+    assert run("recipe", "mugglemath-15k", "out.jsonl", "--source", "aug.jsonl", "--against",
+               "none") == 0
     kept = read_problems(Path("out.jsonl"))
-    assert 20 < len(kept) < 80 and all(problem.solution == f"It is.\n#### {problem.answer}" for problem in kept)
-    assert run("recipe", "mugglemath-15k", "again.jsonl", "--source", "aug.jsonl", "--against", "none") == 0
+    assert 20 < len(kept) < 80 and all(problem.solution == f"It is.\n#### {problem.answer}"
+                                       for problem in kept)
+    assert run("recipe", "mugglemath-15k", "again.jsonl", "--source", "aug.jsonl", "--against",
+               "none") == 0
     assert Path("again.jsonl").read_text() == Path("out.jsonl").read_text()
     assert "sample with probability 0.12" in capsys.readouterr().out

@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench
-from bench import SHAPES, Flags, flop_per_token, main, summarise, table, tasks_of, write_random
 from checkpoint import load_model, read_config
 from flags import run_command
 from runtime import UsageError, UserError
 from tokenizer import Tokenizer
+from tools import bench
+from tools.bench import (SHAPES, Flags, flop_per_token, main, summarise, table, tasks_of,
+                         write_random)
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
 
-# ------------------------------------------------------------------------------------------------------ what is counted
+# ---------------------------------------------------------------------------------- what is counted
 
 
 def test_operations_of_the_half_billion_shape():
@@ -44,13 +45,20 @@ def test_random_weights_are_a_whole_checkpoint(tmp_path):
 
 
 def record(side: str, case: str = "lora", **changes) -> dict:
-    return {"case": case, "side": side, "seconds": [1.0, 2.0], "tokens": [50, 100], "tokens_per_second": 50.0,
-            "peak_memory_mib": 500.0, "share_of_limit": 0.25, **changes}
+    return {
+        "case": case, "side": side, "seconds": [1.0, 2.0], "tokens": [50, 100],
+        "tokens_per_second": 50.0, "peak_memory_mib": 500.0, "share_of_limit": 0.25, **changes
+    }
 
 
 def test_sides_are_compared_turn_by_turn():
     fast, slow = {"tokens_per_second": 60.0}, {"tokens_per_second": 20.0, "peak_memory_mib": 1000.0}
-    records = [record("ours", **fast), record("peer", **slow), record("ours", **fast), record("peer", **fast)]
+    records = [
+        record("ours", **fast),
+        record("peer", **slow),
+        record("ours", **fast),
+        record("peer", **fast)
+    ]
     found = summarise(records, "bf16")["lora"]
     assert found["speed_ratio"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
     assert found["ours"]["tokens_per_second"] == {"median": 60.0, "lowest": 60.0, "highest": 60.0}
@@ -61,9 +69,11 @@ def test_sides_are_compared_turn_by_turn():
 @pytest.mark.parametrize(("case", "ours", "theirs", "said"), [
     ("lora", {"first_loss": 2.0}, {"first_loss": 2.019}, []),
     ("lora", {"first_loss": 2.0}, {"first_loss": 2.05}, ["loss differs: ours 2.0000, peer 2.0500"]),
-    ("lora", {"first_loss": 2.0}, {"first_loss": float("nan")}, ["loss differs: ours 2.0000, peer nan"]),
+    ("lora", {"first_loss": 2.0}, {"first_loss": float("nan")
+                                   }, ["loss differs: ours 2.0000, peer nan"]),
     ("decode", {"first_tokens": [1, 2, 3, 4]}, {"first_tokens": [1, 2, 3, 0]}, []),
-    ("decode", {"first_tokens": [1, 2, 3]}, {"first_tokens": [1, 2, 0]}, ["first tokens differ: 2 of 3 are equal"]),
+    ("decode", {"first_tokens": [1, 2, 3]}, {"first_tokens": [1, 2, 0]
+                                             }, ["first tokens differ: 2 of 3 are equal"]),
 ])
 def test_sides_that_do_not_agree_are_told(case, ours, theirs, said):
     found = summarise([record("ours", case, **ours), record("peer", case, **theirs)], "bf16")
@@ -71,11 +81,11 @@ def test_sides_that_do_not_agree_are_told(case, ours, theirs, said):
     assert all(any(line in row for row in table(found)) for line in said)
 
 
-# ---------------------------------------------------------------------------------------------------- the whole command
+# -------------------------------------------------------------------------------- the whole command
 
 
 def test_the_command_ends_with_a_table_and_json():
-    words = [sys.executable, "bench.py", "--case", "lora", "--steps", "1"]
+    words = [sys.executable, "-m", "tools.bench", "--case", "lora", "--steps", "1"]
     done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
@@ -94,7 +104,8 @@ def test_the_sides_take_turns(tmp_path):
         (case, side) for case in ("prefix", "lora") for _ in range(2) for side in ("ours", "peer")]
     assert (tmp_path / "prefix" / "adapter_config.json").exists()
     work = json.loads((tmp_path / "work.json").read_text())
-    assert [len(batch) for batch in work["batches"]] == [8] * 11 and work["batches"][0] != work["batches"][1]
+    assert [len(batch)
+            for batch in work["batches"]] == [8] * 11 and work["batches"][0] != work["batches"][1]
     assert len(work["prompts"]) == len(work["lengths"]) == 256
 
 
@@ -103,12 +114,15 @@ def test_a_process_that_fails_is_one_line_and_the_rest_goes_on(tmp_path, capfd):
     for file in (ROOT / "tiny").iterdir():
         if file.name != "config.json":
             (tmp_path / file.name).symlink_to(file)
-    config = json.loads((ROOT / "tiny" / "config.json").read_text()) | {"max_position_embeddings": 180}
+    config = json.loads(
+        (ROOT / "tiny" / "config.json").read_text()) | {"max_position_embeddings": 180}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert run_command(main, ["--model", str(tmp_path), "--case", "decode,lora", "--steps", "1"]) == 1
+    assert run_command(
+        main, ["--model", str(tmp_path), "--case", "decode,lora", "--steps", "1"]) == 1
     out, error = capfd.readouterr()
     lines = out.splitlines()
-    assert lines[2].split() == ["decode", "ours", "failed"] and lines[3].startswith("lora     ours ")
+    assert lines[2].split() == ["decode", "ours", "failed"
+                                ] and lines[3].startswith("lora     ours ")
     failed, done = json.loads(lines[-1])["processes"]
     assert failed.keys() == {"case", "side", "failed"} and len(done["seconds"]) == 1
     assert error.splitlines()[0] == f"1/2 decode ours: {failed['failed']}"
@@ -129,11 +143,14 @@ def test_bad_flags(words, said):
 
 def test_a_missing_peer_is_said_before_any_work(monkeypatch):
     monkeypatch.setattr(bench.pkgutil, "iter_modules", list)
-    with pytest.raises(UserError, match="--peer needs transformers and peft: pip install -r requirements-dev.txt"):
+    with pytest.raises(
+            UserError,
+            match="--peer needs transformers and peft: pip install -r requirements-dev.txt"):
         main(["--peer"])
 
 
 def test_our_side_needs_neither_transformers_nor_peft():
-    code = "import sys, bench; print(sorted({'transformers', 'peft', 'peer'} & {*sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    code = "import sys, tools.bench; print(sorted({'transformers', 'peft', 'tools.peer'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True,
+                          text=True)
     assert done.stdout.strip() == "[]"

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEFAULT_SYSTEM, reference_model, write_tokenizer
 from safetensors.torch import load_file, save_file
 
-from checkpoint import checkpoints, find_model, load_model, load_run, load_state, read_config, save_model, save_state
-from lora import add_lora, save_lora
 from attention import PackedAttention
+from checkpoint import (checkpoints, find_model, load_model, load_run, load_state, read_config,
+                        save_model, save_state)
+from conftest import DEFAULT_SYSTEM, reference_model
+from lora import add_lora, save_lora
 from prefix import prefix_from_ids, save_prefix
 from runtime import UserError
 from tokenizer import Tokenizer
@@ -49,7 +50,8 @@ def folder(tiny_folder, tmp_path) -> Path:
 def change_json(path: Path, **changes) -> None:
     """Set keys of a JSON file; None takes a key away."""
     values = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    path.write_text(json.dumps({name: value
+                                for name, value in values.items() if value is not None}))
 
 
 def change_weights(folder: Path, **changes) -> None:
@@ -66,7 +68,7 @@ def old_spelling(folder: Path) -> None:
     change_json(folder / "config.json", **new, rope_theta=1e6, torch_dtype="float32")
 
 
-# -------------------------------------------------------------------------------------------------- reading and writing
+# ------------------------------------------------------------------------------ reading and writing
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -97,7 +99,8 @@ def test_what_we_save_opens_in_transformers(tied, tokenizer_folder, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert again.dtype == torch.float32
     torch.testing.assert_close(their_logits(again), their_logits(theirs), atol=1e-4, rtol=0)
-    assert AutoTokenizer.from_pretrained(tmp_path / "ours").eos_token_id == Tokenizer(tmp_path / "ours").end_id
+    assert AutoTokenizer.from_pretrained(tmp_path / "ours").eos_token_id == Tokenizer(
+        tmp_path / "ours").end_id
     assert torch.equal(our_logits(load(tmp_path / "ours")), our_logits(ours))
 
 
@@ -114,7 +117,10 @@ def test_weights_are_published_in_bf16_unless_asked(tiny_folder, tmp_path):
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float32])
 def test_weights_are_cast_to_the_wanted_dtype(stored, wanted, folder):
-    tensors = {name: tensor.to(stored) for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        name: tensor.to(stored)
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     save_file(tensors, folder / "model.safetensors")
     model = load_model(folder, "cpu", torch.bfloat16, wanted)
     for name, parameter in model.named_parameters():
@@ -124,41 +130,54 @@ def test_weights_are_cast_to_the_wanted_dtype(stored, wanted, folder):
 def test_absent_settings_that_have_one_meaning(folder):
     """No head_dim is D / H; no tie_word_embeddings is transformers' false; no rope_type is plain positions."""
     before = read_config(folder)
-    change_json(folder / "config.json", rope_parameters={"rope_theta": 1e6}, rope_scaling={"type": "default"})
+    change_json(folder / "config.json", rope_parameters={"rope_theta": 1e6},
+                rope_scaling={"type": "default"})
     assert read_config(folder) == before and before.head_dim == 48 // 6
     change_json(folder / "config.json", tie_word_embeddings=None)
     assert read_config(folder).tie_word_embeddings is False
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 BAD_SETTINGS = {
     "no rope_theta": (dict(rope_parameters=None), "has no rope_theta"),
-    "a block without rope_theta": (dict(rope_parameters={"rope_type": "default"}), "has no rope_theta"),
-    "another model": (dict(model_type="llama"), "model_type is 'llama'"),
+    "a block without rope_theta": (dict(rope_parameters={"rope_type": "default"}),
+                                   "has no rope_theta"), "another model": (dict(model_type="llama"),
+                                                                           "model_type is 'llama'"),
     "a sliding window": (dict(use_sliding_window=True), "use_sliding_window is True"),
-    "a sliding layer": (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types is"),
-    "scaled positions": (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope_parameters is"),
-    "scaled positions, old": (dict(rope_scaling={"type": "dynamic", "factor": 2}), "rope_scaling is"),
-    "scaled by a list": (dict(rope_parameters=[1]), "rope_parameters is [1]"),
+    "a sliding layer": (dict(layer_types=["full_attention", "sliding_attention"]),
+                        "layer_types is"),
+    "scaled positions": (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}),
+                         "rope_parameters is"),
+    "scaled positions, old": (dict(rope_scaling={"type": "dynamic", "factor": 2}),
+                              "rope_scaling is"), "scaled by a list": (dict(rope_parameters=[1]),
+                                                                       "rope_parameters is [1]"),
     "another activation": (dict(hidden_act="gelu"), "hidden_act is gelu"),
-    "tied, not in the file": (dict(tie_word_embeddings=False), "tie_word_embeddings is false, but the weights lack"),
+    "tied, not in the file": (dict(tie_word_embeddings=False),
+                              "tie_word_embeddings is false, but the weights lack"),
     "tied maybe": (dict(tie_word_embeddings="yes"), "tie_word_embeddings is yes"),
     "a size as text": (dict(hidden_size="48"), "hidden_size is 48, where a whole number"),
     "a size that is true": (dict(num_hidden_layers=True), "num_hidden_layers is True"),
     "a size with a point": (dict(vocab_size=320.0), "vocab_size is 320.0"),
-    "no layers": (dict(num_hidden_layers=0), "num_hidden_layers is 0"),
-    "no such size": (dict(num_key_value_heads=None), "num_key_value_heads is None"),
-    "a million layers": (dict(num_hidden_layers=10**6), "num_hidden_layers is 1000000, but there are 38 tensors"),
+    "no layers": (dict(num_hidden_layers=0),
+                  "num_hidden_layers is 0"), "no such size": (dict(num_key_value_heads=None),
+                                                              "num_key_value_heads is None"),
+    "a million layers": (dict(num_hidden_layers=10**6),
+                         "num_hidden_layers is 1000000, but there are 38 tensors"),
     "a vast layer": (dict(intermediate_size=10**12), "intermediate_size is 1000000000000"),
-    "a large layer": (dict(intermediate_size=10**6), "is [48, 80], but config.json makes it [48, 1000000]"),
+    "a large layer": (dict(intermediate_size=10**6),
+                      "is [48, 80], but config.json makes it [48, 1000000]"),
     "heads that share unequally": (dict(num_key_value_heads=4), "multiple of num_key_value_heads"),
-    "heads that do not divide": (dict(num_attention_heads=7), "head_dim is no divisor of hidden_size"),
-    "an odd head": (dict(head_dim=7), "head size even"),
-    "a negative eps": (dict(rms_norm_eps=-1e-6), "rms_norm_eps is -1e-06"),
+    "heads that do not divide": (dict(num_attention_heads=7),
+                                 "head_dim is no divisor of hidden_size"),
+    "an odd head": (dict(head_dim=7),
+                    "head size even"), "a negative eps": (dict(rms_norm_eps=-1e-6),
+                                                          "rms_norm_eps is -1e-06"),
     "an infinite theta": (dict(rope_parameters={"rope_theta": float("inf")}), "rope_theta is inf"),
-    "fewer layers than stored": (dict(num_hidden_layers=2), "also hold model.layers.2.input_layernorm.weight and 11"),
-    "more layers than stored": (dict(num_hidden_layers=4), "lack model.layers.3.input_layernorm.weight and 11 more"),
+    "fewer layers than stored": (dict(num_hidden_layers=2),
+                                 "also hold model.layers.2.input_layernorm.weight and 11"),
+    "more layers than stored": (dict(num_hidden_layers=4),
+                                "lack model.layers.3.input_layernorm.weight and 11 more"),
 }
 
 
@@ -178,10 +197,14 @@ def expect_error(folder: Path, message: str) -> None:
 
 BAD_WEIGHTS = {
     "a missing tensor": (dict(model__norm__weight=None), "the weights lack model.norm.weight;"),
-    "an extra tensor": (dict(model__norm__bias=torch.ones(48)), "the weights also hold model.norm.bias;"),
-    "tied, but in the file": (dict(lm_head__weight=torch.ones(320, 48)), "tie_word_embeddings is true, but the"),
-    "a wrong shape": (dict(model__norm__weight=torch.ones(1, 48)), "model.norm.weight is [1, 48], but config.json"),
-    "whole numbers": (dict(model__norm__weight=torch.ones(48).char()), "model.norm.weight is stored as I8"),
+    "an extra tensor": (dict(model__norm__bias=torch.ones(48)),
+                        "the weights also hold model.norm.bias;"),
+    "tied, but in the file": (dict(lm_head__weight=torch.ones(320, 48)),
+                              "tie_word_embeddings is true, but the"),
+    "a wrong shape": (dict(model__norm__weight=torch.ones(1, 48)),
+                      "model.norm.weight is [1, 48], but config.json"),
+    "whole numbers": (dict(model__norm__weight=torch.ones(48).char()),
+                      "model.norm.weight is stored as I8"),
 }
 
 
@@ -198,7 +221,8 @@ def test_missing_and_cut_files(folder):
         expect_error(folder, "model.safetensors: not a whole safetensors file")
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_text("never read")
-    expect_error(folder, "model.safetensors: no such file; a checkpoint needs its weights as safetensors")
+    expect_error(folder,
+                 "model.safetensors: no such file; a checkpoint needs its weights as safetensors")
     (folder / "config.json").write_text('{\n"model_type": "qwen2",\n\n\n\n\n"vocab_size": }')
     expect_error(folder, "config.json:7: not valid JSON")
     (folder / "config.json").unlink()
@@ -212,12 +236,17 @@ def test_bad_shards(tmp_path):
     first, last = placed["model.embed_tokens.weight"], placed["model.norm.weight"]
     outside = tmp_path.parent / "outside.safetensors"
     shutil.copy(tmp_path / first, outside)
-    for escape in ("../outside.safetensors", str(outside), "sub/x.safetensors", "..", "config.json", 7):
+    for escape in ("../outside.safetensors", str(outside), "sub/x.safetensors", "..", "config.json",
+                   7):
         change_json(index, weight_map={**placed, "model.embed_tokens.weight": escape})
-        expect_error(tmp_path, "index.json: weight_map must map tensors to safetensors files beside it")
+        expect_error(tmp_path,
+                     "index.json: weight_map must map tensors to safetensors files beside it")
     change_json(index, weight_map={**placed, "model.norm.weight": first})
     expect_error(tmp_path, "index.json: places model.norm.weight where it is not")
-    change_json(index, weight_map={name: file for name, file in placed.items() if name != "model.norm.weight"})
+    change_json(
+        index,
+        weight_map={name: file
+                    for name, file in placed.items() if name != "model.norm.weight"})
     expect_error(tmp_path, "model.norm.weight")
     change_json(index, weight_map=placed)
     (tmp_path / last).unlink()
@@ -229,17 +258,20 @@ def test_find_model(tiny_folder, tmp_path, monkeypatch):
     assert find_model(str(tiny_folder)) == tiny_folder
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    for name in ("file", "nothing", "./no/folder", "../folder", "/no/folder", "~/folder", "a/b/c", ""):
-        with pytest.raises(UserError, match="no such folder; a model is tiny, a folder, or OWNER/NAME"):
+    for name in ("file", "nothing", "./no/folder", "../folder", "/no/folder", "~/folder", "a/b/c",
+                 ""):
+        with pytest.raises(UserError,
+                           match="no such folder; a model is tiny, a folder, or OWNER/NAME"):
             find_model(name)
 
 
-# ------------------------------------------------------------------------------------------- saving whole or not at all
+# ----------------------------------------------------------------------- saving whole or not at all
 
 
 def test_nothing_that_exists_is_overwritten(tiny_folder, folder):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    for save in (lambda: save_model(load(tiny_folder), folder, tiny_folder), lambda: save_state(folder, {}, {})):
+    for save in (lambda: save_model(load(tiny_folder), folder, tiny_folder),
+                 lambda: save_state(folder, {}, {})):
         with pytest.raises(UserError, match="exists and is not empty"):
             save()
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -271,14 +303,16 @@ def test_a_full_disk_leaves_what_was_there(tiny_folder, tmp_path):
         "        print(error)\n"
     )
     save_file({"t": torch.ones(3)}, tmp_path / "old.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-c", script, tiny_folder, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", script, tiny_folder, tmp_path], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 3, done.stderr
-    for line, name in zip(lines, ("model/model.safetensors", "step-5/state.safetensors", "old.safetensors")):
-        assert line.startswith(f"{tmp_path / name}: cannot be written (") and "File too large" in line
-    assert [file.name for file in tmp_path.iterdir()] == ["old.safetensors"]  # no halves, no leavings
+    for line, name in zip(
+            lines, ("model/model.safetensors", "step-5/state.safetensors", "old.safetensors")):
+        assert line.startswith(
+            f"{tmp_path / name}: cannot be written (") and "File too large" in line
+    assert [file.name for file in tmp_path.iterdir()] == ["old.safetensors"
+                                                          ]  # no halves, no leavings
     assert torch.equal(load_file(tmp_path / "old.safetensors")["t"], torch.ones(3))
 
 
@@ -299,7 +333,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_training_state_comes_back_bit_for_bit(tmp_path):
-    tensors = {"param.a": torch.randn(5, 3), "exp_avg.a": torch.randn(5, 3).bfloat16(), "rng": torch.get_rng_state()}
+    tensors = {
+        "param.a": torch.randn(5, 3), "exp_avg.a": torch.randn(5, 3).bfloat16(),
+        "rng": torch.get_rng_state()
+    }
     info = {"step": 5, "epoch": 0.25, "names": ["é"], "best": None}
     save_state(tmp_path / "checkpoints" / "step-5", tensors, info)
     loaded, told = load_state(tmp_path / "checkpoints" / "step-5")
@@ -323,7 +360,7 @@ def test_a_broken_training_state_is_named(tmp_path):
         load_state(state)
 
 
-# ------------------------------------------------------------------------------------------------------ a run's result
+# ----------------------------------------------------------------------------------- a run's result
 
 
 @pytest.mark.parametrize("method", ["sft", "lora", "prefix"])
@@ -358,16 +395,20 @@ def test_runs_without_a_result(tiny_folder, tmp_path):
     with pytest.raises(UserError, match="no run directory of mathft.py"):
         load_run(tmp_path, "cpu", torch.float32)
     for method in ("sft", "lora", "prefix"):
-        (tmp_path / "args.json").write_text(json.dumps({"method": method, "model": str(tiny_folder)}))
-        with pytest.raises(UserError, match=f"the run has not ended; go on: python mathft.py --resume {tmp_path}"):
+        (tmp_path / "args.json").write_text(
+            json.dumps({"method": method, "model": str(tiny_folder)}))
+        with pytest.raises(
+                UserError,
+                match=f"the run has not ended; go on: python mathft.py --resume {tmp_path}"):
             load_run(tmp_path, "cpu", torch.float32)
     for broken in ({"method": "dpo"}, {"model": None}, {"system": 3}):
-        (tmp_path / "args.json").write_text(json.dumps({"method": "sft", "model": "tiny", **broken}))
+        (tmp_path / "args.json").write_text(json.dumps({"method": "sft", "model": "tiny",
+                                                        **broken}))
         with pytest.raises(UserError, match="args.json: method, model or system"):
             load_run(tmp_path, "cpu", torch.float32)
 
 
-# -------------------------------------------------------------------------------------------------------------- the hub
+# ------------------------------------------------------------------------------------------ the hub
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -403,7 +444,10 @@ class Hub(BaseHTTPRequestHandler):
         if path == f"/api/models/{owner}/{name}/revision/main":
             return 200, {}, json.dumps({"id": f"{owner}/{name}", "sha": self.COMMIT}).encode()
         if path == f"/api/models/{owner}/{name}/tree/{self.COMMIT}":
-            tree = [dict(type="file", path=name, size=len(body), oid=name) for name, body in files.items()]
+            tree = [
+                dict(type="file", path=name, size=len(body), oid=name)
+                for name, body in files.items()
+            ]
             return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
         file = path.rpartition("/")[2]
         if file not in files:
@@ -441,7 +485,10 @@ def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
         "        print(str(error).replace(chr(10), 'SECOND LINE'))\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    ours = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+    ours = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home),
+        "NO_PROXY": "127.0.0.1"
+    }
     done = subprocess.run(
         [sys.executable, "-c", script, *names],
         env={**clean, **ours, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=120,
@@ -451,14 +498,17 @@ def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
 
 
 def test_a_model_from_the_hub_and_then_from_its_cache(hub, tmp_path):
-    home, needed = tmp_path / "home", {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    home, needed = tmp_path / "home", {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    }
     loaded, missing, gated, misspelt = from_hub(
         hub, home, "us/tiny", "us/missing", "us/gated", "us/-", HF_TOKEN="hf_secret"
     )
     assert set(loaded.split()) == needed | {"generation_config.json"}  # and no .bin, no README
     assert (home / "hub" / "models--us--tiny").is_dir()
     assert missing.startswith("us/missing: neither a folder here nor a model on the hub;")
-    assert gated.startswith("us/gated: this model is gated; accept its terms at https://huggingface.co/us/gated")
+    assert gated.startswith(
+        "us/gated: this model is gated; accept its terms at https://huggingface.co/us/gated")
     assert misspelt.startswith("us/-: cannot be downloaded (Repo id must")
     assert {token for path, token in hub.requests if "us/tiny" in path} == {"Bearer hf_secret"}
     hub.requests.clear()
@@ -474,7 +524,8 @@ def test_a_hub_out_of_reach(hub, tmp_path):
     assert line == "us/tiny: not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
     hub.server_close()
     (line,) = from_hub(hub, tmp_path, "us/tiny", HF_ENDPOINT="http://127.0.0.1:9")
-    assert line.startswith("us/tiny: cannot be downloaded (") and "check name and connection" in line
+    assert line.startswith(
+        "us/tiny: cannot be downloaded (") and "check name and connection" in line
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):

@@ -8,42 +8,46 @@ from email.utils import format_datetime
 
 import pytest
 
-import client
-from client import ApiTeacher, Reply, read_reply, seconds_to_wait
+from recipes import client
+from recipes.client import ApiTeacher, Reply, read_reply, seconds_to_wait
+from recipes.teacher import ask
 from runtime import UserError
-from stand_in import KEY, answer_to, api, body_of, chats_of, lines_of, quick, serve, stream_of  # noqa: F401 (two are fixtures)
-from teacher import ask
+from stand_in import (KEY, answer_to, api, body_of, chats_of,  # noqa: F401 (two are fixtures)
+                      lines_of, quick, serve, stream_of)
+
+# ---------------------------------------------------------------------------------- what is replied
 
 
-# ----------------------------------------------------------------------------------------------------- what is replied
-
-
-@pytest.mark.parametrize("raw, reply", [
-    (body_of("4"), Reply("4", "", "stop", 7, 5)),
-    (body_of("4", reasoning_content="2 + 2"), Reply("4", "2 + 2", "stop", 7, 5)),
-    (body_of("4", reasoning="2 + 2"), Reply("4", "2 + 2", "stop", 7, 5)),
-    (stream_of("so| |4"), Reply("so 4", "", "stop", 7, 5)),
-    (stream_of("4", finish=None), Reply("4", "", "stop", 7, 5)),  # [DONE] alone is an end
-    (stream_of("4", end=""), Reply("4", "", "stop", 7, 5)),  # and so is a reason
-    ('data:{"choices":[{"delta":{"reasoning_content":"hm","content":null}}]}\ndata: {"choices":[{"delta":{"content":'
-     '"\u20284"},"finish_reason":"length"}]}', Reply("\u20284", "hm", "length")),
-    ('{"choices": [{"message": {"content": "4"}}]}', Reply("4")),  # nothing more is told
-    ('{"choices": [{"message": {"content": "4 \\ud800"}, "finish_reason": "eos"}]}', Reply("4 ?")),
-    ('{"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}', Reply("", "", "length")),  # all reasoned
-    ('{"choices": [{"message": {"content": "4"}}], "usage": {"prompt_tokens": -1, "completion_tokens": true}}',
-     Reply("4")),
-    (body_of(" "), Reply(" ", "", "stop", 7, 5, fault="empty")),
-    (body_of("No.", refusal="No."), Reply("No.", "", "stop", 7, 5, fault="refused")),
-    ('{"choices": [{"message": {"content": "4"}, "finish_reason": "content_filter"}]}',
-     Reply("4", "", "content_filter", fault="refused")),
-    ('{"choices": [{"message": {"content": ["4"]}}]}', Reply("", fault="garbled")),
-    ('{"choices": [{"message": {"content": 4}}]}', Reply("", fault="garbled")),
-    ('{"choices": "4"}', Reply("", fault="garbled")),
-    ("[1]", Reply("", fault="garbled")),
-    ("", Reply("", fault="garbled")),
-    ("data: [1]\n\ndata: [DONE]", Reply("", fault="garbled")),
-    (stream_of("4", end="", finish=None), Reply("", fault="garbled")),
-])
+@pytest.mark.parametrize(
+    "raw, reply",
+    [
+        (body_of("4"), Reply("4", "", "stop", 7, 5)),
+        (body_of("4", reasoning_content="2 + 2"), Reply("4", "2 + 2", "stop", 7, 5)),
+        (body_of("4", reasoning="2 + 2"), Reply("4", "2 + 2", "stop", 7, 5)),
+        (stream_of("so| |4"), Reply("so 4", "", "stop", 7, 5)),
+        (stream_of("4", finish=None), Reply("4", "", "stop", 7, 5)),  # [DONE] alone is an end
+        (stream_of("4", end=""), Reply("4", "", "stop", 7, 5)),  # and so is a reason
+        ('data:{"choices":[{"delta":{"reasoning_content":"hm","content":null}}]}\ndata: {"choices":[{"delta":{"content":'
+         '"\u20284"},"finish_reason":"length"}]}', Reply("\u20284", "hm", "length")),
+        ('{"choices": [{"message": {"content": "4"}}]}', Reply("4")),  # nothing more is told
+        ('{"choices": [{"message": {"content": "4 \\ud800"}, "finish_reason": "eos"}]}',
+         Reply("4 ?")),
+        ('{"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}',
+         Reply("", "", "length")),  # all reasoned
+        ('{"choices": [{"message": {"content": "4"}}], "usage": {"prompt_tokens": -1, "completion_tokens": true}}',
+         Reply("4")),
+        (body_of(" "), Reply(" ", "", "stop", 7, 5, fault="empty")),
+        (body_of("No.", refusal="No."), Reply("No.", "", "stop", 7, 5, fault="refused")),
+        ('{"choices": [{"message": {"content": "4"}, "finish_reason": "content_filter"}]}',
+         Reply("4", "", "content_filter", fault="refused")),
+        ('{"choices": [{"message": {"content": ["4"]}}]}', Reply("", fault="garbled")),
+        ('{"choices": [{"message": {"content": 4}}]}', Reply("", fault="garbled")),
+        ('{"choices": "4"}', Reply("", fault="garbled")),
+        ("[1]", Reply("", fault="garbled")),
+        ("", Reply("", fault="garbled")),
+        ("data: [1]\n\ndata: [DONE]", Reply("", fault="garbled")),
+        (stream_of("4", end="", finish=None), Reply("", fault="garbled")),
+    ])
 def test_replies(raw, reply):
     assert read_reply({"status": 200, "fault": "", "raw": raw}) == reply
 
@@ -118,7 +122,7 @@ def test_a_drip_is_ended(head, drop, serve, tmp_path, monkeypatch):
     assert time.perf_counter() - start < 3
 
 
-# -------------------------------------------------------------------------------------------------------------- waiting
+# ------------------------------------------------------------------------------------------ waiting
 
 
 def test_retry_after_is_honoured(serve, tmp_path, monkeypatch):
@@ -126,8 +130,8 @@ def test_retry_after_is_honoured(serve, tmp_path, monkeypatch):
     monkeypatch.setattr(client, "sleep", slept.append)
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     waits = {1: "7", 2: date, 3: "86400", 4: "soon", 5: "-3"}
-    server = serve(lambda handler, question, attempt: handler.good(question) if attempt not in waits else
-                   handler.send("", 429 if attempt % 2 else 503, Retry_After=waits[attempt]))
+    server = serve(lambda handler, question, attempt: handler.good(question) if attempt not in waits
+                   else handler.send("", 429 if attempt % 2 else 503, Retry_After=waits[attempt]))
     ask(api(server), chats_of("a"), tmp_path)
     seven, ninety, capped, eight, sixteen = [seconds for seconds in slept if seconds]
     assert seven == 7 and 80 < ninety <= 90 and capped == client.MOST_WAIT and 4 <= eight <= 8 and 8 <= sixteen <= 16
@@ -145,7 +149,8 @@ def test_the_rate_is_kept(serve, tmp_path, monkeypatch):
     monkeypatch.setattr(client, "sleep", time.sleep)
     start = time.perf_counter()
     ask(api(serve(), rate=1200), chats_of(*"abcdefghijk"), tmp_path)
-    assert 0.45 < time.perf_counter() - start < 5  # eleven requests, a twentieth of a second between two
+    assert 0.45 < time.perf_counter(
+    ) - start < 5  # eleven requests, a twentieth of a second between two
 
 
 def test_no_more_than_the_asked_requests_are_under_way(serve, tmp_path):
@@ -177,11 +182,13 @@ def test_questions_are_taken_as_they_are_needed(serve):
     assert len(seen) <= 9
 
 
-# ------------------------------------------------------------------------------------------------------------ for good
+# ----------------------------------------------------------------------------------------- for good
 
 
-@pytest.mark.parametrize("status, said", [(400, "400 bad"), (401, "is OPENAI_API_KEY right?"), (403, "OPENAI_API_KEY"),
-                                          (404, "does --api-base end in /v1"), (422, "422 bad"), (413, "413 bad")])
+@pytest.mark.parametrize("status, said", [(400, "400 bad"), (401, "is OPENAI_API_KEY right?"),
+                                          (403, "OPENAI_API_KEY"),
+                                          (404, "does --api-base end in /v1"), (422, "422 bad"),
+                                          (413, "413 bad")])
 def test_a_refusal_ends_it_at_once_and_shows_no_key(status, said, serve, tmp_path):
     message = f"bad \x1b[31m\nkey {KEY}, sent as 'Bearer {KEY}' " + "x" * 5000
     error = json.dumps({"error": {"message": message, "key": KEY}})
@@ -189,18 +196,23 @@ def test_a_refusal_ends_it_at_once_and_shows_no_key(status, said, serve, tmp_pat
     with pytest.raises(UserError) as caught:
         ask(api(server, concurrency=2), chats_of(*map(str, range(50))), tmp_path)
     text = str(caught.value)
-    assert said in text and len(text) < 400 and text.isprintable() and KEY not in text and KEY not in repr(api(server))
+    assert said in text and len(
+        text) < 400 and text.isprintable() and KEY not in text and KEY not in repr(api(server))
     assert len(server.bodies) <= 4
     assert KEY not in (tmp_path / "replies.jsonl").read_text() and len(lines_of(tmp_path)) >= 1
 
 
 def test_a_key_that_is_echoed_is_cut_out(serve, tmp_path):
     server = serve(lambda handler, question, attempt: handler.good(question, f"your key is {KEY}"))
-    assert ask(api(server), chats_of("a"), tmp_path).replies[0][0].text == "your key is [OPENAI_API_KEY]"
+    assert ask(api(server), chats_of("a"),
+               tmp_path).replies[0][0].text == "your key is [OPENAI_API_KEY]"
     assert KEY not in (tmp_path / "replies.jsonl").read_text()
-    slashed = serve(lambda handler, question, attempt: handler.send(body_of("sk/12345678").replace("/", "\\/")))
-    assert ask(api(slashed, key="sk/12345678"), chats_of("b"), tmp_path).replies[0][0].text == "[OPENAI_API_KEY]"
-    placeholder = serve(lambda handler, question, attempt: handler.good(question, "x = 1"))  # "x" is no secret
+    slashed = serve(
+        lambda handler, question, attempt: handler.send(body_of("sk/12345678").replace("/", "\\/")))
+    assert ask(api(slashed, key="sk/12345678"), chats_of("b"),
+               tmp_path).replies[0][0].text == "[OPENAI_API_KEY]"
+    placeholder = serve(
+        lambda handler, question, attempt: handler.good(question, "x = 1"))  # "x" is no secret
     assert ask(api(placeholder, key="x"), chats_of("c"), tmp_path).replies[0][0].text == "x = 1"
 
 
@@ -219,7 +231,8 @@ def test_a_server_that_was_never_there_ends_it_at_once(tmp_path):
         free.bind(("127.0.0.1", 0))
         base = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     gone = ApiTeacher(name="m", base=base, timeout=1.0, concurrency=2)
-    with pytest.raises(UserError, match="Connection refused; does the server run, and is this its address?"):
+    with pytest.raises(UserError,
+                       match="Connection refused; does the server run, and is this its address?"):
         ask(gone, chats_of(*map(str, range(100))), tmp_path)
     assert len(lines_of(tmp_path)) == 1
 
@@ -228,18 +241,24 @@ def test_a_server_that_falls_silent_ends_it_later(serve, tmp_path):
     """Not for a few lost questions, but for many in a row; what came before is kept."""
     server = serve(lambda handler, question, attempt:
                    handler.good(question) if int(question) < 20 or question == "22" else None)
-    with pytest.raises(UserError, match="4 questions in a row got no reply in 8 attempts .*; what came before is kept"):
+    with pytest.raises(
+            UserError,
+            match="4 questions in a row got no reply in 8 attempts .*; what came before is kept"):
         ask(api(server, concurrency=2), chats_of(*map(str, range(100))), tmp_path)
-    assert 21 <= sum(line["status"] == 200 for line in lines_of(tmp_path)) and len(lines_of(tmp_path)) < 21 + 8 * 10
+    assert 21 <= sum(line["status"] == 200
+                     for line in lines_of(tmp_path)) and len(lines_of(tmp_path)) < 21 + 8 * 10
 
 
 def test_a_question_that_is_refused_is_lost_alone_once_others_are_answered(serve, tmp_path):
-    server = serve(lambda handler, question, attempt: handler.send('{"error": "filtered"}', status=400) if question == "b" else
-                   handler.good(question))
-    with pytest.raises(UserError, match="400 filtered"):  # the first of all: the request itself may be wrong
+    server = serve(lambda handler, question, attempt: handler.send(
+        '{"error": "filtered"}', status=400) if question == "b" else handler.good(question))
+    with pytest.raises(UserError,
+                       match="400 filtered"):  # the first of all: the request itself may be wrong
         ask(api(server, concurrency=1), chats_of("b"), tmp_path / "first")
     answers = ask(api(server, concurrency=1), chats_of("a", "b", "c"), tmp_path / "second")
-    assert [reply and reply.text for (reply,) in answers.replies] == [answer_to("a"), None, answer_to("c")]
+    assert [reply and reply.text for (reply, ) in answers.replies] == [
+        answer_to("a"), None, answer_to("c")
+    ]
     assert (answers.lost, answers.retries) == (1, 0)
 
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from answer_pairs import PAIRS
-from compare import Comparison
-from latex import parse
-from scanner import Budget, Unreadable
+from grader.compare import Comparison
+from grader.latex import parse
+from grader.scanner import Budget, Unreadable
 
 
 def equal(a: str, b: str) -> bool:
@@ -16,8 +16,11 @@ def equal(a: str, b: str) -> bool:
 
 
 # One answer of each kind; a pair of two kinds is never equal, whatever the numbers.
-KINDS = ["1", "x", "(1, 2)", "[1, 2)", "1, 2", r"\{1, 2, 3\}", r"[1,2] \cup [3,4]", "2x = y + 1", "x + y < 2", r"\mathbb{R} \setminus \{1\}",
-         r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "12_5", "one"]  # fmt: skip
+KINDS = [
+    "1", "x", "(1, 2)", "[1, 2)", "1, 2", r"\{1, 2, 3\}", r"[1,2] \cup [3,4]", "2x = y + 1",
+    "x + y < 2", r"\mathbb{R} \setminus \{1\}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "12_5",
+    "one"
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("a, b", [(a, b) for a in KINDS for b in KINDS])
@@ -42,7 +45,8 @@ def test_a_lists_members_are_matched_one_to_one():
 
 def test_names():
     assert equal("x = 5", "5") and equal("5", "x = 5") and not equal("x = 5", "y = 5")
-    assert equal("x = 1, x = 2", "2, 1") and not equal("x = 1, y = 2", "1, 2") and equal("x = 1, y = 2", "y = 2, x = 1")
+    assert equal("x = 1, x = 2", "2, 1") and not equal("x = 1, y = 2", "1, 2") and equal(
+        "x = 1, y = 2", "y = 2, x = 1")
     assert equal("f(x) = 2x", "2x") and not equal("2x = 10", "10")
 
 
@@ -54,7 +58,8 @@ def test_equations_up_to_a_factor():
 
 def test_a_decimal_of_six_digits_may_stand_for_an_exact_value():
     assert equal("0.333333", "1/3") and not equal("0.33333", "1/3") and not equal("0.333334", "1/3")
-    assert equal("3.14159", r"\pi") and equal("-1.414214", r"-\sqrt2") and not equal("1.41421", "1.414214")
+    assert equal("3.14159", r"\pi") and equal("-1.414214",
+                                              r"-\sqrt2") and not equal("1.41421", "1.414214")
 
 
 def test_it_stops_where_the_budget_ends():

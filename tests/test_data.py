@@ -9,20 +9,8 @@ import pytest
 
 import data
 import synthetic
-from data import (
-    Example,
-    Problem,
-    batch_indices,
-    chat_example,
-    chat_examples,
-    load_problems,
-    pack,
-    parse_record,
-    read_problems,
-    shared_beginning,
-    show,
-    split_by_tokens,
-)
+from data import (Example, Problem, batch_indices, chat_example, chat_examples, load_problems, pack,
+                  parse_record, read_problems, shared_beginning, show, split_by_tokens)
 from runtime import UserError
 from tokenizer import Tokenizer
 
@@ -32,17 +20,19 @@ def tokenizer(tokenizer_folder) -> Tokenizer:
     return Tokenizer(tokenizer_folder)
 
 
-def problem(question: str = "What is 12 + 34?", solution: str = "12 + 34 = 46\n#### 46", **more) -> Problem:
+def problem(question: str = "What is 12 + 34?", solution: str = "12 + 34 = 46\n#### 46",
+            **more) -> Problem:
     return Problem("one", question, solution, "46", **more)
 
 
-# ------------------------------------------------------------------------------------------------ what the model learns
+# ---------------------------------------------------------------------------- what the model learns
 
 
 def test_the_exact_ids_of_a_known_example(tokenizer):
     """The prompt is masked; the answer and its end token are targets; no newline follows."""
     start, end, newline = 300, 301, 198
-    system, user, assistant, hi, twelve = 296, 282, 273, [39, 72], [16, 17, 30]  # "H" "i", "1" "2" "?"
+    system, user, assistant, hi, twelve = 296, 282, 273, [39, 72], [16, 17,
+                                                                    30]  # "H" "i", "1" "2" "?"
     prompt = [
         *[start, system, newline, *hi, end, newline],
         *[start, user, newline, *twelve, end, newline],
@@ -54,7 +44,8 @@ def test_the_exact_ids_of_a_known_example(tokenizer):
     assert prompt == tokenizer.prompt("12?", "Hi")  # just what the model is given when it is asked
 
 
-@pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="set MATHFT_DATA to a folder with qwen2.5/tokenizer.json")
+@pytest.mark.skipif("MATHFT_DATA" not in os.environ,
+                    reason="set MATHFT_DATA to a folder with qwen2.5/tokenizer.json")
 def test_the_exact_ids_with_the_published_tokenizer():
     published = Tokenizer(Path(os.environ["MATHFT_DATA"]) / "qwen2.5")
     example = chat_example(published, problem(question="12?", solution="46"), "Hi")
@@ -90,14 +81,15 @@ def test_an_end_token_inside_the_text_is_no_end(tokenizer):
 
 
 def test_every_turn_of_the_assistant_is_learnt_in_a_chat(tokenizer):
-    turns = [("system", "Hi"), ("user", "1?"), ("assistant", "2"), ("user", "3?"), ("assistant", "4")]
+    turns = [("system", "Hi"), ("user", "1?"), ("assistant", "2"), ("user", "3?"),
+             ("assistant", "4")]
     record = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    example = chat_example(tokenizer, parse_record(record, "file:1"), "this system prompt is not used")
+    example = chat_example(tokenizer, parse_record(record, "file:1"),
+                           "this system prompt is not used")
     assert show(tokenizer, example) == (
         "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n⟦2<|im_end|>⟧\n"
         "<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n⟦4<|im_end|>⟧\n"
-        f"({len(example.ids)} tokens, 4 of them targets)"
-    )
+        f"({len(example.ids)} tokens, 4 of them targets)")
 
 
 def test_an_example_is_named_after_its_problem(tokenizer):
@@ -105,7 +97,11 @@ def test_an_example_is_named_after_its_problem(tokenizer):
 
 
 def test_examples_that_are_too_long_are_dropped_and_counted(tokenizer):
-    problems = [problem(), problem(solution="and so " * 50 + "#### 46"), problem(solution="#### 46")]
+    problems = [
+        problem(),
+        problem(solution="and so " * 50 + "#### 46"),
+        problem(solution="#### 46")
+    ]
     lengths = [len(chat_example(tokenizer, p, None).ids) for p in problems]
     kept, dropped = chat_examples(tokenizer, problems, None, max_length=max(lengths[0], lengths[2]))
     assert [len(example.ids) for example in kept] == [lengths[0], lengths[2]] and dropped == 1
@@ -118,26 +114,23 @@ def test_a_problem_without_a_solution_is_not_trained_on(tokenizer):
     assert len(kept) == 1 and dropped == 0
 
 
-# ----------------------------------------------------------------------------------------------------- forms of records
+# --------------------------------------------------------------------------------- forms of records
 
 
 @pytest.mark.parametrize(
     "record, question, solution, answer",
-    [
-        ({"question": "q", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"}, "q", "2 + 3 = <<2+3=5>>5\n#### 5", "5"),
-        (
-            {"problem": "q", "solution": "so $\\boxed{\\frac12}$.", "answer": "\\frac{1}{2}"},
-            "q",
-            "so $\\boxed{\\frac12}$.",
-            "\\frac{1}{2}",
-        ),
-        ({"problem": "q", "solution": "so $\\boxed{7}$."}, "q", "so $\\boxed{7}$.", "7"),
-        ({"problem": "q", "answer": 7}, "q", "", "7"),
-        ({"problem": "q", "answer": 0.5}, "q", "", "0.5"),
-        ({"query": "q", "response": "The answer is: $8$"}, "q", "The answer is: $8$", "8"),
-        ({"question": "q", "answer": 5}, "q", "5", "5"),
-    ],
-    ids=["GSM8K", "MATH", "MATH without answer", "evaluated only", "a decimal", "MetaMath", "a bare number"],
+    [({"question": "q", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"
+       }, "q", "2 + 3 = <<2+3=5>>5\n#### 5", "5"),
+     ({"problem": "q", "solution": "so $\\boxed{\\frac12}$.", "answer": "\\frac{1}{2}"
+       }, "q", "so $\\boxed{\\frac12}$.", "\\frac{1}{2}",
+      ), ({"problem": "q", "solution": "so $\\boxed{7}$."}, "q", "so $\\boxed{7}$.", "7"),
+     ({"problem": "q", "answer": 7}, "q", "", "7"),
+     ({"problem": "q", "answer": 0.5}, "q", "", "0.5"),
+     ({"query": "q", "response": "The answer is: $8$"}, "q", "The answer is: $8$", "8"),
+     ({"question": "q", "answer": 5}, "q", "5", "5"), ], ids=[
+         "GSM8K", "MATH", "MATH without answer", "evaluated only", "a decimal", "MetaMath",
+         "a bare number"
+     ],
 )
 def test_records_are_told_apart_by_their_keys(record, question, solution, answer):
     found = parse_record(record, "file.jsonl:3")
@@ -145,10 +138,15 @@ def test_records_are_told_apart_by_their_keys(record, question, solution, answer
 
 
 def test_what_else_a_record_says_is_kept():
-    math500 = {"problem": "q", "solution": "s", "answer": "1", "subject": "Algebra", "level": 5, "unique_id": "test/9"}
+    math500 = {
+        "problem": "q", "solution": "s", "answer": "1", "subject": "Algebra", "level": 5,
+        "unique_id": "test/9"
+    }
     found = parse_record(math500, "file:1")
     assert (found.id, found.level, found.subject) == ("test/9", "5", "Algebra")
-    published_math = {"problem": "q", "solution": "$\\boxed{1}$", "level": "Level 2", "type": "Geometry"}
+    published_math = {
+        "problem": "q", "solution": "$\\boxed{1}$", "level": "Level 2", "type": "Geometry"
+    }
     assert parse_record(published_math, "file:1").subject == "Geometry"
     assert parse_record({"id": 7, "query": "q", "response": "1"}, "file:1").id == "7"
 
@@ -157,7 +155,8 @@ def test_a_chat_is_asked_by_its_last_question():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     turns += [{"role": "user", "content": "c"}, {"role": "assistant", "content": "so #### 4"}]
     found = parse_record({"messages": turns}, "file:1")
-    assert (found.question, found.solution, found.answer) == ("c", "so #### 4", "4") and len(found.messages) == 4
+    assert (found.question, found.solution, found.answer) == ("c", "so #### 4", "4") and len(
+        found.messages) == 4
 
 
 GOOD = json.dumps({"question": "q", "answer": "#### 1"})
@@ -165,43 +164,37 @@ GOOD = json.dumps({"question": "q", "answer": "#### 1"})
 
 @pytest.mark.parametrize(
     "content, said",
-    [
-        (
-            f"{GOOD}\n" * 6 + '{"question": "q", "answer"\n' + f"{GOOD}\n",
-            ":7: not valid JSON (Expecting ':' delimiter)",
-        ),
-        (
-            f"{GOOD}\n\n" + '{"q": 1, "a": 2}\n',
-            ":3: no known keys (found: q, a); expected question and answer, problem and",
-        ),
-        (f"{GOOD}\n{{}}\n", ":2: no known keys (found: none)"),
-        ('{"question": "alone"}\n', ":1: no known keys (found: question)"),
-        ("", ": holds no problems"),
-        ("\n \n", ": holds no problems"),
-        ("[]", ": holds no problems"),
-        (f"{GOOD}\n3\n", ":2: expected a JSON object, found int"),
-        (f'{GOOD}\n"text"\n', ":2: expected a JSON object, found str"),
-        ('{"question": ["q"], "answer": "1"}\n', ":1: question is list, expected text"),
-        ('{"question": "q", "answer": null}\n', ":1: answer is NoneType, expected text"),
-        ('{"problem": "q", "answer": true}\n', ":1: answer is bool, expected text"),
-        ('{"messages": "hi"}\n', ":1: messages must be a list of turns"),
-        ('{"messages": []}\n', ":1: messages must be a list of turns"),
-        ('{"messages": [{"role": "user"}]}\n', ":1: each turn of messages needs a role and a content"),
-        ('{"messages": [{"role": "tool", "content": ""}]}\n', ":1: unknown role 'tool'"),
-        ('{"messages": [{"role": "user", "content": "q"}]}\n', ":1: messages must end with a turn of the assistant"),
-        (f"{GOOD}\n" + '{"question": ' * 100_000, ":2: not valid JSON"),
-        ("[" * 100_000, ":1: not valid JSON"),
-        (f"{GOOD}\n" + '{"question": ' + "9" * 5000 + "}", ":2: not valid JSON"),
-        (f"{GOOD}\n" + '{"question": "half \\ud83d", "answer": "1"}', ":2: not valid JSON"),
-        (f"[{GOOD},\n{GOOD}\n{GOOD}]", ":3: not valid JSON"),
-        (f"[{GOOD}, 3]", ", record 2: expected a JSON object, found int"),
-    ],
-    ids=[
-        *("broken on line 7", "unknown keys", "no keys", "a key too few", "empty", "blank", "empty list", "a number"),
-        *("a string", "a list as text", "null", "true", "chat of text", "empty chat", "turn without content"),
-        *("unknown role", "ends with a question", "deep", "deep list", "long number", "half a character"),
-        *("broken list", "number in a list"),
-    ],
+    [(f"{GOOD}\n" * 6 + '{"question": "q", "answer"\n' + f"{GOOD}\n",
+      ":7: not valid JSON (Expecting ':' delimiter)",
+      ),
+     (f"{GOOD}\n\n" + '{"q": 1, "a": 2}\n',
+      ":3: no known keys (found: q, a); expected question and answer, problem and",
+      ), (f"{GOOD}\n{{}}\n", ":2: no known keys (found: none)"),
+     ('{"question": "alone"}\n', ":1: no known keys (found: question)"),
+     ("", ": holds no problems"), ("\n \n", ": holds no problems"), ("[]", ": holds no problems"),
+     (f"{GOOD}\n3\n", ":2: expected a JSON object, found int"),
+     (f'{GOOD}\n"text"\n', ":2: expected a JSON object, found str"),
+     ('{"question": ["q"], "answer": "1"}\n', ":1: question is list, expected text"),
+     ('{"question": "q", "answer": null}\n', ":1: answer is NoneType, expected text"),
+     ('{"problem": "q", "answer": true}\n', ":1: answer is bool, expected text"),
+     ('{"messages": "hi"}\n', ":1: messages must be a list of turns"),
+     ('{"messages": []}\n', ":1: messages must be a list of turns"),
+     ('{"messages": [{"role": "user"}]}\n', ":1: each turn of messages needs a role and a content"),
+     ('{"messages": [{"role": "tool", "content": ""}]}\n', ":1: unknown role 'tool'"),
+     ('{"messages": [{"role": "user", "content": "q"}]}\n',
+      ":1: messages must end with a turn of the assistant"),
+     (f"{GOOD}\n" + '{"question": ' * 100_000, ":2: not valid JSON"),
+     ("[" * 100_000, ":1: not valid JSON"),
+     (f"{GOOD}\n" + '{"question": ' + "9" * 5000 + "}", ":2: not valid JSON"),
+     (f"{GOOD}\n" + '{"question": "half \\ud83d", "answer": "1"}', ":2: not valid JSON"),
+     (f"[{GOOD},\n{GOOD}\n{GOOD}]", ":3: not valid JSON"),
+     (f"[{GOOD}, 3]", ", record 2: expected a JSON object, found int"), ], ids=[
+         *("broken on line 7", "unknown keys", "no keys", "a key too few", "empty", "blank",
+           "empty list", "a number"), *("a string", "a list as text", "null", "true",
+                                        "chat of text", "empty chat", "turn without content"),
+         *("unknown role", "ends with a question", "deep", "deep list", "long number",
+           "half a character"), *("broken list", "number in a list"),
+     ],
 )
 def test_an_error_names_the_file_and_the_line(content, said, tmp_path):
     file = tmp_path / "problems.jsonl"
@@ -214,14 +207,15 @@ def test_an_error_names_the_file_and_the_line(content, said, tmp_path):
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(UserError) as error:
         load_problems("gsm9k")
-    for name in ("mini-math", "gsm8k", "math500", "aug-math", "math-perturb-hard", "hub:owner/name/path.jsonl"):
+    for name in ("mini-math", "gsm8k", "math500", "aug-math", "math-perturb-hard",
+                 "hub:owner/name/path.jsonl"):
         assert f" {name}," in str(error.value) and name in data.known_names()
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(
-        UserError, match="nowhere.jsonl: no such file, and no data set of that name; known are mini-gsm, mini"
-    ):
+            UserError, match=
+            "nowhere.jsonl: no such file, and no data set of that name; known are mini-gsm, mini"):
         load_problems("nowhere.jsonl")
     with pytest.raises(UserError, match="no such file"):
         load_problems(str(tmp_path))
@@ -248,7 +242,8 @@ def test_a_json_list_is_the_same_as_lines(tmp_path):
     records = [{"query": f"q{n}", "response": f"#### {n}"} for n in range(3)]
     (tmp_path / "p.json").write_text("\n" + json.dumps(records, indent=2))
     found = read_problems(tmp_path / "p.json")
-    assert [p.answer for p in found] == ["0", "1", "2"] and found[1].id == f"{tmp_path / 'p.json'}, record 2"
+    assert [p.answer
+            for p in found] == ["0", "1", "2"] and found[1].id == f"{tmp_path / 'p.json'}, record 2"
 
 
 def test_embedded_sets_come_with_their_answers():
@@ -262,7 +257,7 @@ def test_embedded_sets_come_with_their_answers():
     ]
 
 
-# -------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 
 
 @pytest.mark.parametrize("count, batch_size", [(12, 4), (10, 4), (7, 1), (5, 5), (3, 8), (1, 4)])
@@ -270,7 +265,8 @@ def test_every_example_once_an_epoch(count, batch_size):
     """Also where an epoch ends inside a batch, and where a batch is larger than the set."""
     epochs = 6
     order = [
-        i for step in range(-(-epochs * count // batch_size)) for i in batch_indices(step, batch_size, count, seed=3)
+        i for step in range(-(-epochs * count // batch_size))
+        for i in batch_indices(step, batch_size, count, seed=3)
     ]
     for epoch in range(epochs):
         assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
@@ -278,22 +274,23 @@ def test_every_example_once_an_epoch(count, batch_size):
 
 def test_a_batch_is_a_function_of_seed_and_step():
     assert batch_indices(5, 4, 10, seed=0) == batch_indices(5, 4, 10, seed=0)
-    epochs = [
-        [i for step in range(n, n + 10) for i in batch_indices(step, 10, 100, seed)] for seed in (0, 1) for n in (0, 10)
-    ]
+    epochs = [[i for step in range(n, n + 10) for i in batch_indices(step, 10, 100, seed)]
+              for seed in (0, 1) for n in (0, 10)]
     assert len({tuple(order) for order in epochs}) == 4  # other seed, other epoch: another order
     assert all(Counter(order) == Counter(range(100)) for order in epochs)
     assert all(len(batch_indices(step, 8, 3, 0)) == 8 for step in range(20))
 
 
 def document(length: int, targets: int = 1, first: int = 0) -> Example:
-    return Example(list(range(first, first + length)), [False] * (length - targets) + [True] * targets)
+    return Example(list(range(first, first + length)),
+                   [False] * (length - targets) + [True] * targets)
 
 
 def test_micro_batches_keep_all_examples_within_the_limit():
     examples = [document(length) for length in (5, 30, 7, 12, 5, 100, 9)]
     groups = split_by_tokens(examples, 30)
-    assert [[len(e.ids) for e in group] for group in groups] == [[5, 5, 7, 9], [12], [30], [100]]  # 100 stands alone
+    assert [[len(e.ids) for e in group] for group in groups] == [[5, 5, 7, 9], [12], [30],
+                                                                 [100]]  # 100 stands alone
     assert sorted(id(e) for group in groups for e in group) == sorted(map(id, examples))
     assert split_by_tokens(examples, 10_000) == [sorted(examples, key=lambda e: len(e.ids))]
 
@@ -315,12 +312,13 @@ def test_a_packed_row_knows_who_predicts_what():
     assert (len(full.ids), full.lengths, len(full.predictors)) == (16, [16], 16)
 
 
-# ---------------------------------------------------------------------------------------------------------------- shown
+# -------------------------------------------------------------------------------------------- shown
 
 
 def test_an_example_is_shown_with_its_targets_marked(tokenizer):
     text = show(tokenizer, chat_example(tokenizer, problem(), "Hi"))
-    assert text.startswith("<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\nWhat is 12 + 34?<|im_end|>\n")
+    assert text.startswith(
+        "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\nWhat is 12 + 34?<|im_end|>\n")
     assert "<|im_start|>assistant\n⟦12 + 34 = 46\n#### 46<|im_end|>⟧\n(" in text
     assert text.endswith("of them targets)")
 
@@ -328,25 +326,32 @@ def test_an_example_is_shown_with_its_targets_marked(tokenizer):
 def test_a_common_beginning_stands_once():
     """Up to the first target of any document, and never the whole of one."""
     begin = [50, 51, 52, 53]
-    one, two = (Example(begin + rest, [False] * 5 + [True] * (len(rest) - 1)) for rest in ([1, 2, 3], [4, 5]))
+    one, two = (Example(begin + rest, [False] * 5 + [True] * (len(rest) - 1))
+                for rest in ([1, 2, 3], [4, 5]))
     batch = pack([one, two])
     assert (batch.shared, batch.lengths) == (4, [2, 1 + 9])  # the last with the filler
     assert batch.ids.tolist() == [*begin, 1, 2, 4] + [0] * 9
-    assert batch.ids[batch.predictors][:3].tolist() == [1, 2, 4] and batch.targets.tolist() == [2, 3, 5]
-    early = Example(begin + [9], [False] * 3 + [True] * 2)  # 53 is a target here: 52 must stand in each document
+    assert batch.ids[batch.predictors][:3].tolist() == [1, 2, 4
+                                                        ] and batch.targets.tolist() == [2, 3, 5]
+    early = Example(begin + [9],
+                    [False] * 3 + [True] * 2)  # 53 is a target here: 52 must stand in each document
     batch = pack([one, early])
     assert (batch.shared, batch.lengths) == (2, [4, 2 + 8])
     assert batch.ids[batch.predictors][:4].tolist() == [1, 2, 52, 53]
     assert pack([one]).shared == 0  # alone there is nothing to share
 
 
-@pytest.mark.parametrize("documents, shared", [
-    ([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[1, 2], [1, 2]], 1), ([[1], [1]], 0), ([[], [1]], 0),
-    ([[5], [6]], 0), ([[1, 2, 3]], 0), ([[7, 8, 9]] * 3 + [[7, 1, 9]], 1)])  # fmt: skip
+@pytest.mark.parametrize("documents, shared",
+                         [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1),
+                          ([[1, 2], [1, 2]], 1), ([[1], [1]], 0), ([[], [1]], 0), ([[5], [6]], 0),
+                          ([[1, 2, 3]], 0), ([[7, 8, 9]] * 3 + [[7, 1, 9]], 1)])  # fmt: skip
 def test_the_shared_beginning_leaves_a_token_of_each(documents, shared):
     assert shared_beginning(documents) == shared
 
 
 def test_a_question_with_a_solution_is_maths_form_and_null_is_nothing():
-    problem = parse_record({"id": None, "level": None, "question": "3+4?", "solution": "3+4 = 7", "answer": "7"}, "f:1")
-    assert (problem.id, problem.level, problem.solution, problem.answer) == ("f:1", "", "3+4 = 7", "7")
+    problem = parse_record(
+        {"id": None, "level": None, "question": "3+4?", "solution": "3+4 = 7", "answer": "7"},
+        "f:1")
+    assert (problem.id, problem.level, problem.solution, problem.answer) == ("f:1", "", "3+4 = 7",
+                                                                             "7")

@@ -11,52 +11,63 @@ import numpy as np
 import pytest
 import torch
 
-import dedup
-from dedup import OPERATORS, SYMBOLS, Overlap, exact_duplicates, near_duplicates, normalised_duplicates, words
+from recipes import dedup
+from recipes.dedup import (OPERATORS, SYMBOLS, Overlap, exact_duplicates, near_duplicates,
+                           normalised_duplicates, words)
 from runtime import peak_memory_mib
 
-needs_data = pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="MATHFT_DATA names no folder of real sets")
+needs_data = pytest.mark.skipif("MATHFT_DATA" not in os.environ,
+                                reason="MATHFT_DATA names no folder of real sets")
 SENTENCE = "mia walks along the quiet river and counts all boats that pass her before the sun goes down behind hills"
 
 
 def questions(name: str) -> list[str]:
     text = (Path(os.environ["MATHFT_DATA"]) / name).read_text(encoding="utf-8")
-    records = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
+    records = json.loads(text) if name.endswith(".json") else [
+        json.loads(line) for line in text.splitlines()
+    ]
     return [record.get("question", record.get("problem")) for record in records]
 
 
-# ---------------------------------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------------- words
 
 
-@pytest.mark.parametrize("text, plain", [
-    ("Tom's 10-year-old cat.", "toms 10 year old cat"), ("It costs $1,234.50, all told!", "it costs 1234.50 all told"),
-    ("(1,2) and 3, 4", "1 2 and 3 4"), (".5 of 5.", "0.5 of 5"), ("at 5 p.m. on U.S. ground", "at 5 p m on u s ground"),
-    (r"\left(\dfrac{1}{2}\right)^2", "frac 1 2 2"), (r"how many are left, \$5 or 5\%?", "how many are left 5 or 5"),
-    ("1,2,3", "1 2 3"), ("12,345,678", "12345678"), ("1234,567", "1234 567"), ("1.2.3", "1 2 3"),
-    ("Straße 5²", "straße 5²"),
-    ("x≤3", "x 3"), ("--- , . ' -", ""), ("", ""), (" \n\t", ""), ("\\", ""), ("\ud800", ""),
-])  # fmt: skip
+@pytest.mark.parametrize("text, plain",
+                         [("Tom's 10-year-old cat.", "toms 10 year old cat"),
+                          ("It costs $1,234.50, all told!", "it costs 1234.50 all told"),
+                          ("(1,2) and 3, 4", "1 2 and 3 4"), (".5 of 5.", "0.5 of 5"),
+                          ("at 5 p.m. on U.S. ground", "at 5 p m on u s ground"),
+                          (r"\left(\dfrac{1}{2}\right)^2", "frac 1 2 2"),
+                          (r"how many are left, \$5 or 5\%?", "how many are left 5 or 5"),
+                          ("1,2,3", "1 2 3"), ("12,345,678", "12345678"), ("1234,567", "1234 567"),
+                          ("1.2.3", "1 2 3"), ("Straße 5²", "straße 5²"), ("x≤3", "x 3"),
+                          ("--- , . ' -", ""), ("", ""), (" \n\t", ""), ("\\", ""),
+                          ("\ud800", ""), ])  # fmt: skip
 def test_words_are_what_is_left_without_punctuation(text, plain):
     assert words(text) == plain.split()
 
 
-@pytest.mark.parametrize("text, kept", [
-    ("2+3*4", "2 + 3 * 4"), ("x-3", "x - 3"), ("-5", "- 5"), ("twenty-five", "twenty five"), ("2 × 3 − 1", "2 * 3 - 1"),
-    (r"2 \times 3 \le 7", r"2 * 3 \le 7"), ("25%", "25 %"), ("x ≤ 3", "x ≤ 3"), (r"x^{10}", "x ^ { 10 }"),
-    ("f(x)=|x|", "f ( x ) = | x |"), (r"\frac{1}{2}.", r"\frac { 1 } { 2 }"), (r"\left[1,2\right)", "[ 1 2 )"),
-])  # fmt: skip
+@pytest.mark.parametrize("text, kept", [("2+3*4", "2 + 3 * 4"), ("x-3", "x - 3"), ("-5", "- 5"),
+                                        ("twenty-five", "twenty five"), ("2 × 3 − 1", "2 * 3 - 1"),
+                                        (r"2 \times 3 \le 7", r"2 * 3 \le 7"), ("25%", "25 %"),
+                                        ("x ≤ 3", "x ≤ 3"), (r"x^{10}", "x ^ { 10 }"),
+                                        ("f(x)=|x|", "f ( x ) = | x |"),
+                                        (r"\frac{1}{2}.", r"\frac { 1 } { 2 }"),
+                                        (r"\left[1,2\right)", "[ 1 2 )"), ])  # fmt: skip
 def test_symbols_are_words_where_asked_for(text, kept):
     assert words(text, SYMBOLS) == kept.split()
     operators = [word for word in kept.split() if word in set(OPERATORS)]
     assert [word for word in words(text, OPERATORS) if word in set(SYMBOLS)] == operators
 
 
-@pytest.mark.parametrize("unit", ["a", ".", ",", "-", "1,", "1-", "a-", "1.", "\\", "{", "é", "≤", "a ", " "])
+@pytest.mark.parametrize(
+    "unit", ["a", ".", ",", "-", "1,", "1-", "a-", "1.", "\\", "{", "é", "≤", "a ", " "])
 def test_hostile_texts_take_no_longer_than_their_length(unit):
     text = unit * 200_000
     begin = time.perf_counter()
     assert Overlap([text, SENTENCE]).kind(SENTENCE) == "exact"
-    assert near_duplicates([text, SENTENCE, text + "!"]) == [-1, -1, 0 if words(text, SYMBOLS) else -1]
+    assert near_duplicates([text, SENTENCE,
+                            text + "!"]) == [-1, -1, 0 if words(text, SYMBOLS) else -1]
     assert time.perf_counter() - begin < 20  # a second or two; were it quadratic, hours
 
 
@@ -64,7 +75,7 @@ def test_a_word_of_a_megabyte_is_a_word():
     assert near_duplicates(["a" * 10**6, "a" * 10**6 + "b", "A" * 10**6]) == [-1, -1, 0]
 
 
-# -------------------------------------------------------------------------------------------------------------- overlap
+# ------------------------------------------------------------------------------------------ overlap
 
 
 def test_overlap_is_exact_or_a_run_of_thirteen_words():
@@ -108,7 +119,7 @@ def test_gsm8k_overlaps_itself_and_math_500_does_not():
     assert not any(map(overlap.kind, questions("math500/test.json")))
 
 
-# ----------------------------------------------------------------------------------------------------------- duplicates
+# --------------------------------------------------------------------------------------- duplicates
 
 
 def test_the_three_kinds_of_duplicates():
@@ -122,10 +133,11 @@ def test_the_three_kinds_of_duplicates():
     assert near_duplicates(texts, threshold=0.7) == [-1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("old, new", [
-    ("has 3 ", "has 5 "), ("two boats", "four boats"), ("more", "fewer"), ("of x", "of y"), ("2+7", "2-7"),
-    ("40%", "40"), (r"\le", r"\ge"), ("x^2", "x_2"), ("1,234", "1,235"), ("largest", "smallest"), ("half", "twice"),
-])  # fmt: skip
+@pytest.mark.parametrize("old, new", [("has 3 ", "has 5 "), ("two boats", "four boats"),
+                                      ("more", "fewer"), ("of x", "of y"), ("2+7", "2-7"),
+                                      ("40%", "40"), (r"\le", r"\ge"), ("x^2", "x_2"),
+                                      ("1,234", "1,235"), ("largest", "smallest"),
+                                      ("half", "twice"), ])  # fmt: skip
 def test_a_changed_number_makes_another_problem(old, new):
     """However long the text: augmented data is made of such changes."""
     numbers = "She has 3 cats, two boats and more, half of x, 2+7 = 9, 40% off, $a \\le 5$, x^2, 1,234, the largest."
@@ -145,7 +157,8 @@ def test_one_word_in_thirty_may_change_and_three_may_not():
 
 def test_texts_with_different_keys_are_no_duplicates():
     """The keys are the answers: the same words with another answer are another problem, or a mistake to look at."""
-    assert near_duplicates([SENTENCE, SENTENCE, SENTENCE + "!"], keys=["1", "2", "1"]) == [-1, -1, 0]
+    assert near_duplicates([SENTENCE, SENTENCE, SENTENCE + "!"], keys=["1", "2",
+                                                                       "1"]) == [-1, -1, 0]
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
@@ -158,7 +171,10 @@ def brute_force(texts: list[str], threshold: float) -> list[int]:
     sets = list(map(shingles, texts))
     first: list[int] = []
     for i, own in enumerate(sets):
-        like = [j for j in range(i) if first[j] < 0 and own and len(own & sets[j]) / len(own | sets[j]) >= threshold]
+        like = [
+            j for j in range(i)
+            if first[j] < 0 and own and len(own & sets[j]) / len(own | sets[j]) >= threshold
+        ]
         first.append(min(like, default=-1))
     return first
 
@@ -178,7 +194,8 @@ def test_near_duplicates_are_those_of_a_plain_loop_over_all_pairs(seed):
     draw.shuffle(texts)
     expected, found = brute_force(texts, 0.8), near_duplicates(texts)
     assert sum(a >= 0 for a in expected) > 20
-    assert sum(a != b for a, b in zip(expected, found, strict=True)) <= 1  # 0.2 % of the pairs at 0.8 share no bucket
+    assert sum(a != b for a, b in zip(
+        expected, found, strict=True)) <= 1  # 0.2 % of the pairs at 0.8 share no bucket
     for i, first in enumerate(found):
         if first >= 0:
             a, b = shingles(texts[i]), shingles(texts[first])
@@ -197,7 +214,8 @@ def test_a_bucket_that_holds_thousands_costs_a_bounded_number_of_comparisons(mon
         texts.append(" ".join(row))
     true_jaccard = dedup.jaccard
     monkeypatch.setattr(dedup, "jaccard", lambda a, b: compared.append(1) or true_jaccard(a, b))
-    monkeypatch.setattr(dedup, "Counter", lambda others: candidates.append(Counter(others)) or candidates[-1])
+    monkeypatch.setattr(dedup, "Counter",
+                        lambda others: candidates.append(Counter(others)) or candidates[-1])
     found = near_duplicates([*texts, texts[-1].upper()], threshold=0.95)
     assert found == [-1] * 600 + [599]  # the same words are found, however full the buckets
     assert 600 < len(compared) <= 600 * dedup.MOST_COMPARED
@@ -219,7 +237,8 @@ def test_signatures_agree_as_often_as_the_jaccard_index_says():
 
 def test_the_command_counts_and_names_the_broken_line(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
-    rows = [{"question": SENTENCE}, {"problem": SENTENCE}, {"query": SENTENCE.upper()}, {"question": "other"}]
+    rows = [{"question": SENTENCE}, {"problem": SENTENCE}, {"query": SENTENCE.upper()},
+            {"question": "other"}]
     path.write_text("\n\n".join(map(json.dumps, rows)))
     dedup.main(str(path))
     assert capsys.readouterr().out.split("\n")[:4] == [
@@ -241,16 +260,21 @@ def test_half_a_million_rows_in_minutes(capsys):
     """Each of 60 + 100 words, a tenth of them a planted near duplicate; under 4 GiB in all."""
     draw, count = np.random.default_rng(0), 500_000
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    vocabulary = np.array(["".join(draw.choice(letters, draw.integers(2, 9))) for _ in range(20_000)])
+    vocabulary = np.array(
+        ["".join(draw.choice(letters, draw.integers(2, 9))) for _ in range(20_000)])
     share = 1 / np.arange(1, len(vocabulary) + 1)
     steps = np.cumsum(share / share.sum())
     texts = []
     for _ in range(count * 9 // 10):
-        texts.append(" ".join(vocabulary[np.searchsorted(steps, draw.random(160) * steps[-1])].tolist()))
+        texts.append(" ".join(vocabulary[np.searchsorted(steps,
+                                                         draw.random(160) * steps[-1])].tolist()))
     parents = draw.choice(len(texts), count - len(texts), replace=False).tolist()
     for parent in parents:
         row = texts[parent].split()
-        free = [place for place, word in enumerate(row) if len(word) > 1 and word not in dedup.NUMBER_WORDS]
+        free = [
+            place for place, word in enumerate(row)
+            if len(word) > 1 and word not in dedup.NUMBER_WORDS
+        ]
         row[draw.choice(free)] = "planted"
         texts.append(", ".join(row))
     begin = time.perf_counter()
@@ -262,7 +286,8 @@ def test_half_a_million_rows_in_minutes(capsys):
     assert seconds < 240 * 2 and memory < 4096  # twice the aim: other work may share the machine
 
 
-@pytest.mark.parametrize("one, other", [("What is 5?", "What is 5!?"), ("Find f(3).", "Find f'(3)."), ("sin 30", "sin 30°")])
+@pytest.mark.parametrize("one, other", [("What is 5?", "What is 5!?"),
+                                        ("Find f(3).", "Find f'(3)."), ("sin 30", "sin 30°")])
 def test_signs_that_make_another_problem_are_words(one, other):
     assert normalised_duplicates([one, other]) == [-1, -1] and Overlap([one]).kind(other) is None
 
@@ -270,11 +295,13 @@ def test_signs_that_make_another_problem_are_words(one, other):
 def test_a_short_test_text_is_found_amid_others_from_eight_words_on():
     eight, seven = "compute the sum of the first nine primes", "compute the sum of nine odd primes"
     overlap = Overlap([eight, seven, "a longer text " * 9])
-    assert overlap.kind(f"{eight}. Reason step by step.") == "8-gram" and overlap.kind(f"{seven}. Reason step by step.") is None
+    assert overlap.kind(f"{eight}. Reason step by step.") == "8-gram" and overlap.kind(
+        f"{seven}. Reason step by step.") is None
     assert overlap.kind(eight) == overlap.kind(seven) == "exact"
 
 
 def test_how_all_texts_of_a_set_begin_tells_nothing():
     begin = "Solve the following problem step by step and write the answer into a box at the end"
     overlap = Overlap([f"{begin}: what is {n} and {n}?" for n in range(30)])
-    assert overlap.kind(f"{begin}: who is there?") is None and overlap.kind(f"{begin}: what is 7 and 7?") == "exact"
+    assert overlap.kind(f"{begin}: who is there?") is None and overlap.kind(
+        f"{begin}: what is 7 and 7?") == "exact"

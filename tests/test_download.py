@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import download
 from conftest import BODY, HASH
 from data import load_problems, read_problems
-from download import zip_lines
 from runtime import UserError
+from tools import download
+from tools.download import zip_lines
 
-
-# ------------------------------------------------------------------------------------------------------------- download
+# ----------------------------------------------------------------------------------------- download
 
 
 @pytest.fixture
@@ -58,7 +57,9 @@ def test_a_cut_connection_goes_on_where_it_was(server, path):
 def test_what_has_come_is_kept_for_the_next_command(server, path):
     server.script = [{"cut": 1000}] + [{"cut": 0}] * 4
     line = fails(server, path, "the connection was cut after 1,000 of")
-    assert "(try 5); the same command later goes on where it was" in line and server.pauses == [1, 2, 4, 8]
+    assert "(try 5); the same command later goes on where it was" in line and server.pauses == [
+        1, 2, 4, 8
+    ]
     assert line.startswith(f"{server.url}: ") and line.endswith(f"or put that file at {path}")
     assert files_in(path.parent) == {"train.jsonl.part", "train.jsonl.part.etag"}
     server.requests.clear()
@@ -67,8 +68,8 @@ def test_what_has_come_is_kept_for_the_next_command(server, path):
     assert files_in(path.parent) == {"train.jsonl"}
 
 
-@pytest.mark.parametrize("then", [
-    {"ignores_range": True}, {"etag": '"v2"'}], ids=["a server without ranges", "a file that has changed"])  # fmt: skip
+@pytest.mark.parametrize("then", [{"ignores_range": True}, {"etag": '"v2"'}],
+                         ids=["a server without ranges", "a file that has changed"])  # fmt: skip
 def test_a_server_that_sends_all_again_starts_over(then, server, path):
     server.script = [{"cut": 1000, "body": b"old" * 1000}, then]
     download.download(server.url, path, HASH)
@@ -127,7 +128,8 @@ def test_what_is_not_there_is_not_asked_for_twice(status, server, path):
 
 
 def test_a_wrong_hash_leaves_nothing(server, path):
-    line = fails(server, path, f"has sha256 {HASH}, expected {'0' * 64}, and is removed", sha256="0" * 64)
+    line = fails(server, path, f"has sha256 {HASH}, expected {'0' * 64}, and is removed",
+                 sha256="0" * 64)
     assert line.endswith(f"put that file at {path}") and files_in(path.parent) == set()
 
 
@@ -148,7 +150,8 @@ def test_a_server_that_drips_is_left(server, path, monkeypatch):
 
 
 def test_the_page_of_a_proxy_is_no_zip(server, tmp_path):
-    fails(server, tmp_path / "x.jsonl.zip", "what was downloaded is no zip file, and is removed", sha256="")
+    fails(server, tmp_path / "x.jsonl.zip", "what was downloaded is no zip file, and is removed",
+          sha256="")
     assert files_in(tmp_path) == set()
 
 
@@ -158,11 +161,12 @@ def test_a_body_without_its_length_is_taken_for_whole(server, path):
     assert path.read_bytes() == BODY
 
 
-@pytest.mark.parametrize("target, said", [
-    ("http://example.org/x", "leads to 'http://example.org/x', and only https is downloaded from"),
-    ("ftp://127.0.0.1/x", "leads to 'ftp://127.0.0.1/x', and only https is downloaded from"),
-    ("file:///etc/passwd", "the server answers 302"), ("data:,hello", "the server answers 302"), ("//[x", "Invalid"),
-    ("/train.jsonl", "the server answers 302")])  # fmt: skip
+@pytest.mark.parametrize(
+    "target, said",
+    [("http://example.org/x", "leads to 'http://example.org/x', and only https is downloaded from"),
+     ("ftp://127.0.0.1/x", "leads to 'ftp://127.0.0.1/x', and only https is downloaded from"),
+     ("file:///etc/passwd", "the server answers 302"), ("data:,hello", "the server answers 302"),
+     ("//[x", "Invalid"), ("/train.jsonl", "the server answers 302")])  # fmt: skip
 def test_a_redirect_leads_to_https_alone(target, said, server, path):
     server.script = [{"status": 302, "headers": {"Location": target}}] * 50
     fails(server, path, said)
@@ -175,7 +179,8 @@ def test_a_redirect_within_this_machine_is_followed(server, path):
     assert path.read_bytes() == BODY
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/x", "http://example.org/x", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://example.org/x", "http://example.org/x", "/etc/passwd"])
 def test_only_https_is_asked(url, server, path):
     with pytest.raises(UserError, match="only https is downloaded from"):
         download.download(url, path)
@@ -190,19 +195,23 @@ def test_without_a_network(server, path, monkeypatch):
     server.shutdown()
     server.server_close()
     line = fails(server, path, "cannot be reached (")
-    assert line.startswith(server.url) and line.endswith(f"put that file at {path}") and server.pauses == []
+    assert line.startswith(
+        server.url) and line.endswith(f"put that file at {path}") and server.pauses == []
     monkeypatch.setattr(download.constants, "HF_HUB_OFFLINE", True)
     assert fails(server, path, "HF_HUB_OFFLINE is set") == (
         f"{server.url}: not here, and HF_HUB_OFFLINE is set; unset it, or put that file at {path}")
 
 
 def test_two_at_once_download_once(server, path):
-    threads = [threading.Thread(target=download.download, args=(server.url, path, HASH)) for _ in range(6)]
+    threads = [
+        threading.Thread(target=download.download, args=(server.url, path, HASH)) for _ in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert path.read_bytes() == BODY and len(server.requests) == 1 and files_in(path.parent) == {"train.jsonl"}
+    assert path.read_bytes() == BODY and len(server.requests) == 1 and files_in(
+        path.parent) == {"train.jsonl"}
 
 
 def test_a_place_that_cannot_be_written(server, tmp_path):
@@ -210,7 +219,7 @@ def test_a_place_that_cannot_be_written(server, tmp_path):
     fails(server, tmp_path / "file" / "x.jsonl", "x.jsonl: cannot be written (")
 
 
-# ----------------------------------------------------------------------------------------------------------------- zips
+# --------------------------------------------------------------------------------------------- zips
 
 
 def zipped(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -224,31 +233,40 @@ LINE = json.dumps({"query": "What is 2 + 3?", "response": "The answer is: $5$"})
 
 
 def test_a_zip_is_read_member_by_member(tmp_path):
-    path = zipped(tmp_path / "aug.jsonl.zip", {
-        "data/a.jsonl": b"\xef\xbb\xbf" + LINE + b"\r\n" + LINE.strip(), "__MACOSX/data/._a.jsonl": b"\x00\x05\x16\x07",
-        "README.txt": b"\xff", "b.jsonl": LINE})  # fmt: skip
+    path = zipped(
+        tmp_path / "aug.jsonl.zip", {
+            "data/a.jsonl": b"\xef\xbb\xbf" + LINE + b"\r\n" + LINE.strip(),
+            "__MACOSX/data/._a.jsonl": b"\x00\x05\x16\x07", "README.txt": b"\xff", "b.jsonl": LINE
+        })  # fmt: skip
     problems = read_problems(path)
-    assert [p.id for p in problems] == [f"{path}:data/a.jsonl:1", f"{path}:data/a.jsonl:3", f"{path}:b.jsonl:1"]
+    assert [p.id for p in problems] == [
+        f"{path}:data/a.jsonl:1", f"{path}:data/a.jsonl:3", f"{path}:b.jsonl:1"
+    ]
     assert {(p.question, p.answer) for p in problems} == {("What is 2 + 3?", "5")}
-    assert load_problems(str(path)) == problems and {file.name for file in tmp_path.iterdir()} == {path.name}
+    assert load_problems(str(path)) == problems and {file.name
+                                                     for file in tmp_path.iterdir()} == {path.name}
 
 
-@pytest.mark.parametrize("members, said", [
-    ({"a.jsonl": LINE + b"{broken\n"}, ":a.jsonl:2: not valid JSON ("),
-    ({"a.jsonl": LINE, "b.jsonl": LINE * 2 + b"\xff\n"}, ":b.jsonl:3: not UTF-8 text"),
-    ({"a.jsonl": LINE + b'{"q": 1}'}, ":a.jsonl:2: no known keys"),
-    ({"a.jsonl": LINE, "../b.jsonl": LINE}, ": holds a file named '../b.jsonl', which leads elsewhere"),
-    ({"/etc/b.jsonl": LINE}, ": holds a file named '/etc/b.jsonl'"),
-    ({"a/..\\..\\b.jsonl": LINE}, ": holds a file named"),
-    ({"C:/b.jsonl": LINE}, ": holds a file named"),
-    ({"a\nb.jsonl": LINE}, ": holds a file named 'a\\nb.jsonl'"),
-    ({"a.txt": LINE}, ": holds no .jsonl file"),
-    ({}, ": holds no .jsonl file"),
-    ({"a.jsonl": b""}, ": holds no problems"),
-    ({f"{n}.jsonl": LINE for n in range(101)}, ": holds 101 files, more than the 100 that are read"),
-    ({"a.jsonl": LINE + b" " * (2**20 + 1)}, ":a.jsonl:2: a line of more than 1,048,576 bytes"),
-], ids=["broken line", "bytes", "other keys", "..", "absolute", "backslash", "drive", "line end", "no jsonl", "nothing",
-        "empty", "many", "long line"])  # fmt: skip
+@pytest.mark.parametrize(
+    "members, said",
+    [({"a.jsonl": LINE + b"{broken\n"}, ":a.jsonl:2: not valid JSON ("),
+     ({"a.jsonl": LINE, "b.jsonl": LINE * 2 + b"\xff\n"}, ":b.jsonl:3: not UTF-8 text"),
+     ({"a.jsonl": LINE + b'{"q": 1}'}, ":a.jsonl:2: no known keys"),
+     ({"a.jsonl": LINE, "../b.jsonl": LINE
+       }, ": holds a file named '../b.jsonl', which leads elsewhere"),
+     ({"/etc/b.jsonl": LINE}, ": holds a file named '/etc/b.jsonl'"),
+     ({"a/..\\..\\b.jsonl": LINE}, ": holds a file named"),
+     ({"C:/b.jsonl": LINE}, ": holds a file named"),
+     ({"a\nb.jsonl": LINE}, ": holds a file named 'a\\nb.jsonl'"),
+     ({"a.txt": LINE}, ": holds no .jsonl file"), ({}, ": holds no .jsonl file"),
+     ({"a.jsonl": b""}, ": holds no problems"),
+     ({f"{n}.jsonl": LINE
+       for n in range(101)}, ": holds 101 files, more than the 100 that are read"),
+     ({"a.jsonl": LINE + b" " * (2**20 + 1)}, ":a.jsonl:2: a line of more than 1,048,576 bytes"), ],
+    ids=[
+        "broken line", "bytes", "other keys", "..", "absolute", "backslash", "drive", "line end",
+        "no jsonl", "nothing", "empty", "many", "long line"
+    ])  # fmt: skip
 def test_a_zip_that_is_not_taken(members, said, tmp_path):
     path = zipped(tmp_path / "x.zip", members)
     with pytest.raises(UserError) as error:
@@ -268,7 +286,8 @@ def test_a_bomb_is_left_as_soon_as_it_is_one(tmp_path, monkeypatch):
         for _ in zip_lines(path):
             read += 1
     assert read * len(LINE) <= 3 * 2**20
-    path.write_bytes(told.replace(size, lies))  # then zipfile itself stops there, and the checksum is wrong
+    path.write_bytes(told.replace(
+        size, lies))  # then zipfile itself stops there, and the checksum is wrong
     with pytest.raises(UserError, match="cannot be read as a zip"):
         list(zip_lines(path))
 
@@ -289,8 +308,9 @@ def test_a_list_of_contents_without_end_is_not_read(tmp_path):
 
 def test_half_a_zip_and_bytes_that_changed(tmp_path):
     """Whatever byte is missing or wrong, the answer is one line or the right lines, never anything else."""
-    rows = b"".join(json.dumps({"query": f"What is {n} + {n * n}?", "response": f"#### {n + n * n}"}).encode() + b"\n"
-                    for n in range(50))
+    rows = b"".join(
+        json.dumps({"query": f"What is {n} + {n * n}?", "response": f"#### {n + n * n}"}).encode() +
+        b"\n" for n in range(50))
     whole = zipped(tmp_path / "x.zip", {"a.jsonl": rows}).read_bytes()
     right = list(zip_lines(tmp_path / "x.zip"))
     for changed in [whole[: len(whole) // 2], whole[:-1], b"", b"PK", whole[30:]]:
@@ -301,7 +321,9 @@ def test_half_a_zip_and_bytes_that_changed(tmp_path):
     for at in range(0, len(whole)):
         (tmp_path / "x.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
-            assert [text for _, text in zip_lines(tmp_path / "x.zip")] == [text for _, text in right]
+            assert [text for _, text in zip_lines(tmp_path / "x.zip")] == [
+                text for _, text in right
+            ]
         except UserError as error:
             errors += 1
             assert "\n" not in str(error)

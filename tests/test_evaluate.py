@@ -35,7 +35,8 @@ def tuned(tiny_folder):
     return load_model(tiny_folder, "cpu", torch.float32, torch.float32), Tokenizer(tiny_folder)
 
 
-SAMPLING = dict(samples=2, temperature=1.0, top_p=0.9, max_new_tokens=12, seed=3, rows=4, system="Add.")
+SAMPLING = dict(samples=2, temperature=1.0, top_p=0.9, max_new_tokens=12, seed=3, rows=4,
+                system="Add.")
 
 
 def read(path: Path) -> dict:
@@ -43,7 +44,10 @@ def read(path: Path) -> dict:
 
 
 def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    return [
+        json.loads(line)
+        for line in (folder / "generations.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    ]
 
 
 def assert_same_records(ours: list[dict], theirs: list[dict]) -> None:
@@ -53,32 +57,43 @@ def assert_same_records(ours: list[dict], theirs: list[dict]) -> None:
         assert a | {"mean_log_prob": 0} == b | {"mean_log_prob": 0}
 
 
-# ------------------------------------------------------------------------------------------------------ what is written
+# ---------------------------------------------------------------------------------- what is written
 
 
 def test_a_record_holds_all_that_is_needed_to_audit_it():
     completion = Completion(1, 4, [0] * 11, "stop", -1.0)
     assert module.grade(PROBLEMS[1], completion, "so 7/2") == {
-        "id": "second", "problem": 1, "sample": 4, "question": "What is half of 7?", "gold": "3.5", "level": "2",
-        "subject": "fractions", "text": "so 7/2", "tokens": 11, "finish": "stop", "mean_log_prob": -1.0,
-        "answer": "7/2", "correct": True, "strict_answer": None, "strict_correct": False, "exact": False,
+        "id": "second", "problem": 1, "sample": 4, "question": "What is half of 7?", "gold": "3.5",
+        "level": "2", "subject": "fractions", "text": "so 7/2", "tokens": 11, "finish": "stop",
+        "mean_log_prob": -1.0, "answer": "7/2", "correct": True, "strict_answer": None,
+        "strict_correct": False, "exact": False,
     }
 
 
 def test_an_evaluation_leaves_its_settings_records_and_result(tuned, tmp_path):
-    report = evaluate(*tuned, PROBLEMS, tmp_path / "e", dataset="sums", about={"model": "small"}, **SAMPLING)
-    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["args.json", "generations.jsonl", "result.json"]
+    report = evaluate(*tuned, PROBLEMS, tmp_path / "e", dataset="sums", about={"model": "small"},
+                      **SAMPLING)
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == [
+        "args.json", "generations.jsonl", "result.json"
+    ]
     args = read(tmp_path / "e" / "args.json")
-    told = {"dataset": "sums", "model": "small", "n": 3, "system": "Add.", "shots": [], "samples": 2, "seed": 3}
+    told = {
+        "dataset": "sums", "model": "small", "n": 3, "system": "Add.", "shots": [], "samples": 2,
+        "seed": 3
+    }
     assert told.items() <= args.items()
     assert lines_of(tmp_path / "e") == report.records
-    assert [(r["problem"], r["sample"]) for r in report.records] == [(p, s) for p in range(3) for s in range(2)]
-    assert all(r["tokens"] <= 12 and r["mean_log_prob"] <= 0 and r["dataset"] == "sums" for r in report.records)
+    assert [(r["problem"], r["sample"]) for r in report.records
+            ] == [(p, s) for p in range(3) for s in range(2)]
+    assert all(r["tokens"] <= 12 and r["mean_log_prob"] <= 0 and r["dataset"] == "sums"
+               for r in report.records)
     prompt = tuned[1].prompt("What is half of 7?", "Add.")
-    assert report.records[2]["prompt_sha256"] == hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
+    assert report.records[2]["prompt_sha256"] == hashlib.sha256(
+        json.dumps(prompt).encode()).hexdigest()
     result = read(tmp_path / "e" / "result.json")
     assert result == report.result
-    assert result["eval_seconds"] > 0 and result["tokens_per_second"] > 0 and result["timed_completions"] == 6
+    assert result["eval_seconds"] > 0 and result["tokens_per_second"] > 0 and result[
+        "timed_completions"] == 6
     assert result["grading_seconds_per_1000"] > 0 and result["machine"]["dtype"] == "fp32"
     assert len(report.verdicts) == 3
 
@@ -92,7 +107,8 @@ def test_records_are_in_order_though_they_end_in_another(tuned, tmp_path, monkey
         return finish(folder, records, measured)
 
     monkeypatch.setattr(module, "_finish", looked_at)
-    lengths = [Problem(str(n), "Why" + "?" * n, "", "7") for n in (1, 30, 10)]  # the longest prompt is read first
+    lengths = [Problem(str(n), "Why" + "?" * n, "", "7") for n in (1, 30, 10)
+               ]  # the longest prompt is read first
     report = evaluate(*tuned, lengths, tmp_path, **SAMPLING)
     assert len(seen) == 6 and seen != sorted(seen)
     assert [(r["problem"], r["sample"]) for r in report.records] == sorted(seen)
@@ -103,15 +119,15 @@ def test_the_budget_that_is_told_is_the_budget_there_is(tuned, tmp_path, monkeyp
     monkeypatch.setattr(tuned[1], "stop_ids", frozenset())  # so that every completion is cut
     long = Problem("long", "why " * 20, "", "7")
     for asked, prefix in [(10_000, None), (10_000, torch.zeros(3, 2, 5, 2, 8)), (3, None)]:
-        report = evaluate(*tuned, [PROBLEMS[0], long], tmp_path / f"{asked}{prefix is None}", max_new_tokens=asked,
-                          prefix=prefix)
+        report = evaluate(*tuned, [PROBLEMS[0], long], tmp_path / f"{asked}{prefix is None}",
+                          max_new_tokens=asked, prefix=prefix)
         left = 256 - (0 if prefix is None else 5) - len(tuned[1].prompt(long.question))
         assert report.result["max_new_tokens"] == asked
         assert report.result["least_new_tokens"] == report.records[1]["tokens"] == min(asked, left)
         assert report.result["truncated_rate"] == 1
 
 
-# ------------------------------------------------------------------------------------------------------ worked examples
+# ---------------------------------------------------------------------------------- worked examples
 
 
 def flags(**changes) -> module.Flags:
@@ -121,28 +137,37 @@ def flags(**changes) -> module.Flags:
 def test_shots_are_drawn_by_the_seed_from_the_training_split():
     problems = load_problems("mini-gsm", "test", 50)
     four = worked_examples(flags(shots=4, seed=1), problems)
-    assert len({shot.question for shot in four}) == 4 and all("/train/" in shot.id and shot.solution for shot in four)
+    assert len({shot.question
+                for shot in four}) == 4 and all("/train/" in shot.id and shot.solution
+                                                for shot in four)
     assert worked_examples(flags(shots=4, seed=1), problems[:3]) == four  # whatever is evaluated
     assert worked_examples(flags(shots=4, seed=2), problems) != four
     assert worked_examples(flags(), problems) == []
 
 
 def write_problems(path: Path, count: int, first: int = 0) -> Path:
-    records = [{"question": f"What is {n} + 1?", "answer": f"So. #### {n + 1}"} for n in range(first, first + count)]
+    records = [{"question": f"What is {n} + 1?", "answer": f"So. #### {n + 1}"}
+               for n in range(first, first + count)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
 def test_shots_are_never_what_is_evaluated(tmp_path):
     """Even where the training file holds the test problems too."""
-    test, train = write_problems(tmp_path / "test.jsonl", 5), write_problems(tmp_path / "train.jsonl", 8)
+    test, train = write_problems(tmp_path / "test.jsonl", 5), write_problems(
+        tmp_path / "train.jsonl", 8)
     problems = load_problems(str(test))
     for seed in range(10):
-        shots = worked_examples(flags(dataset=str(test), shots=3, shots_dataset=str(train), seed=seed), problems)
+        shots = worked_examples(
+            flags(dataset=str(test), shots=3, shots_dataset=str(train), seed=seed), problems)
         assert {shot.question for shot in shots} == {f"What is {n} + 1?" for n in (5, 6, 7)}
-    with pytest.raises(UserError, match=r"train.jsonl: has 3 worked problems that are not evaluated, --shots 4 needs"):
+    with pytest.raises(
+            UserError,
+            match=r"train.jsonl: has 3 worked problems that are not evaluated, --shots 4 needs"):
         worked_examples(flags(dataset=str(test), shots=4, shots_dataset=str(train)), problems)
-    with pytest.raises(UsageError, match="test.jsonl has no training split; name a file .* with --shots-dataset"):
+    with pytest.raises(
+            UsageError,
+            match="test.jsonl has no training split; name a file .* with --shots-dataset"):
         worked_examples(flags(dataset=str(test), shots=1), problems)
     with pytest.raises(UsageError, match="--shots-dataset without --shots"):
         worked_examples(flags(shots_dataset=str(train)), problems)
@@ -155,15 +180,20 @@ def test_shots_stand_before_each_question_and_in_args(tuned, tmp_path):
     for problem, record in zip(PROBLEMS, report.records):
         prompt = tuned[1].prompt(problem.question, "Add.", turns)
         assert record["prompt_sha256"] == hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
-    assert read(tmp_path / "args.json")["shots"] == [{"id": "shot", "question": "1 + 1?", "solution": "#### 2"}]
-    with pytest.raises(UserError, match="was begun with shots .*'1 [+] 1[?]'.*, not \\[\\]; give another folder"):
+    assert read(tmp_path / "args.json")["shots"] == [{
+        "id": "shot", "question": "1 + 1?", "solution": "#### 2"
+    }]
+    with pytest.raises(
+            UserError,
+            match="was begun with shots .*'1 [+] 1[?]'.*, not \\[\\]; give another folder"):
         evaluate(*tuned, PROBLEMS, tmp_path, system="Add.", max_new_tokens=4)
-    with pytest.raises(UserError, match="20 worked examples fill the model's 256 positions and leave no room"):
+    with pytest.raises(UserError,
+                       match="20 worked examples fill the model's 256 positions and leave no room"):
         evaluate(*tuned, PROBLEMS, tmp_path / "none", shots=[shot] * 20)
     assert not (tmp_path / "none").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------ going on
+# ----------------------------------------------------------------------------------------- going on
 
 
 # Runs the command, and sends itself a real signal just before it would grade completion number N.
@@ -186,14 +216,19 @@ sys.exit(run_command(evaluate.main, sys.argv[1:]))
 
 def strike(name: str, n: int, argv: list[str]) -> subprocess.CompletedProcess:
     script = STRIKE.format(n=n, name=name)
-    return subprocess.run([sys.executable, "-c", script, *argv], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", script, *argv], cwd=ROOT, capture_output=True,
+                          text=True)
 
 
 @pytest.fixture
 def argv(tiny_folder, tmp_path) -> list[str]:
     """The flags of a short sampled evaluation in fp32: 5 problems, 4 samples each."""
-    return ["--model", str(tiny_folder), "--dataset", str(write_problems(tmp_path / "sums.jsonl", 5)), "--samples", "4",
-            "--temperature", "1", "--max-new-tokens", "16", "--dtype", "fp32", "--device", "cpu", "--system", "Add."]
+    return [
+        "--model",
+        str(tiny_folder), "--dataset",
+        str(write_problems(tmp_path / "sums.jsonl", 5)), "--samples", "4", "--temperature", "1",
+        "--max-new-tokens", "16", "--dtype", "fp32", "--device", "cpu", "--system", "Add."
+    ]
 
 
 @pytest.mark.parametrize("name, n, code, said", [
@@ -202,7 +237,8 @@ def argv(tiny_folder, tmp_path) -> list[str]:
     ("SIGTERM", 8, 143, "terminated"),
     ("SIGINT", 23, 130, "interrupted"),  # 20 samples are done, and 2 of the 5 greedy completions
 ])
-def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, argv, tmp_path, capsys):
+def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, argv, tmp_path,
+                                                         capsys):
     assert run_command(module.main, [*argv, "--output-dir", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "part"
     done = strike(name, n, [*argv, "--output-dir", str(folder)])
@@ -210,7 +246,8 @@ def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, ar
     if said:
         assert done.stderr.splitlines() == [said]
         *_, advice = done.stdout.splitlines()
-        assert advice.startswith("to go on:  python evaluate.py --model") and advice.endswith(f"--output-dir {folder}")
+        assert advice.startswith("to go on:  python evaluate.py --model") and advice.endswith(
+            f"--output-dir {folder}")
     begun = lines_of(folder) if n < 20 else lines_of(folder / "greedy")
     assert len(begun) == (n - 1) % 20 and (folder / "result.json").exists() == (n > 20)
 
@@ -221,7 +258,8 @@ def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, ar
     for part in (".", "greedy"):
         assert_same_records(lines_of(folder / part), lines_of(tmp_path / "whole" / part))
     ours, theirs = read(folder / "result.json"), read(tmp_path / "whole" / "result.json")
-    for key in ("accuracy", "ci95", "pass_at_k", "by_level", "truncated_rate", "mean_tokens", "strict"):
+    for key in ("accuracy", "ci95", "pass_at_k", "by_level", "truncated_rate", "mean_tokens",
+                "strict"):
         assert ours[key] == theirs[key]
 
 
@@ -261,7 +299,9 @@ def test_what_is_finished_is_read_back(tuned, tmp_path, monkeypatch):
 def test_one_grader_stands_behind_all_verdicts(tuned, tmp_path):
     """What was graded before the interruption, perhaps by an older version, is graded again at the end."""
     whole = evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
-    spoilt = [record | {"answer": "old", "correct": not record["correct"]} for record in whole.records]
+    spoilt = [
+        record | {"answer": "old", "correct": not record["correct"]} for record in whole.records
+    ]
     module._write_records(tmp_path, spoilt[:2])
     (tmp_path / "result.json").unlink()
     again = evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
@@ -283,7 +323,8 @@ def test_other_settings_are_refused_and_destroy_nothing(tuned, tmp_path):
             evaluate(*tuned, PROBLEMS, tmp_path, **options | changes)
     with pytest.raises(UserError, match="n 3, not 2"):
         evaluate(*tuned, PROBLEMS[:2], tmp_path, **options)
-    evaluate(*tuned, PROBLEMS, tmp_path, **options | {"dataset": "moved/a.jsonl"})  # the same problems, elsewhere
+    evaluate(*tuned, PROBLEMS, tmp_path,
+             **options | {"dataset": "moved/a.jsonl"})  # the same problems, elsewhere
     assert (tmp_path / "generations.jsonl").read_bytes() == before
 
 
@@ -294,12 +335,14 @@ def test_bad_input(tuned, tmp_path):
         evaluate(*tuned, [Problem("lost", "Why?", "", "")], tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "generations.jsonl").write_text("somebody's own\n")
-    with pytest.raises(UserError, match="generations.jsonl: stands there without its args.json, and is left alone"):
+    with pytest.raises(
+            UserError,
+            match="generations.jsonl: stands there without its args.json, and is left alone"):
         evaluate(*tuned, PROBLEMS, tmp_path)
     assert (tmp_path / "generations.jsonl").read_text() == "somebody's own\n"
 
 
-# --------------------------------------------------------------------------------------------------- behind a server
+# ---------------------------------------------------------------------------------- behind a server
 
 
 class Scripted:
@@ -313,12 +356,18 @@ class Scripted:
         self.max_new_tokens = 99
 
     def answer(self, chats, samples, skip):
-        for place in ((i, s) for i in range(len(chats)) for s in range(samples) if (i, s) not in skip):
+        for place in ((i, s) for i in range(len(chats)) for s in range(samples)
+                      if (i, s) not in skip):
             texts = self.texts.get(chats[place[0]][-1]["content"], "")
             text = texts if isinstance(texts, str) else texts[place[1]]
             self.asked.append((chats[place[0]], place[1]))
-            raw = {"choices": [{"message": {"content": text}}], "usage": {"completion_tokens": self.tokens}}
-            yield place, {"request": {}, "status": 200, "fault": "", "raw": json.dumps(raw), "attempt": 1}
+            raw = {
+                "choices": [{"message": {"content": text}}],
+                "usage": {"completion_tokens": self.tokens}
+            }
+            yield place, {
+                "request": {}, "status": 200, "fault": "", "raw": json.dumps(raw), "attempt": 1
+            }
 
 
 ANSWERS = {"What is 2 + 3?": "#### 5", "What is half of 7?": "7/2", "What is 2 · 50?": "99"}
@@ -327,13 +376,17 @@ ANSWERS = {"What is 2 + 3?": "#### 5", "What is half of 7?": "7/2", "What is 2 �
 def test_a_server_is_measured_by_the_same_rules(tmp_path):
     teacher = Scripted(ANSWERS)
     report = module.evaluate_api(teacher, PROBLEMS, tmp_path, dataset="sums")
-    told = [[record[key] for key in ("text", "correct", "tokens", "mean_log_prob")] for record in report.records]
+    told = [[record[key] for key in ("text", "correct", "tokens", "mean_log_prob")]
+            for record in report.records]
     assert told == [["#### 5", True, 5, None], ["7/2", True, 5, None], ["99", False, 5, None]]
     assert report.records == lines_of(tmp_path) and report.result == read(tmp_path / "result.json")
     assert (report.result["lost"], report.result["wanted"], report.result["n"]) == (0, 3, 3)
     assert report.result["accuracy"] == pytest.approx(2 / 3) and report.result["mean_tokens"] == 5
     assert report.result["cost"]["requests"] == 3 and report.result["cost"]["new_tokens"] == 15
-    told = {"dataset": "sums", "api_model": "scripted", "system": None, "samples": 1, "max_new_tokens": 99, "n": 3}
+    told = {
+        "dataset": "sums", "api_model": "scripted", "system": None, "samples": 1,
+        "max_new_tokens": 99, "n": 3
+    }
     assert told.items() <= read(tmp_path / "args.json").items()
     stored = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     assert [line["key"] for line in stored] == [record["reply_key"] for record in report.records]
@@ -347,20 +400,24 @@ def test_what_is_lost_is_nobodys_mistake(tmp_path):
     """It is told and left out, asked again alone, and then counted like all else."""
     short = {question: text for question, text in ANSWERS.items() if "half" not in question}
     first = module.evaluate_api(Scripted(short), PROBLEMS, tmp_path)
-    assert [record["id"] for record in first.records] == ["first", "third"] and first.result["accuracy"] == 0.5
-    assert (first.result["lost"], first.result["wanted"], first.result["left_out"], first.result["n"]) == (1, 3, 1, 2)
+    assert [record["id"]
+            for record in first.records] == ["first", "third"] and first.result["accuracy"] == 0.5
+    assert (first.result["lost"], first.result["wanted"], first.result["left_out"],
+            first.result["n"]) == (1, 3, 1, 2)
     head, *_ = module.report_lines(first.result)
     assert head.startswith("lost 1 of 3 replies: 1 problem(s) left out below")
     # What is left is an evaluation like others: it can be graded again and compared.
     again = module.regrade(tmp_path, tmp_path / "regraded")
     assert again.records == first.records and again.result["lost"] == 1
-    assert module.read_finished(tmp_path) == module.read_finished(tmp_path / "regraded") == first.records
+    assert module.read_finished(tmp_path) == module.read_finished(
+        tmp_path / "regraded") == first.records
     assert module.compare(first.records, again.records)["n"] == 2
 
     well = Scripted(ANSWERS)
     second = module.evaluate_api(well, PROBLEMS, tmp_path)
     assert [chat[-1]["content"] for chat, _ in well.asked] == ["What is half of 7?"]
-    assert (second.result["lost"], second.result["n"]) == (0, 3) and second.result["accuracy"] == pytest.approx(2 / 3)
+    assert (second.result["lost"],
+            second.result["n"]) == (0, 3) and second.result["accuracy"] == pytest.approx(2 / 3)
     assert not module.report_lines(second.result)[0].startswith("lost")
     with pytest.raises(UserError, match="3 of 3 replies were lost and no problem is left"):
         module.evaluate_api(Scripted({}), PROBLEMS, tmp_path / "none")
@@ -371,7 +428,8 @@ def test_samples_of_a_server_vote_by_number_alone(tmp_path):
     """No log-probabilities, no votes that would need them; and a problem with half of its votes is left out."""
     texts = {"What is 2 + 3?": ["5", "#### 5", "6"], "What is half of 7?": ["3", "7/2", "3.50"],
              "What is 2 · 50?": ["100", "", "100"]}
-    report = module.evaluate_api(Scripted(texts, tokens=None, temperature=1.0), PROBLEMS, tmp_path, samples=3)
+    report = module.evaluate_api(Scripted(texts, tokens=None, temperature=1.0), PROBLEMS, tmp_path,
+                                 samples=3)
     assert (report.result["lost"], report.result["wanted"], report.result["left_out"]) == (1, 9, 1)
     assert list(report.result["votes"]) == list(report.result["maj_at_k"]) == ["majority"]
     assert report.result["votes"]["majority"]["accuracy"] == 1 and report.verdicts == [True, True]
@@ -387,19 +445,21 @@ def test_shots_are_earlier_turns_of_the_chat(tmp_path):
     shots = [Problem("s", "What is 1 + 1?", "It is 2. #### 2", "2")]
     teacher = Scripted(ANSWERS)
     module.evaluate_api(teacher, PROBLEMS[:1], tmp_path, shots=shots)
-    assert teacher.asked[0][0] == [
-        {"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "It is 2. #### 2"},
-        {"role": "user", "content": "What is 2 + 3?"}]
+    assert teacher.asked[0][0] == [{"role": "user", "content": "What is 1 + 1?"}, {
+        "role": "assistant", "content": "It is 2. #### 2"
+    }, {"role": "user", "content": "What is 2 + 3?"}]
     assert read(tmp_path / "args.json")["shots"][0]["id"] == "s"
 
 
-# ------------------------------------------------------------------------------------------------------- graded again
+# ------------------------------------------------------------------------------------- graded again
 
 
 def test_grading_again_makes_a_new_evaluation_and_changes_nothing_old(tuned, tmp_path):
     old = tmp_path / "old"
     honest = evaluate(*tuned, PROBLEMS, old, **SAMPLING)
-    spoilt = [record | {"answer": "9", "correct": not record["correct"]} for record in honest.records]  # another grader
+    spoilt = [
+        record | {"answer": "9", "correct": not record["correct"]} for record in honest.records
+    ]  # another grader
     module._write_records(old, spoilt)
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     for number, source in enumerate((old, old / "generations.jsonl")):
@@ -419,34 +479,47 @@ def test_regrading_by_the_command(argv, tmp_path, capsys, monkeypatch):
     assert run_command(module.main, [*argv, "--output-dir", str(folder)]) == 0
     monkeypatch.setattr(module, "load_asked", None)  # no model is loaded from here on
     capsys.readouterr()
-    assert run_command(module.main, ["--regrade", str(folder / "generations.jsonl"), "--versus", str(folder)]) == 0
+    assert run_command(
+        module.main,
+        ["--regrade", str(folder / "generations.jsonl"), "--versus",
+         str(folder)]) == 0
     out, err = capsys.readouterr()
     new = tmp_path / "evals" / "sums-regraded-1"
     assert f"graded     {folder / 'generations.jsonl'} again: 20 completions of 5 problems" in out and err == ""
-    assert "majority beside greedy" in out and "0 gained, 0 lost" in out and out.endswith(f"files      {new}\n")
-    assert lines_of(new) == lines_of(folder) and lines_of(new / "greedy") == lines_of(folder / "greedy")
+    assert "majority beside greedy" in out and "0 gained, 0 lost" in out and out.endswith(
+        f"files      {new}\n")
+    assert lines_of(new) == lines_of(folder) and lines_of(new / "greedy") == lines_of(
+        folder / "greedy")
     assert read(new / "result.json")["votes"] == read(folder / "result.json")["votes"]
 
-    assert run_command(module.main, ["--regrade", str(folder), "--output-dir", str(new)]) == 1  # taken
+    assert run_command(module.main,
+                       ["--regrade", str(folder), "--output-dir",
+                        str(new)]) == 1  # taken
     assert "exists and is not empty" in capsys.readouterr().err
-    assert run_command(module.main, ["--regrade", str(folder), "--samples", "3", "--seed", "1"]) == 2
+    assert run_command(module.main,
+                       ["--regrade", str(folder), "--samples", "3", "--seed", "1"]) == 2
     assert capsys.readouterr().err == (
-        "error: --regrade generates nothing: --samples, --seed would have no effect; leave it out\n")
+        "error: --regrade generates nothing: --samples, --seed would have no effect; leave it out\n"
+    )
     assert run_command(module.main, ["--regrade", str(tmp_path / "none")]) == 1
     assert "none: cannot be read" in capsys.readouterr().err
     (folder / "result.json").unlink()
     assert run_command(module.main, ["--regrade", str(folder)]) == 1
     assert "unfinished evaluation; let it end first" in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "evals").iterdir()) == ["sums", "sums-regraded-1"]
+    assert sorted(
+        path.name for path in (tmp_path / "evals").iterdir()) == ["sums", "sums-regraded-1"]
 
 
-# --------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 
 def test_the_command(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_problems(tmp_path / "sums.jsonl", 2)
-    command = ["--model", str(tiny_folder), "--dataset", "sums.jsonl", "--max-new-tokens", "8", "--dtype", "fp32"]
+    command = [
+        "--model",
+        str(tiny_folder), "--dataset", "sums.jsonl", "--max-new-tokens", "8", "--dtype", "fp32"
+    ]
     assert run_command(module.main, command) == 0
     out, err = capsys.readouterr()
     assert "sums.jsonl, 2 problems, 1 completion(s) each, greedy\n" in out
@@ -458,7 +531,8 @@ def test_the_command(tiny_folder, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "3 completion(s) each, temperature 1, and one greedy" in out and "majority of 3" in out
     # The greedy companion is the greedy evaluation.
-    assert_same_records(lines_of(tmp_path / "here" / "greedy"), lines_of(tmp_path / "runs/eval-sums-1"))
+    assert_same_records(lines_of(tmp_path / "here" / "greedy"),
+                        lines_of(tmp_path / "runs/eval-sums-1"))
     greedy = read(tmp_path / "here" / "result.json")["greedy"]
     assert greedy["accuracy"] == read(tmp_path / "runs/eval-sums-1/result.json")["accuracy"]
     figures = out[out.index("accuracy") :]
@@ -467,14 +541,18 @@ def test_the_command(tiny_folder, tmp_path, monkeypatch, capsys):
     assert out[out.index("accuracy") :] == figures
     assert run_command(module.main, command + ["--output-dir", "here"]) == 1  # other settings
     assert "samples 3, not 1" in capsys.readouterr().err
-    assert run_command(module.main, command + ["--samples", "3"]) == 2  # greedy samples are all the same
+    assert run_command(module.main,
+                       command + ["--samples", "3"]) == 2  # greedy samples are all the same
     assert run_command(module.main, command + ["--run", "runs/none"]) == 2
 
 
 def test_two_evaluations_side_by_side(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_problems(tmp_path / "sums.jsonl", 3)
-    command = ["--model", str(tiny_folder), "--dataset", "sums.jsonl", "--max-new-tokens", "8", "--dtype", "fp32"]
+    command = [
+        "--model",
+        str(tiny_folder), "--dataset", "sums.jsonl", "--max-new-tokens", "8", "--dtype", "fp32"
+    ]
     assert run_command(module.main, [*command, "--output-dir", "one"]) == 0
     one = lines_of(tmp_path / "one")
     right = [record | {"text": f"#### {record['gold']}", "finish": "stop"} for record in one]
@@ -494,16 +572,24 @@ def test_two_evaluations_side_by_side(tiny_folder, tmp_path, capsys, monkeypatch
 
 def test_shots_by_the_command(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_problems(tmp_path / "test.jsonl", 2), write_problems(tmp_path / "train.jsonl", 20, first=10)
-    command = ["--model", str(tiny_folder), "--dataset", "test.jsonl", "--max-new-tokens", "4", "--dtype", "fp32"]
+    write_problems(tmp_path / "test.jsonl", 2), write_problems(tmp_path / "train.jsonl", 20,
+                                                               first=10)
+    command = [
+        "--model",
+        str(tiny_folder), "--dataset", "test.jsonl", "--max-new-tokens", "4", "--dtype", "fp32"
+    ]
     shots = ["--shots", "2", "--shots-dataset", "train.jsonl", "--output-dir", "e"]
     assert run_command(module.main, [*command, *shots]) == 0
-    assert "shots      2 worked examples of train.jsonl before each question\n" in capsys.readouterr().out
-    assert [shot["id"].split(":")[0] for shot in read(tmp_path / "e" / "args.json")["shots"]] == ["train.jsonl"] * 2
+    assert "shots      2 worked examples of train.jsonl before each question\n" in capsys.readouterr(
+    ).out
+    assert [shot["id"].split(":")[0] for shot in read(tmp_path / "e" / "args.json")["shots"]
+            ] == ["train.jsonl"] * 2
     for wrong, code, said in [
         (["--shots", "2"], 2, "name a file of worked training problems with --shots-dataset"),
-        (["--shots", "20", "--shots-dataset", "train.jsonl"], 1, "leave no room for an answer; give fewer --shots"),
-        (["--shots", "21", "--shots-dataset", "train.jsonl"], 1, "has 20 worked problems that are not evaluated"),
+        (["--shots", "20", "--shots-dataset",
+          "train.jsonl"], 1, "leave no room for an answer; give fewer --shots"),
+        (["--shots", "21", "--shots-dataset",
+          "train.jsonl"], 1, "has 20 worked problems that are not evaluated"),
     ]:
         assert run_command(module.main, [*command, *wrong]) == code
         err = capsys.readouterr().err
@@ -518,15 +604,20 @@ def test_help_names_every_flag_with_its_default(capsys):
     assert stop.value.code == 0
     for field in module.Flags.__dataclass_fields__:
         assert f"--{field.replace('_', '-')}" in out
-    for words in ("in tokens", "0 is greedy", "(default: 1024)", "(default: mini-gsm)", "--regrade runs/"):
+    for words in ("in tokens", "0 is greedy", "(default: 1024)", "(default: mini-gsm)",
+                  "--regrade runs/"):
         assert words in out
 
 
-@pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="MATHFT_DATA names no folder with the published files")
+@pytest.mark.skipif("MATHFT_DATA" not in os.environ,
+                    reason="MATHFT_DATA names no folder with the published files")
 @pytest.mark.parametrize("file, levels", [("gsm8k/test.jsonl", False), ("math500/test.json", True)])
 def test_the_published_files(file, levels, tmp_path, capsys):
     dataset = str(Path(os.environ["MATHFT_DATA"]) / file)
-    argv = ["--dataset", dataset, "--limit", "5", "--max-new-tokens", "8", "--output-dir", str(tmp_path / "e")]
+    argv = [
+        "--dataset", dataset, "--limit", "5", "--max-new-tokens", "8", "--output-dir",
+        str(tmp_path / "e")
+    ]
     assert run_command(module.main, argv) == 0
     assert ("level " in capsys.readouterr().out) == levels
     assert len(lines_of(tmp_path / "e")) == 5

@@ -33,7 +33,10 @@ class Required:
 
 def test_a_field_is_a_flag():
     assert parse_flags(Flags, []) == Flags()
-    words = ["--method", "lora", "--lr", "0.1", "--max-new-tokens", "5", "--top-p=0.5", "--no-save", "why?"]
+    words = [
+        "--method", "lora", "--lr", "0.1", "--max-new-tokens", "5", "--top-p=0.5", "--no-save",
+        "why?"
+    ]
     assert parse_flags(Flags, words) == Flags("why?", "lora", 0.1, 5, 0.5, False)
     assert parse_flags(Flags, ["-"]).question == "-"  # the usual name of stdin
     assert parse_flags(Flags, ["-3 + 5 is what?"]).question == "-3 + 5 is what?"
@@ -64,20 +67,21 @@ def test_help_names_every_flag_with_its_default(capsys):
         parse_flags(Flags, ["--help"], "What it does.")
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    for part in ("What it does.", "--learning-rate", "--lr", "(default: 0.001)", "100% = all", "--no-save"):
+    for part in ("What it does.", "--learning-rate", "--lr", "(default: 0.001)", "100% = all",
+                 "--no-save"):
         assert part in text
     assert "None" not in text
 
 
-@pytest.mark.parametrize("error, code, line", [
-    (UserError("a.json:3: broken"), 1, "error: a.json:3: broken\n"),
-    (UsageError("--lr: wrong"), 2, "error: --lr: wrong\n"),
-    (KeyboardInterrupt(), 130, "interrupted\n"),
-    (Terminated(), 143, "terminated\n"),
-    (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory; "),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "error: out of memory; "),
-    (FileNotFoundError(2, "No such file", "x.txt"), 1, "error: x.txt: No such file\n"),
-])
+@pytest.mark.parametrize(
+    "error, code, line",
+    [(UserError("a.json:3: broken"), 1, "error: a.json:3: broken\n"),
+     (UsageError("--lr: wrong"), 2, "error: --lr: wrong\n"),
+     (KeyboardInterrupt(), 130, "interrupted\n"), (Terminated(), 143, "terminated\n"),
+     (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory; "),
+     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1,
+      "error: out of memory; "),
+     (FileNotFoundError(2, "No such file", "x.txt"), 1, "error: x.txt: No such file\n"), ])
 def test_exit_codes(error, code, line, capsys):
     def main(argv):
         raise error
@@ -113,7 +117,8 @@ def test_sigterm_is_raised_where_the_program_stands():
 
 def test_a_closed_pipe_is_quiet():
     command = [sys.executable, str(ROOT / "flags.py"), "word", "--times", "100000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
         assert process.stdout.readline() == "word\n"
         process.stdout.close()
         assert process.stderr.read() == ""

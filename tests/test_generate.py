@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from attention import PackedAttention
 from checkpoint import load_model
 from conftest import reference_model
 from flags import run_command
 from generate import KVCache, choose, generate, log_probs, main
-from attention import PackedAttention
 from model import Config, Qwen2
 from prefix import prefix_from_ids
 from tokenizer import Tokenizer
@@ -23,8 +23,9 @@ STOPS = {7, 8, 9, 10, 11}
 
 def make_model(positions: int = 128, **changes) -> Qwen2:
     """A small model with large random weights, so that its texts differ and do not end in a loop at once."""
-    sizes = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
-                 num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+    sizes = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+                 num_attention_heads=6, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
+                 rope_theta=1e4, tie_word_embeddings=False)
     model = Qwen2(Config(**sizes | changes, max_position_embeddings=positions))
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -46,7 +47,8 @@ def some_prompts(lengths: list[int]) -> list[list[int]]:
 PROMPTS = some_prompts([3, 40, 1, 17, 2, 25, 60, 8, 1, 33])
 
 
-def run(model: Qwen2, prompts: list[list[int]], **options) -> dict[tuple[int, int], tuple[list[int], str]]:
+def run(model: Qwen2, prompts: list[list[int]],
+        **options) -> dict[tuple[int, int], tuple[list[int], str]]:
     """Ids and finish of each (problem, sample)."""
     options = dict(stop_ids=STOPS, vocab_size=REAL, max_new_tokens=30) | options
     completions = list(generate(model, prompts, **options))
@@ -56,7 +58,8 @@ def run(model: Qwen2, prompts: list[list[int]], **options) -> dict[tuple[int, in
 
 
 @torch.no_grad()
-def greedy_without_cache(model: Qwen2, prompt: list[int], limit: int, stop_ids=STOPS) -> tuple[list[int], str]:
+def greedy_without_cache(model: Qwen2, prompt: list[int], limit: int,
+                         stop_ids=STOPS) -> tuple[list[int], str]:
     """The plain way: the whole text goes through the model for every new token."""
     new = []
     while len(new) < limit:
@@ -70,13 +73,14 @@ def greedy_without_cache(model: Qwen2, prompt: list[int], limit: int, stop_ids=S
     return new, "length"
 
 
-# ------------------------------------------------------------------------------------------------------- greedy texts
+# ------------------------------------------------------------------------------------- greedy texts
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 100])
 def test_a_batch_gives_the_texts_that_its_rows_give_alone(model, rows):
     alone = {(i, 0): greedy_without_cache(model, prompt, 30) for i, prompt in enumerate(PROMPTS)}
-    assert {finish for _, finish in alone.values()} == {"stop", "length"}  # rows leave at different times
+    assert {finish
+            for _, finish in alone.values()} == {"stop", "length"}  # rows leave at different times
     assert len({len(ids) for ids, _ in alone.values()}) > 4
     assert run(model, PROMPTS, rows=rows) == alone
     assert run(model, PROMPTS, rows=rows, prefill_tokens=50) == alone  # prompts read in small packs
@@ -88,25 +92,34 @@ def test_greedy_texts_are_those_of_transformers(kv_heads):
 
     theirs = reference_model(num_attention_heads=4, num_key_value_heads=kv_heads)
     config = theirs.config
-    ours = Qwen2(Config(config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers, 4,
-                        kv_heads, 12, config.rms_norm_eps, 1e6, 256, tie_word_embeddings=True))
-    state = {name: tensor for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"}
+    ours = Qwen2(
+        Config(config.vocab_size, config.hidden_size, config.intermediate_size,
+               config.num_hidden_layers, 4, kv_heads, 12, config.rms_norm_eps, 1e6, 256,
+               tie_word_embeddings=True))
+    state = {
+        name: tensor
+        for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"
+    }
     ours.load_state_dict(state, strict=True)
     prompts, real, stops = some_prompts([1, 5, 30, 12, 50, 2]), 300, list(range(60))
-    settings = GenerationConfig(do_sample=False, repetition_penalty=1.0, max_new_tokens=40, eos_token_id=stops,
-                                pad_token_id=0, suppress_tokens=list(range(real, 320)))
+    settings = GenerationConfig(do_sample=False, repetition_penalty=1.0, max_new_tokens=40,
+                                eos_token_id=stops, pad_token_id=0, suppress_tokens=list(
+                                    range(real, 320)))
     expected = {}
     for number, prompt in enumerate(prompts):
-        new = theirs.generate(torch.tensor([prompt]), generation_config=settings)[0, len(prompt):].tolist()
+        new = theirs.generate(torch.tensor([prompt]),
+                              generation_config=settings)[0, len(prompt):].tolist()
         expected[number, 0] = (new[:-1], "stop") if new[-1] in stops else (new, "length")
     assert len({finish for _, finish in expected.values()}) == 2
-    assert run(ours, prompts, stop_ids=stops, vocab_size=real, max_new_tokens=40, rows=4) == expected
+    assert run(ours, prompts, stop_ids=stops, vocab_size=real, max_new_tokens=40,
+               rows=4) == expected
 
 
 def test_padding_rows_of_the_vocabulary_are_never_chosen(model):
     everything = run(model, PROMPTS, vocab_size=V, stop_ids=())
     assert max(token for ids, _ in everything.values() for token in ids) >= REAL  # they would be
-    for options in ({}, {"temperature": 2.0}, {"temperature": 2.0, "top_p": 0.9}, {"temperature": 2.0, "top_k": 80}):
+    for options in ({}, {"temperature": 2.0}, {"temperature": 2.0,
+                                               "top_p": 0.9}, {"temperature": 2.0, "top_k": 80}):
         real = run(model, PROMPTS, stop_ids=(), samples=1 + 4 * bool(options), **options)
         assert max(token for ids, _ in real.values() for token in ids) < REAL
 
@@ -118,7 +131,7 @@ def test_bf16_runs(model):
     assert len(found) == 2 * len(PROMPTS)
 
 
-# ------------------------------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------------------- limits
 
 
 def test_each_prompt_may_have_its_own_limit(model):
@@ -137,8 +150,11 @@ def test_a_full_cache_ends_by_length():
     found = run(model, prompts, stop_ids=(), max_new_tokens=100)
     assert [len(found[i, 0][0]) for i in range(6)] == [15, 6, 1, 0, 0, 0]
     assert {finish for _, finish in found.values()} == {"length"}
-    assert all(found[i, 0] == greedy_without_cache(model, prompts[i], 16 - len(prompts[i]), ()) for i in range(3))
-    assert run(model, prompts[3:], samples=2) == {(i, s): ([], "length") for i in range(3) for s in range(2)}
+    assert all(found[i, 0] == greedy_without_cache(model, prompts[i], 16 - len(prompts[i]), ())
+               for i in range(3))
+    assert run(model, prompts[3:], samples=2) == {(i, s): ([], "length")
+                                                  for i in range(3)
+                                                  for s in range(2)}
     prefix = torch.zeros(2, 2, 4, 2, 8)  # a prefix takes its share of the positions
     found = run(model, prompts, stop_ids=(), max_new_tokens=100, prefix=prefix)
     assert [len(found[i, 0][0]) for i in range(6)] == [11, 2, 0, 0, 0, 0]
@@ -150,7 +166,7 @@ def test_an_empty_prompt_is_an_error_and_no_prompt_is_none(model):
     assert run(model, []) == {}
 
 
-# ----------------------------------------------------------------------------------------------------------- sampling
+# ----------------------------------------------------------------------------------------- sampling
 
 
 def test_a_sample_follows_seed_problem_and_sample_alone(model):
@@ -164,11 +180,14 @@ def test_a_sample_follows_seed_problem_and_sample_alone(model):
     some = run(model, PROMPTS[:4], **sampling)  # fewer problems
     assert some == {pair: text for pair, text in whole.items() if pair[0] < 4}
     done = {pair for pair in whole if sum(pair) % 3}  # what an interrupted run has not done yet
-    assert run(model, PROMPTS, skip=done, rows=5, **sampling) == {p: text for p, text in whole.items() if p not in done}
+    assert run(model, PROMPTS, skip=done, rows=5,
+               **sampling) == {p: text
+                               for p, text in whole.items() if p not in done}
     assert run(model, PROMPTS, **sampling | {"seed": 6}) != whole
 
 
-def reference_distribution(logits: torch.Tensor, temperature: float, top_p: float, top_k: int) -> torch.Tensor:
+def reference_distribution(logits: torch.Tensor, temperature: float, top_p: float,
+                           top_k: int) -> torch.Tensor:
     """Temperature, then top-k, then top-p, for one row and one token at a time."""
     probs = (logits.double() / temperature).softmax(-1)
     order = sorted(range(len(probs)), key=lambda token: -probs[token])
@@ -183,16 +202,18 @@ def reference_distribution(logits: torch.Tensor, temperature: float, top_p: floa
     return result
 
 
-@pytest.mark.parametrize("temperature, top_p, top_k", [
-    (1.0, 1.0, 0), (0.5, 1.0, 0), (1.0, 0.8, 0), (0.7, 0.8, 20), (1.5, 1.0, 3), (1.0, 0.0, 0), (1.0, 1.0, 1),
-    (2.0, 0.95, 0), (1.0, 0.5, 5000),
-])  # fmt: skip
+@pytest.mark.parametrize("temperature, top_p, top_k", [(1.0, 1.0, 0), (0.5, 1.0, 0), (1.0, 0.8, 0),
+                                                       (0.7, 0.8, 20), (1.5, 1.0, 3), (1.0, 0.0, 0),
+                                                       (1.0, 1.0, 1), (2.0, 0.95, 0),
+                                                       (1.0, 0.5, 5000), ])  # fmt: skip
 def test_temperature_top_k_and_top_p_against_a_small_reference(temperature, top_p, top_k):
     """With uniforms spread evenly over [0, 1), the shares drawn are the probabilities themselves."""
     draws = 4000
     uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     # 1000 nearly equal tokens: more than the few that are looked at first. The other rows lie on few tokens.
-    flat, steep = 0.1 * torch.randn(1000, generator=torch.Generator().manual_seed(3)), torch.linspace(0, 30, 1000)
+    flat, steep = 0.1 * torch.randn(1000,
+                                    generator=torch.Generator().manual_seed(3)), torch.linspace(
+                                        0, 30, 1000)
     steep = steep[torch.randperm(1000, generator=torch.Generator().manual_seed(4))]
     for logits in (flat, steep):
         tokens = choose(logits.expand(draws, -1), uniforms, temperature, top_p, top_k)
@@ -206,9 +227,11 @@ def test_temperature_top_k_and_top_p_against_a_small_reference(temperature, top_
     assert both[1] == choose(steep[None], uniforms[[2345]], temperature, top_p, top_k)[0]
 
 
-@pytest.mark.parametrize("temperature, top_p, top_k", [(0.7, 0.8, 20), (1.3, 0.6, 0), (0.9, 1.0, 7)])
+@pytest.mark.parametrize("temperature, top_p, top_k", [(0.7, 0.8, 20), (1.3, 0.6, 0),
+                                                       (0.9, 1.0, 7)])
 def test_the_kept_tokens_are_those_of_transformers(temperature, top_p, top_k):
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper,
+                              TopPLogitsWarper)
 
     logits = 2 * torch.randn(1, 400, generator=torch.Generator().manual_seed(5))
     warpers = [TemperatureLogitsWarper(temperature)]
@@ -224,7 +247,7 @@ def test_a_steep_temperature_is_greedy(model):
     assert run(model, PROMPTS, temperature=1e-4) == run(model, PROMPTS)
 
 
-# ----------------------------------------------------------------------------------- prefix and teacher-forced passes
+# ----------------------------------------------------------------- prefix and teacher-forced passes
 
 
 def test_a_prefix_of_real_keys_and_values_stands_for_its_text(model):
@@ -241,30 +264,38 @@ def test_a_prefix_of_real_keys_and_values_stands_for_its_text(model):
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_cached_decoding_equals_the_teacher_forced_pass(model, with_prefix, temperature):
     """mean_log_prob comes from the cache step by step, log_probs from one pass over the whole text."""
-    prefix = torch.randn(2, 2, 5, 2, 8, generator=torch.Generator().manual_seed(6)) if with_prefix else None
-    options = dict(vocab_size=V, max_new_tokens=30, samples=2, temperature=temperature, top_k=20, rows=6, prefix=prefix)
-    stop = min(generate(model, PROMPTS, stop_ids=(), **options), key=lambda c: (c.problem, c.sample)).ids[9]
+    prefix = torch.randn(2, 2, 5, 2, 8,
+                         generator=torch.Generator().manual_seed(6)) if with_prefix else None
+    options = dict(vocab_size=V, max_new_tokens=30, samples=2, temperature=temperature, top_k=20,
+                   rows=6, prefix=prefix)
+    stop = min(generate(model, PROMPTS, stop_ids=(), **options), key=lambda c:
+               (c.problem, c.sample)).ids[9]
     completions = list(generate(model, PROMPTS, stop_ids={stop}, **options))
     assert "stop" in {completion.finish for completion in completions}
     documents = []
     for completion in completions:
-        prompt, new = PROMPTS[completion.problem], completion.ids + [stop] * (completion.finish == "stop")
+        prompt, new = PROMPTS[
+            completion.problem], completion.ids + [stop] * (completion.finish == "stop")
         documents.append((prompt + new, [False] * len(prompt) + [True] * len(new)))
-    for completion, (ids, is_target), found in zip(completions, documents, log_probs(model, documents, prefix)):
+    for completion, (ids, is_target), found in zip(completions, documents,
+                                                   log_probs(model, documents, prefix)):
         assert found.shape == (sum(is_target),)
         assert completion.mean_log_prob == pytest.approx(found.mean().item(), abs=1e-5)
 
 
 def test_log_probs_in_small_chunks(model):
-    documents = [(prompt, [i > 0 and (i + n) % 3 > 0 for i in range(len(prompt))]) for n, prompt in enumerate(PROMPTS)]
+    documents = [(prompt, [i > 0 and (i + n) % 3 > 0 for i in range(len(prompt))])
+                 for n, prompt in enumerate(PROMPTS)]
     whole = log_probs(model, documents)
     for (ids, is_target), found in zip(documents, whole):
         attention = PackedAttention([len(ids)])
         with torch.no_grad():
-            table = model.logits(model(torch.tensor(ids), attention.positions, attention)).log_softmax(-1)
+            table = model.logits(model(torch.tensor(ids), attention.positions,
+                                       attention)).log_softmax(-1)
         expected = torch.tensor([table[i - 1, ids[i]] for i in range(len(ids)) if is_target[i]])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    for found, expected in zip(log_probs(model, documents, chunk_tokens=45, chunk_logits=4 * V), whole):
+    for found, expected in zip(log_probs(model, documents, chunk_tokens=45, chunk_logits=4 * V),
+                               whole):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -297,7 +328,7 @@ def test_a_cache_that_grows_and_shrinks_keeps_its_tokens(model, monkeypatch):
         assert run(model, PROMPTS) == run(model, PROMPTS, rows=2) == expected
 
 
-# -------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 
 def test_the_command_prints_the_completion(tiny_folder, capsys):
@@ -308,9 +339,11 @@ def test_the_command_prints_the_completion(tiny_folder, capsys):
     words = ["--model", str(tiny_folder), "--system", "Be brief.", "--max-new-tokens", "9"]
     words += ["--dtype", "fp32", "--device", "cpu"]
     command = [sys.executable, str(ROOT / "generate.py"), *words, "-"]
-    done = subprocess.run(command, input="What is 1 + 2?\n", capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, input="What is 1 + 2?\n", capture_output=True, text=True,
+                          timeout=120)
     assert (done.returncode, done.stdout) == (0, tokenizer.decode(expected.ids) + "\n")
-    assert run_command(main, [*words, "--samples", "2", "--temperature", "1", "What is 1 + 2?"]) == 0
+    assert run_command(main,
+                       [*words, "--samples", "2", "--temperature", "1", "What is 1 + 2?"]) == 0
     told = capsys.readouterr().out
     assert "--- sample 1 of 2\n" in told and "--- sample 2 of 2\n" in told
 
@@ -325,4 +358,5 @@ def test_the_command_prints_the_completion(tiny_folder, capsys):
 def test_the_command_refuses_in_one_line(words, code, part, capsys):
     assert run_command(main, words) == code
     told = capsys.readouterr()
-    assert told.out == "" and told.err.startswith("error: ") and part in told.err and told.err.count("\n") == 1
+    assert told.out == "" and told.err.startswith(
+        "error: ") and part in told.err and told.err.count("\n") == 1

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from lora import TARGETS, LoRALinear, add_lora, load_lora, merge_lora, save_lora, unmerge_lora
 from attention import PackedAttention
+from lora import TARGETS, LoRALinear, add_lora, load_lora, merge_lora, save_lora, unmerge_lora
 from model import Config, Qwen2
 from runtime import UserError
 
@@ -20,14 +20,19 @@ IDS = torch.arange(20) * 7 % 97  # one document of 20 tokens
 def make_models(tied: bool = True) -> tuple[Qwen2ForCausalLM, Qwen2]:
     """The same small random model (D 64, H 4, K 2, L 2, V 97) in transformers and in ours."""
     torch.manual_seed(0)
-    sizes = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-6,
-                 tie_word_embeddings=tied)  # fmt: skip
-    theirs = Qwen2ForCausalLM(Qwen2Config(**sizes, rope_parameters={"rope_theta": 1e4, "rope_type": "default"})).eval()
+    sizes = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+                 rms_norm_eps=1e-6, tie_word_embeddings=tied)  # fmt: skip
+    theirs = Qwen2ForCausalLM(
+        Qwen2Config(**sizes, rope_parameters={"rope_theta": 1e4, "rope_type": "default"})).eval()
     for bias in (p for name, p in theirs.named_parameters() if name.endswith("bias")):
-        torch.nn.init.normal_(bias, std=0.1)  # transformers starts them at zero, where a mistake would hide
+        torch.nn.init.normal_(
+            bias, std=0.1)  # transformers starts them at zero, where a mistake would hide
     ours = Qwen2(Config(**sizes, head_dim=16, rope_theta=1e4))
-    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items() if not (tied and "lm_head" in name)}
+    state = {
+        name: tensor.clone()
+        for name, tensor in theirs.state_dict().items() if not (tied and "lm_head" in name)
+    }
     ours.load_state_dict(state)
     return theirs, ours
 
@@ -55,14 +60,17 @@ def peft_logits(theirs, folder) -> torch.Tensor:
 
 
 def base_weights(model: Qwen2) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name}
+    return {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items() if "lora_" not in name
+    }
 
 
 def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# --------------------------------------------------------------------------------------------------------- the algebra
+# -------------------------------------------------------------------------------------- the algebra
 
 
 def test_no_effect_at_the_start():
@@ -77,7 +85,8 @@ def test_the_base_keeps_its_names_and_shares_its_storage():
     names, weight = set(model.state_dict()), model.model.layers[0].self_attn.q_proj.weight
     add_lora(model, rank=4, alpha=8)
     assert names < set(model.state_dict())
-    assert model.model.layers[0].self_attn.q_proj.weight is weight  # no copy: a 7B base stands in memory once
+    assert model.model.layers[
+        0].self_attn.q_proj.weight is weight  # no copy: a 7B base stands in memory once
 
 
 def test_a_step_moves_the_adapter_and_leaves_the_base_untouched():
@@ -89,7 +98,8 @@ def test_a_step_moves_the_adapter_and_leaves_the_base_untouched():
     optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2)
     attention = PackedAttention([len(IDS)])
     for _ in range(2):  # B is zero at first, and so A has no gradient before the second step
-        loss = torch.nn.functional.cross_entropy(model.logits(model(IDS, attention.positions, attention))[:-1], IDS[1:])
+        loss = torch.nn.functional.cross_entropy(
+            model.logits(model(IDS, attention.positions, attention))[:-1], IDS[1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -176,7 +186,7 @@ def test_rslora_scales_by_the_root_of_the_rank():
     assert make_model(rank=16, alpha=8, rslora=True).model.layers[0].mlp.up_proj.scale == 8 / 4
 
 
-# --------------------------------------------------------------------------------------------------------- the targets
+# -------------------------------------------------------------------------------------- the targets
 
 
 def test_targets_are_chosen_by_name():
@@ -187,13 +197,15 @@ def test_targets_are_chosen_by_name():
 
 
 def test_all_seven_maps_by_default_count_as_published():
-    config = Config(151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True)  # the 0.5B shape, without its memory
+    config = Config(151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768,
+                    True)  # the 0.5B shape, without its memory
     with torch.device("meta"):
         model = Qwen2(config)
     assert sum(p.numel() for p in add_lora(model, rank=16, alpha=32).values()) == 8_798_208
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["proj"], ["self_attn"], ["embed_tokens"], [""], []])
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "lm_head"], ["proj"], ["self_attn"], ["embed_tokens"], [""], []])
 def test_an_unknown_target_is_an_error_that_names_the_known(targets):
     model = make_models()[1]
     with pytest.raises(UserError, match=", ".join(TARGETS)):
@@ -202,13 +214,12 @@ def test_an_unknown_target_is_an_error_that_names_the_known(targets):
     assert all(p.requires_grad for p in model.parameters())
 
 
-# -------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"targets": ["q_proj", "down_proj"]}, {"rslora": True, "rank": 8}, {"targets": ["layers.1.mlp.up_proj"]}],
-    ids=["all", "two", "rslora", "one layer"],
+    "settings", [{}, {"targets": ["q_proj", "down_proj"]}, {"rslora": True, "rank": 8},
+                 {"targets": ["layers.1.mlp.up_proj"]}], ids=["all", "two", "rslora", "one layer"],
 )
 @pytest.mark.parametrize("tied", [True, False])
 def test_our_adapter_opens_in_peft(tmp_path, settings, tied):
@@ -227,8 +238,10 @@ def test_the_settings_on_disk(tmp_path):
     save_lora(tmp_path, make_model(), "some/base")
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["target_modules"] == sorted(TARGETS)
-    assert (settings["r"], settings["lora_alpha"], settings["base_model_name_or_path"]) == (4, 8, "some/base")
-    assert all(tensor.dtype == torch.float32 for tensor in load_file(tmp_path / "adapter_model.safetensors").values())
+    assert (settings["r"], settings["lora_alpha"],
+            settings["base_model_name_or_path"]) == (4, 8, "some/base")
+    assert all(tensor.dtype == torch.float32
+               for tensor in load_file(tmp_path / "adapter_model.safetensors").values())
 
 
 def test_rslora_is_exported_as_plain_alpha_times_root_of_r(tmp_path):
@@ -242,7 +255,8 @@ def test_rslora_is_exported_as_plain_alpha_times_root_of_r(tmp_path):
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
 def test_an_adapter_of_peft_opens_here(tmp_path, rslora, targets):
     theirs, ours = make_models()
-    settings = peft.LoraConfig(r=8, lora_alpha=12, target_modules=targets, use_rslora=rslora, init_lora_weights=False)
+    settings = peft.LoraConfig(r=8, lora_alpha=12, target_modules=targets, use_rslora=rslora,
+                               init_lora_weights=False)
     peft.get_peft_model(theirs, settings).save_pretrained(tmp_path)  # init False: B random as well
     load_lora(tmp_path, ours)
     assert (logits(ours) - logits(make_models()[1])).abs().max() > 1e-2

@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 import torch
 
-import make_tiny
 from checkpoint import load_model
 from flags import run_command
-from make_tiny import STYLES, document, make_tokenizer, new_model
 from tokenizer import Tokenizer
+from tools import make_tiny
+from tools.make_tiny import STYLES, document, make_tokenizer, new_model
 
 COUNT = 400
 
@@ -47,7 +47,7 @@ def text_of(tokenizer: Tokenizer, example) -> str:
     return "".join(tokenizer.show(token) for token in example.ids)
 
 
-# ------------------------------------------------------------------------------------------------------------ documents
+# ---------------------------------------------------------------------------------------- documents
 
 
 def test_a_document_is_a_function_of_seed_and_index(tokenizer, documents):
@@ -65,10 +65,13 @@ def test_all_tokens_but_the_first_are_targets(documents):
 def test_a_document_ends_on_an_end_token_and_has_no_other(tokenizer, documents):
     """As ids, not as letters: plain texts on <|endoftext|>, chats on <|im_end|>, which also ends their other turns."""
     (end_of_text,) = tokenizer.stop_ids - {tokenizer.end_id}
-    assert (tokenizer.show(end_of_text), tokenizer.show(tokenizer.end_id)) == ("<|endoftext|>", "<|im_end|>")
+    assert (tokenizer.show(end_of_text), tokenizer.show(
+        tokenizer.end_id)) == ("<|endoftext|>", "<|im_end|>")
     seen = Counter()
     for example in documents:
-        last, ends = example.ids[-1], [token for token in example.ids if token in tokenizer.stop_ids]
+        last, ends = example.ids[-1], [
+            token for token in example.ids if token in tokenizer.stop_ids
+        ]
         assert ends == ([end_of_text] if last == end_of_text else [tokenizer.end_id] * 3)
         seen[last] += 1
     assert set(seen) == tokenizer.stop_ids
@@ -83,13 +86,17 @@ def style_of(text: str) -> str:
         return "chat with steps" if steps else "chat"
     if not steps:
         return "answer"
-    lines = [line.partition("<<")[2].partition(">>")[0].split("=") for line in solution.split("\n") if "<<" in line]
+    lines = [
+        line.partition("<<")[2].partition(">>")[0].split("=") for line in solution.split("\n")
+        if "<<" in line
+    ]
     right = all(calculate(left) == int(value) for left, value in lines)
     return "steps" if right else "slip"
 
 
 def calculate(text: str) -> float:
-    for sign, operation in (("*", lambda a, b: a * b), ("/", lambda a, b: a / b), ("+", lambda a, b: a + b)):
+    for sign, operation in (("*", lambda a, b: a * b), ("/", lambda a, b: a / b),
+                            ("+", lambda a, b: a + b)):
         if sign in text:
             return operation(*map(int, text.split(sign)))
     left, _, right = text[1:].partition("-")  # the left one may be below zero, behind a slip
@@ -109,16 +116,20 @@ def test_the_mixture_of_styles_is_as_promised(tokenizer, documents):
     }
     assert sum(STYLES.values()) == pytest.approx(1) and set(shares) == set(expected)
     for style, share in expected.items():
-        assert shares[style] / COUNT == pytest.approx(share, abs=4 * math.sqrt(share / COUNT)), style
+        assert shares[style] / COUNT == pytest.approx(share,
+                                                      abs=4 * math.sqrt(share / COUNT)), style
     latex = sum("boxed" in text_of(tokenizer, example) for example in documents)
     assert latex / COUNT == pytest.approx(make_tiny.MINI_MATH, abs=0.1)
 
 
 def test_a_style_can_be_asked_for(tokenizer):
     for style in STYLES:
-        texts = [text_of(tokenizer, document(tokenizer, index, 0, "test", style)) for index in range(60)]
+        texts = [
+            text_of(tokenizer, document(tokenizer, index, 0, "test", style)) for index in range(60)
+        ]
         seen = {style_of(text) for text in texts}
-        allowed = {"chat": {"chat", "chat with steps"}, "slip": {"slip", "steps"}}.get(style, {style})
+        allowed = {"chat": {"chat", "chat with steps"}, "slip": {"slip", "steps"}}.get(
+            style, {style})
         assert seen == allowed
 
 
@@ -130,19 +141,24 @@ def test_a_chat_reads_as_it_will_be_asked(tokenizer):
     assert example.ids[: len(prompt)] == prompt
 
 
-# ------------------------------------------------------------------------------------------------------------ tokenizer
+# ---------------------------------------------------------------------------------------- tokenizer
 
 
 def test_digits_stand_alone_and_texts_come_back(tokenizer):
     ids = tokenizer.encode("Mia has 1234 shells, $\\frac{12}{345}$.")
-    assert [tokenizer.show(token) for token in ids if tokenizer.show(token).strip().isdigit()] == list("123412345")
+    assert [tokenizer.show(token) for token in ids if tokenizer.show(token).strip().isdigit()
+            ] == list("123412345")
     for text in ("12+34 = <<12+34=46>>46", "größer\u2028 ∞ 数学 🙂\t\r\n  x", "#### 7", "'s I'LL"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_it_has_qwens_special_tokens_and_system_prompt(tokenizer, folder):
-    known = {token["content"]: token for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}
-    assert list(known) == [*make_tiny.SPECIAL_TOKENS, *make_tiny.OTHER_TOKENS] and len(known) == 22  # as Qwen2.5's
+    known = {
+        token["content"]: token
+        for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    }
+    assert list(known) == [*make_tiny.SPECIAL_TOKENS, *make_tiny.OTHER_TOKENS
+                           ] and len(known) == 22  # as Qwen2.5's
     assert all(known[token]["special"] == (token in make_tiny.SPECIAL_TOKENS) for token in known)
     assert tokenizer.default_system == make_tiny.SYSTEM
     assert tokenizer.show(tokenizer.end_id) == "<|im_end|>"
@@ -153,11 +169,13 @@ def test_transformers_gives_the_same_ids(tokenizer, folder):
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(folder)
-    for text in ("Mia has 1234 shells.", "$\\sqrt{50} + 3\\sqrt{2}$\n\n ", "größer 数学", "<<1+2=3>>3\n#### 3"):
+    for text in ("Mia has 1234 shells.", "$\\sqrt{50} + 3\\sqrt{2}$\n\n ", "größer 数学",
+                 "<<1+2=3>>3\n#### 3"):
         assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
     chat = [{"role": "user", "content": "What is 2 + 3?"}]
     rendered = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    assert theirs(rendered, add_special_tokens=False)["input_ids"] == tokenizer.prompt("What is 2 + 3?")
+    assert theirs(rendered,
+                  add_special_tokens=False)["input_ids"] == tokenizer.prompt("What is 2 + 3?")
     assert theirs.eos_token == "<|im_end|>"
 
 
@@ -166,24 +184,23 @@ def test_the_same_seed_gives_the_same_tokenizer(folder, tmp_path):
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
-# ---------------------------------------------------------------------------------------------------------------- model
+# -------------------------------------------------------------------------------------------- model
 
 
 def test_fresh_weights():
     """Normal with std 0.02, narrower where a layer adds to the residual stream; norms at 1, biases at 0."""
     model = new_model(500, hidden_size=128, layers=2, seed=3, compute_dtype=torch.float32)
     config = model.config
-    assert (config.vocab_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (
-        512,
-        4,
-        2,
-        32,
-    )
+    assert (config.vocab_size, config.num_attention_heads, config.num_key_value_heads,
+            config.head_dim) == (512, 4, 2, 32,
+                                 )
     assert config.tie_word_embeddings and config.intermediate_size % 64 == 0
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32
         if parameter.ndim == 1:
-            assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("norm.weight")))), name
+            assert torch.equal(parameter,
+                               torch.full_like(parameter, float(
+                                   name.endswith("norm.weight")))), name
         else:
             std = 0.02 / math.sqrt(4) if "o_proj" in name or "down_proj" in name else 0.02
             assert parameter.std().item() == pytest.approx(std, rel=0.05), name
@@ -200,14 +217,17 @@ def test_the_default_model_is_under_12_megabytes():
     assert 2 * sum(p.numel() for p in model.parameters()) < 11e6
 
 
-# ---------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 
 def test_three_steps_from_nothing_to_a_model_and_on(tmp_path, monkeypatch, capsys):
     """The whole command, made small; two runs of one step each are one of three, stopped and resumed."""
     monkeypatch.setattr(make_tiny, "make_tokenizer", partial(make_tokenizer, documents=100))
     monkeypatch.setattr(make_tiny, "held_out_losses", partial(make_tiny.held_out_losses, count=4))
-    flags = ["--steps", "3", "--documents", "4", "--hidden-size", "64", "--layers", "1", "--dtype", "fp32"]
+    flags = [
+        "--steps", "3", "--documents", "4", "--hidden-size", "64", "--layers", "1", "--dtype",
+        "fp32"
+    ]
     flags += ["--log-every", "1", "--save-every", "2", "--threads", "1"]
     assert run_command(make_tiny.main, [*flags, "--output-dir", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
@@ -217,10 +237,14 @@ def test_three_steps_from_nothing_to_a_model_and_on(tmp_path, monkeypatch, capsy
     model = load_model(folder, "cpu", torch.float32, torch.float32)
     assert Tokenizer(folder).size <= model.config.vocab_size
     result = json.loads((tmp_path / "new" / "result.json").read_text())
-    assert result["steps"] == 3 and result["parameters"] == sum(p.numel() for p in model.parameters())
+    assert result["steps"] == 3 and result["parameters"] == sum(p.numel()
+                                                                for p in model.parameters())
     assert set(result["held_out_losses"]) == set(STYLES)
-    metrics = [json.loads(line) for line in (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in metrics] == [1, 2, 3] and metrics[-1]["loss"] < metrics[0]["loss"]
+    metrics = [
+        json.loads(line) for line in (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [record["step"]
+            for record in metrics] == [1, 2, 3] and metrics[-1]["loss"] < metrics[0]["loss"]
 
     from transformers import AutoModelForCausalLM
 
@@ -232,7 +256,10 @@ def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, capsys):
     """Killed behind step 2, with a line of step 3 in the log already."""
     monkeypatch.setattr(make_tiny, "make_tokenizer", partial(make_tokenizer, documents=100))
     monkeypatch.setattr(make_tiny, "held_out_losses", partial(make_tiny.held_out_losses, count=2))
-    flags = ["--steps", "4", "--documents", "2", "--hidden-size", "64", "--layers", "1", "--dtype", "fp32"]
+    flags = [
+        "--steps", "4", "--documents", "2", "--hidden-size", "64", "--layers", "1", "--dtype",
+        "fp32"
+    ]
     flags += ["--log-every", "1", "--save-every", "2", "--threads", "1"]
     assert run_command(make_tiny.main, [*flags, "--output-dir", str(tmp_path / "whole")]) == 0
 
@@ -247,15 +274,19 @@ def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, capsys):
     assert run_command(make_tiny.main, [*flags, "--output-dir", str(tmp_path / "cut")]) == 130
     monkeypatch.setattr(make_tiny, "append_metrics", append)
     assert run_command(make_tiny.main, ["--output-dir", str(tmp_path / "cut"), "--resume"]) == 0
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("whole", "cut")
-    ]
+    losses = [[
+        json.loads(line)["loss"]
+        for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+    ] for run in ("whole", "cut")]
     assert losses[0] == losses[1] and len(losses[0]) == 4
-    whole, cut = (load_model(tmp_path / run / "model", "cpu", torch.float32, torch.float32) for run in ("whole", "cut"))
+    whole, cut = (load_model(tmp_path / run / "model", "cpu", torch.float32, torch.float32)
+                  for run in ("whole", "cut"))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters()))
 
 
 def test_a_width_that_heads_cannot_share_is_refused(tmp_path, capsys):
-    assert run_command(make_tiny.main, ["--hidden-size", "96", "--output-dir", str(tmp_path / "new")]) == 2
-    assert "--hidden-size 96 is no multiple of 64" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert run_command(make_tiny.main,
+                       ["--hidden-size", "96", "--output-dir",
+                        str(tmp_path / "new")]) == 2
+    assert "--hidden-size 96 is no multiple of 64" in capsys.readouterr().err and not (
+        tmp_path / "new").exists()

@@ -34,7 +34,8 @@ RATES = {"sft": "0.01", "lora": "0.03", "prefix": "0.3"}
 
 
 def write_problems(path: Path, count: int, first: int = 0) -> str:
-    records = [{"question": f"What is {n} + {n + 1}?", "answer": "#### 7"} for n in range(first, first + count)]
+    records = [{"question": f"What is {n} + {n + 1}?", "answer": "#### 7"}
+               for n in range(first, first + count)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
@@ -42,21 +43,13 @@ def write_problems(path: Path, count: int, first: int = 0) -> str:
 @pytest.fixture
 def common(tiny_folder, tmp_path) -> list[str]:
     """The flags of a short run of this model on these problems, measured on eight others."""
-    data, test = write_problems(tmp_path / "sums.jsonl", 40), write_problems(tmp_path / "test.jsonl", 9, first=100)
+    data, test = write_problems(tmp_path / "sums.jsonl", 40), write_problems(
+        tmp_path / "test.jsonl", 9, first=100)
     return [
-        *(
-            "--model",
-            str(tiny_folder),
-            "--dataset",
-            data,
-            "--eval-dataset",
-            test,
-            "--eval-limit",
-            "8",
-            "--dtype",
-            "fp32",
-        ),
-        *("--device", "cpu", "--batch-size", "4", "--max-new-tokens", "8", "--log-every", "2", "--system", "Add."),
+        *("--model", str(tiny_folder), "--dataset", data, "--eval-dataset", test, "--eval-limit",
+          "8", "--dtype", "fp32",
+          ), *("--device", "cpu", "--batch-size", "4", "--max-new-tokens", "8", "--log-every", "2",
+               "--system", "Add."),
     ]
 
 
@@ -76,28 +69,42 @@ def read(path: Path) -> dict:
 
 
 def generations(folder: Path) -> list[str]:
-    return [json.loads(line)["text"] for line in (folder / "generations.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["text"]
+        for line in (folder / "generations.jsonl").read_text().splitlines()
+    ]
 
 
 def assert_same_adapter(a: Path, b: Path) -> None:
-    ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (a, b))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors")
+                    for folder in (a, b))
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-# ----------------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
     """Measure, train, measure again, save, report; and the evaluation command finds the model as it was measured."""
     folder = tmp_path / "run"
-    argv = ["--method", method, *common, "--steps", "30", "--lr", RATES[method], "--output-dir", str(folder)]
+    argv = [
+        "--method", method, *common, "--steps", "30", "--lr", RATES[method], "--output-dir",
+        str(folder)
+    ]
     code, out, _ = command(argv, capsys)
     assert code == 0
 
     # What a person sees, in this order.
-    seen = ["machine ", "model ", "data ", "before training", "step   10/30", "step   30/30", "after training"]
-    seen += ["accuracy ", "95 % interval", "McNemar p =", "trained ", "peak memory", f"files      {folder}"]
+    seen = [
+        "machine ", "model ", "data ", "before training", "step   10/30", "step   30/30",
+        "after training"
+    ]
+    seen += [
+        "accuracy ", "95 % interval", "McNemar p =", "trained ", "peak memory",
+        f"files      {folder}"
+    ]
     seen += [f"next       python evaluate.py --run {folder}"]
     places, start = [], 0
     for text in seen:
@@ -109,10 +116,12 @@ def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
     # What the run directory holds.
     result, args = read(folder / "result.json"), read(folder / "args.json")
     assert set(RESULT_KEYS) <= set(result)
-    assert (result["method"], result["n"], result["steps"], result["dtype"]) == (method, 8, 30, "fp32")
+    assert (result["method"], result["n"], result["steps"], result["dtype"]) == (method, 8, 30,
+                                                                                 "fp32")
     assert (args["method"], args["system"], args["seed"]) == (method, "Add.", 0)
     assert result["total_params"] > result["trainable_params"] or method == "sft"
-    assert result["accuracy_before"] == 0 and result["ci95_before"][0] == 0 < result["ci95_before"][1] < 0.5
+    assert result[
+        "accuracy_before"] == 0 and result["ci95_before"][0] == 0 < result["ci95_before"][1] < 0.5
     gain = result["accuracy_after"] - result["accuracy_before"]
     assert gain == pytest.approx(sum(result["gain"].values()))
     if method != "prefix":  # a random model offers a prefix nothing to bring out
@@ -129,7 +138,11 @@ def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
     # What was trained is found again, and gives the same texts.
     run = load_run(folder, "cpu", torch.float32)
     assert (run.prefix is not None) == (method == "prefix") and run.system == "Add."
-    flags = ["--run", str(folder), "--dataset", str(tmp_path / "test.jsonl"), "--limit", "8", "--max-new-tokens", "8"]
+    flags = [
+        "--run",
+        str(folder), "--dataset",
+        str(tmp_path / "test.jsonl"), "--limit", "8", "--max-new-tokens", "8"
+    ]
     assert run_command(evaluate.main, [*flags, "--dtype", "fp32", "--device", "cpu"]) == 0
     assert generations(folder / "evals" / "test-1") == generations(after)
     assert read(folder / "evals" / "test-1" / "result.json")["accuracy"] == result["accuracy_after"]
@@ -139,14 +152,18 @@ def test_without_measuring_and_with_a_held_out_tenth(common, tmp_path, capsys, m
     """--eval-limit 0 trains alone; the test problems of a file are its own, and never trained on."""
     monkeypatch.chdir(tmp_path)
     at = common.index("--eval-dataset")
-    argv = ["--method", "prefix", *common[:at], *common[at + 2 :], "--epochs", "0.5", "--prefix-length", "3"]
+    argv = [
+        "--method", "prefix", *common[:at], *common[at + 2:], "--epochs", "0.5", "--prefix-length",
+        "3"
+    ]
     code, out, _ = command([*argv, "--eval-limit", "0"], capsys)
     assert code == 0 and "36 training examples, 0 test problems" in out
     result = read(tmp_path / "runs" / "prefix-sums-1" / "result.json")  # the default folder
     assert result["steps"] == 4  # half of 36 problems in fours, rounded
-    assert [result[key] for key in ("n", "accuracy_before", "ci95_after", "mcnemar_p", "gain", "eval_seconds")] == [
-        None
-    ] * 6
+    assert [
+        result[key]
+        for key in ("n", "accuracy_before", "ci95_after", "mcnemar_p", "gain", "eval_seconds")
+    ] == [None] * 6
     assert not (tmp_path / "runs" / "prefix-sums-1" / "evals").exists()
     assert "still wrong" not in out and "after training" not in out
 
@@ -157,7 +174,8 @@ def test_without_measuring_and_with_a_held_out_tenth(common, tmp_path, capsys, m
 
 def test_a_question_of_the_test_file_is_not_trained_on(tmp_path):
     """Whoever gives the same problems twice measures honestly all the same."""
-    data, test = write_problems(tmp_path / "a.jsonl", 30), write_problems(tmp_path / "b.jsonl", 10, first=25)
+    data, test = write_problems(tmp_path / "a.jsonl", 30), write_problems(
+        tmp_path / "b.jsonl", 10, first=25)
     argv = ["--method", "sft", "--dataset", data, "--eval-dataset", test]
     train_problems, test_problems, overlap = load_data(read_flags(argv))
     assert overlap == 5 and len(train_problems) == 25 and len(test_problems) == 10
@@ -170,12 +188,19 @@ LONG = "Ana has {} red apples and four green ones in the basket that she bought 
 
 def overlapping(tmp_path: Path) -> list[str]:
     """Flags of ten training problems: eight new ones, a test problem in other spelling, one with another number."""
-    asked = [f"What is {n} + {n + 1}?" for n in range(8)] + ["what is: 100 + 101", LONG.format(7, "Monday")]
+    asked = [f"What is {n} + {n + 1}?" for n in range(8)
+             ] + ["what is: 100 + 101", LONG.format(7, "Monday")]
     tested = ["What is 100 + 101?", LONG.format(3, "Monday"), "What is 200 + 201?"]
     for name, questions in (("train", asked), ("test", tested)):
-        rows = [json.dumps({"question": question, "answer": "#### 7"}) + "\n" for question in questions]
+        rows = [
+            json.dumps({"question": question, "answer": "#### 7"}) + "\n" for question in questions
+        ]
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
-    return ["--dataset", str(tmp_path / "train.jsonl"), "--eval-dataset", str(tmp_path / "test.jsonl")]
+    return [
+        "--dataset",
+        str(tmp_path / "train.jsonl"), "--eval-dataset",
+        str(tmp_path / "test.jsonl")
+    ]
 
 
 def test_what_repeats_a_test_problem_is_left_out_and_told(common, tmp_path, capsys):
@@ -193,9 +218,12 @@ def test_what_repeats_a_test_problem_is_left_out_and_told(common, tmp_path, caps
 
 def test_a_chat_is_held_against_the_test_problems_turn_by_turn(tmp_path):
     argv = ["--method", "sft", *overlapping(tmp_path)]
-    turns = [("user", "What is 100 + 101?"), ("assistant", "7"), ("user", "And one more?"), ("assistant", "8")]
+    turns = [("user", "What is 100 + 101?"), ("assistant", "7"), ("user", "And one more?"),
+             ("assistant", "8")]
     with open(tmp_path / "train.jsonl", "a") as file:
-        file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+        file.write(
+            json.dumps({"messages": [{"role": role, "content": text}
+                                     for role, text in turns]}) + "\n")
     assert load_data(read_flags(argv))[2] == 3
 
 
@@ -210,22 +238,27 @@ def test_a_twin_of_a_held_out_problem_is_not_trained_on(tmp_path):
     """The tenth is chosen by the question's letters; what is nearly the same question goes with it."""
     days = ("Monday", "Friday")
     text = "House {0}: Ana has {0} red apples, {0} green ones, {0} eggs and {0} pears; how many on {1}?"
-    rows = [{"question": text.format(n, day), "answer": "#### 7"} for n in range(30) for day in days]
+    rows = [{"question": text.format(n, day), "answer": "#### 7"} for n in range(30) for day in days
+            ]
     (tmp_path / "twins.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["--method", "sft", "--dataset", str(tmp_path / "twins.jsonl")]
     (train_problems, test_problems, overlap), (everything, same, counted) = (
         load_data(read_flags([*argv, *more])) for more in ([], ["--train-on-overlap"]))
-    houses = [{problem.question.split()[1] for problem in problems} for problems in (train_problems, test_problems)]
+    houses = [{problem.question.split()[1]
+               for problem in problems} for problems in (train_problems, test_problems)]
     assert len(test_problems) == 6 and not houses[0] & houses[1] and overlap > 0
-    assert same == test_problems and counted == overlap and len(everything) == 54 == len(train_problems) + overlap
+    assert same == test_problems and counted == overlap and len(
+        everything) == 54 == len(train_problems) + overlap
 
 
-@pytest.mark.parametrize("dataset, tested_on", [
-    ("gsm8k", "gsm8k"), ("aug-gsm8k", "gsm8k"), ("math", "math500"), ("aug-math", "math500"), ("mini-gsm", None),
-    ("my.jsonl", None), ("hub:us/sums/x.jsonl", None)])  # fmt: skip
+@pytest.mark.parametrize("dataset, tested_on", [("gsm8k", "gsm8k"), ("aug-gsm8k", "gsm8k"),
+                                                ("math", "math500"), ("aug-math", "math500"),
+                                                ("mini-gsm", None), ("my.jsonl", None),
+                                                ("hub:us/sums/x.jsonl", None)])  # fmt: skip
 def test_a_published_set_is_measured_where_it_is_by_custom(dataset, tested_on):
     assert read_flags(["--method", "sft", "--dataset", dataset]).eval_dataset == tested_on
-    assert read_flags(["--method", "sft", "--dataset", dataset, "--eval-dataset", "math500"]).eval_dataset == "math500"
+    assert read_flags(["--method", "sft", "--dataset", dataset, "--eval-dataset",
+                       "math500"]).eval_dataset == "math500"
 
 
 def test_math_perturb_is_for_measuring_alone(common, tmp_path, capsys, monkeypatch):
@@ -235,21 +268,25 @@ def test_math_perturb_is_for_measuring_alone(common, tmp_path, capsys, monkeypat
     assert err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="set MATHFT_DATA to a folder with gsm8k/")
+@pytest.mark.skipif("MATHFT_DATA" not in os.environ,
+                    reason="set MATHFT_DATA to a folder with gsm8k/")
 def test_gsm8k_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("sources.constants.HF_HOME", str(tmp_path))
     shutil.copytree(Path(os.environ["MATHFT_DATA"]) / "gsm8k", tmp_path / "mathft" / "gsm8k")
-    train_problems, test_problems, overlap = load_data(read_flags(["--method", "lora", "--dataset", "gsm8k"]))
+    train_problems, test_problems, overlap = load_data(
+        read_flags(["--method", "lora", "--dataset", "gsm8k"]))
     assert len(train_problems) + overlap == 7473 and len(test_problems) == 1319 and overlap < 100
 
 
 def test_embedded_problems_differ_by_seed_and_are_measured_on_the_same(tmp_path):
-    (train_0, test_0, _), (train_1, test_1, _) = (load_data(read_flags(["--method", "sft", "--seed", seed])) for seed in "01")
+    (train_0, test_0,
+     _), (train_1, test_1,
+          _) = (load_data(read_flags(["--method", "sft", "--seed", seed])) for seed in "01")
     assert test_0 == test_1 and len(test_0) == 500 and train_0 != train_1 and len(train_0) > 3900
     assert not {p.question for p in train_0 + train_1} & {p.question for p in test_0}
 
 
-# ---------------------------------------------------------------------------------------------- interrupted and resumed
+# -------------------------------------------------------------------------- interrupted and resumed
 
 # Runs the command, and sends it a real signal in the middle of its fourth step.
 STRIKE = """
@@ -269,7 +306,8 @@ sys.exit(run_command(mathft.main, sys.argv[2:]))
 
 
 def strike(name: str, argv: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", STRIKE, name, *argv], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", STRIKE, name, *argv], cwd=ROOT,
+                          capture_output=True, text=True)
 
 
 def test_after_ctrl_c_a_run_goes_on_to_the_same_result(common, tmp_path, capsys):
@@ -289,9 +327,9 @@ def test_after_ctrl_c_a_run_goes_on_to_the_same_result(common, tmp_path, capsys)
     same = [key for key in RESULT_KEYS if "second" not in key and key != "peak_memory_mib"]
     results = read(whole / "result.json"), read(cut / "result.json")
     assert [results[0][key] for key in same] == [results[1][key] for key in same]
-    steps = [
-        [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, cut)
-    ]
+    steps = [[
+        json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ] for run in (whole, cut)]
     assert steps == [[2, 4, 6, 8]] * 2
     assert generations(whole / "evals" / "after") == generations(cut / "evals" / "after")
 
@@ -306,9 +344,9 @@ def test_after_a_kill_a_run_goes_on_from_its_last_checkpoint(common, tmp_path, c
     assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-2"]
     assert command(["--resume", str(cut)], capsys)[0] == 0
     assert_same_adapter(whole, cut)
-    losses = [
-        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, cut)
-    ]
+    losses = [[
+        json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ] for run in (whole, cut)]
     assert losses[0] == losses[1] and len(losses[0]) == 6
 
 
@@ -316,14 +354,15 @@ def test_after_a_kill_a_run_goes_on_from_its_last_checkpoint(common, tmp_path, c
 def test_sigterm_saves_too(step, steps, common, tmp_path, capsys, monkeypatch):
     plan = train.learning_rate_at
     monkeypatch.setattr(
-        train,
-        "learning_rate_at",
-        lambda at, settings: (at == step and os.kill(os.getpid(), signal.SIGTERM), plan(at, settings))[1],
+        train, "learning_rate_at", lambda at, settings:
+        (at == step and os.kill(os.getpid(), signal.SIGTERM), plan(at, settings))[1],
     )
     code, out, err = command(lora(common, tmp_path / "run", "--steps", str(steps)), capsys)
     assert code == 143 and err.splitlines()[-1] == "terminated"
     assert f"stopped after step {step + 1} of {steps}" in out and "after training" not in out
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step + 1}"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [
+        f"step-{step + 1}"
+    ]
     monkeypatch.undo()
     assert command(["--resume", str(tmp_path / "run")], capsys)[0] == 0
     assert read(tmp_path / "run" / "result.json")["steps"] == steps
@@ -358,7 +397,8 @@ def test_a_run_that_had_ended_can_go_on_with_more_steps(common, tmp_path, capsys
     assert code == 0
     with pytest.raises(AssertionError):
         assert_same_adapter(folder, tmp_path / "short")
-    assert generations(folder / "evals" / "before") == generations(tmp_path / "short" / "evals" / "before")
+    assert generations(folder / "evals" / "before") == generations(
+        tmp_path / "short" / "evals" / "before")
     result = read(folder / "result.json")
     assert result["steps"] == 30 and result["accuracy_after"] == 1.0
     assert result["accuracy_after"] == read(folder / "evals" / "after" / "result.json")["accuracy"]
@@ -374,7 +414,8 @@ def test_a_run_goes_on_where_its_files_have_moved(common, tiny_folder, tmp_path,
     """Model and data in other places are the same model and data: what was measured is read back."""
     shutil.copytree(tiny_folder, tmp_path / "there")
     at = common.index(str(tiny_folder))
-    argv = lora([*common[:at], str(tmp_path / "there"), *common[at + 1 :]], tmp_path / "run", "--steps", "2")
+    argv = lora([*common[:at], str(tmp_path / "there"), *common[at + 1:]], tmp_path / "run",
+                "--steps", "2")
     assert command(argv, capsys)[0] == 0
     (tmp_path / "there").rename(tmp_path / "here")
     (tmp_path / "test.jsonl").rename(tmp_path / "moved.jsonl")
@@ -394,7 +435,9 @@ def test_half_a_saved_adapter_is_not_taken_for_a_whole_one(common, tmp_path, cap
     monkeypatch.setattr("lora.write_json", full)  # the second of its two files
     code, _, err = command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)
     assert code == 1 and f"error: {folder / 'adapter' / 'adapter_config.json'}: cannot be written" in err
-    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "checkpoints", "env.json", "metrics.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "args.json", "checkpoints", "env.json", "metrics.jsonl"
+    ]
     monkeypatch.undo()
     assert command(["--resume", str(folder)], capsys)[0] == 0
     assert load_run(folder, "cpu", torch.float32).model is not None
@@ -415,35 +458,38 @@ def test_a_full_disk_while_saving(common, tmp_path, capsys):
     """One line, nothing half written; with room again, the run goes on."""
     folder = tmp_path / "run"
     argv = lora(common, folder, "--steps", "2", "--eval-limit", "0")
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, *argv], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, *argv], cwd=ROOT, capture_output=True,
+                          text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {folder / 'checkpoints' / 'step-2'}") and "cannot be written" in line
+    assert line.startswith(
+        f"error: {folder / 'checkpoints' / 'step-2'}") and "cannot be written" in line
     assert list((folder / "checkpoints").iterdir()) == [] and not (folder / "adapter").exists()
     assert command(["--resume", str(folder)], capsys)[0] == 0
     assert read(folder / "result.json")["steps"] == 2
 
 
-# ------------------------------------------------------------------------------------------------- wrong flags and data
+# ----------------------------------------------------------------------------- wrong flags and data
 
 
 @pytest.mark.parametrize(
     "argv, said",
-    [
-        ([], "--method is missing: one of sft, lora, prefix"),
-        (["--method", "qlora"], "invalid choice: 'qlora'"),
-        (["--method", "lora", "--lora-rang", "3"], "unrecognized arguments: --lora-rang 3"),
-        (["--method", "lora", "--steps", "5", "--epochs", "1"], "--steps and --epochs exclude each other"),
-        (["--method", "lora", "--tokens", "5", "--epochs", "1"], "--epochs and --tokens exclude each other"),
-        (["--method", "lora", "--steps", "0"], "0 is below 1"),
-        (["--method", "lora", "--lr", "nan"], "'nan' is not a finite number"),
-        (["--method", "lora", "--dtype", "fp16"], "--dtype fp16 is not supported: fp16 overflows"),
-    ],
+    [([], "--method is missing: one of sft, lora, prefix"),
+     (["--method", "qlora"], "invalid choice: 'qlora'"),
+     (["--method", "lora", "--lora-rang", "3"], "unrecognized arguments: --lora-rang 3"),
+     (["--method", "lora", "--steps", "5", "--epochs", "1"
+       ], "--steps and --epochs exclude each other"),
+     (["--method", "lora", "--tokens", "5", "--epochs", "1"
+       ], "--epochs and --tokens exclude each other"),
+     (["--method", "lora", "--steps", "0"], "0 is below 1"),
+     (["--method", "lora", "--lr", "nan"], "'nan' is not a finite number"),
+     (["--method", "lora", "--dtype", "fp16"], "--dtype fp16 is not supported: fp16 overflows"), ],
 )
 def test_wrong_usage_is_code_2_and_one_line(argv, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = command(argv, capsys)
-    assert code == 2 and out == "" and err.startswith("error: ") and said in err and err.count("\n") == 1
+    assert code == 2 and out == "" and err.startswith("error: ") and said in err and err.count(
+        "\n") == 1
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
@@ -451,11 +497,10 @@ def test_what_makes_no_run_leaves_no_folder(common, tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     files = sorted(path.name for path in tmp_path.iterdir())
     broken = tmp_path / "sums.jsonl"
-    for more, said in [
-        (("--max-length", "20"), "sums.jsonl: no problem with a solution fits into --max-length 20 tokens"),
-        (("--dataset", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
-        (("--model", "nowhere"), "nowhere: no such folder"),
-    ]:
+    for more, said in [(("--max-length", "20"),
+                        "sums.jsonl: no problem with a solution fits into --max-length 20 tokens"),
+                       (("--dataset", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+                       (("--model", "nowhere"), "nowhere: no such folder"), ]:
         code, _, err = command(["--method", "lora", *common, *more], capsys)
         assert code == 1 and err.startswith("error: ") and said in err and err.count("\n") == 1
     broken.write_text(broken.read_text().replace('"question": "What is 6', '"question" "What is 6'))
@@ -468,8 +513,8 @@ def test_long_examples_are_dropped_and_told(common, tmp_path, capsys):
     with open(tmp_path / "sums.jsonl", "a") as file:
         file.write(json.dumps({"question": "q", "answer": "so " * 500 + "#### 7"}) + "\n")
     code, out, _ = command(
-        lora(common, tmp_path / "run", "--steps", "1", "--eval-limit", "0", "--max-length", "200"), capsys
-    )
+        lora(common, tmp_path / "run", "--steps", "1", "--eval-limit", "0", "--max-length", "200"),
+        capsys)
     assert code == 0 and "40 training examples (1 longer than 200 tokens dropped), 0 test problems" in out
 
 
@@ -489,16 +534,22 @@ def test_a_folder_that_is_taken_stays_as_it_is(common, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method, measured, said", [
-    ("sft", False, "error: step 1: the loss is nan, the gradient's norm nan; lower --lr, or look at the "),
+    ("sft", False,
+     "error: step 1: the loss is nan, the gradient's norm nan; lower --lr, or look at the "),
     ("prefix", True, "the model gives no finite probabilities; are its weights NaN or infinite?"),
 ])  # fmt: skip
-def test_a_model_that_is_broken_is_told_in_one_line(method, measured, said, common, tiny_folder, tmp_path, capsys):
+def test_a_model_that_is_broken_is_told_in_one_line(method, measured, said, common, tiny_folder,
+                                                    tmp_path, capsys):
     folder = tmp_path / "broken"
     shutil.copytree(tiny_folder, folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    argv = ["--method", method, *common, "--model", str(folder), "--output-dir", str(tmp_path / "run"), "--steps", "2"]
+    argv = [
+        "--method", method, *common, "--model",
+        str(folder), "--output-dir",
+        str(tmp_path / "run"), "--steps", "2"
+    ]
     code, _, err = command([*argv, "--eval-limit", "8" if measured else "0"], capsys)
     assert code == 1 and said in err and err.count("\n") == 1
     if not measured:  # the batch is named by file and line
@@ -510,11 +561,10 @@ def test_a_resumed_run_keeps_its_settings(common, tmp_path, capsys):
     folder = tmp_path / "run"
     assert command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)[0] == 0
     before = (folder / "args.json").read_text()
-    for more, said in [
-        (("--lr", "0.5"), f"error: --learning-rate 0.5: the run in {folder} has 0.03; leave it out"),
-        (("--method", "sft"), "--method sft: the run in"),
-        (("--seed", "7"), "--seed 7: the run in"),
-    ]:
+    for more, said in [(("--lr", "0.5"),
+                        f"error: --learning-rate 0.5: the run in {folder} has 0.03; leave it out"),
+                       (("--method", "sft"), "--method sft: the run in"),
+                       (("--seed", "7"), "--seed 7: the run in"), ]:
         code, _, err = command(["--resume", str(folder), *more], capsys)
         assert code == 2 and said in err and err.count("\n") == 1
     same = read_flags(["--resume", str(folder), "--lr", "0.03", "--steps", "4", "--device", "cpu"])
@@ -540,19 +590,23 @@ def test_help_shows_every_flag_and_the_defaults_of_each_method(capsys):
     for model, methods in mathft.DEFAULTS.items():
         for method, values in methods.items():
             (line,) = [line for line in out.splitlines() if line.split()[:2] == [model, method]]
-            assert f"{values['learning_rate']:g}" in line.split() and str(values["batch_size"]) in line.split()
+            assert f"{values['learning_rate']:g}" in line.split() and str(
+                values["batch_size"]) in line.split()
 
 
 def test_defaults_hang_on_model_and_method():
-    tiny, real = read_flags(["--method", "lora"]), read_flags(["--method", "lora", "--model", "Qwen/Qwen2.5-0.5B"])
+    tiny, real = read_flags(["--method", "lora"]), read_flags(
+        ["--method", "lora", "--model", "Qwen/Qwen2.5-0.5B"])
     assert tiny.steps is not None and tiny.epochs is None
     assert real.epochs is not None and real.steps is None and real.learning_rate < tiny.learning_rate
     given = read_flags(["--method", "lora", "--epochs", "3", "--lr", "0.5"])
-    assert (given.epochs, given.steps, given.learning_rate, given.batch_size) == (3.0, None, 0.5, tiny.batch_size)
+    assert (given.epochs, given.steps, given.learning_rate, given.batch_size) == (3.0, None, 0.5,
+                                                                                  tiny.batch_size)
 
 
 def test_so_many_training_tokens_whatever_the_length_of_the_examples(tmp_path):
-    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), tmp_path, None, {}, tmp_path, None, [], 0, [], 0)
+    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), tmp_path, None, {}, tmp_path, None,
+                     [], 0, [], 0)
     short = dataclasses.replace(job, examples=[Example([0] * 10, [True] * 10)] * 7)
     long = dataclasses.replace(job, examples=[Example([0] * 50, [True] * 50)] * 7)
     assert (short.steps, long.steps) == (25, 5)

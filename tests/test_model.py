@@ -2,22 +2,23 @@
 
 import pytest
 import torch
-from conftest import reference_model
 from torch.nn import functional as F
 
-from checkpoint import load_model
 from attention import PackedAttention
+from checkpoint import load_model
+from conftest import reference_model
 from model import FEW_ROWS, MLP, Config, Embedding, Gated, Linear, Normalise, Qwen2
 
 SHAPES = {
-    "0.5B: tied, K = 2": dict(hidden_size=56, num_attention_heads=14, num_key_value_heads=2),
-    "7B: untied, K = 4": dict(hidden_size=56, num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False),
-    "K = H": dict(num_attention_heads=6, num_key_value_heads=6),
-    "K = 1": dict(num_attention_heads=6, num_key_value_heads=1),
+    "0.5B: tied, K = 2": dict(hidden_size=56, num_attention_heads=14,
+                              num_key_value_heads=2), "7B: untied, K = 4": dict(
+                                  hidden_size=56, num_attention_heads=28, num_key_value_heads=4,
+                                  tie_word_embeddings=False), "K = H": dict(
+                                      num_attention_heads=6, num_key_value_heads=6), "K = 1": dict(
+                                          num_attention_heads=6, num_key_value_heads=1),
     "Math: theta 10000, larger eps": dict(
-        rope_parameters={"rope_theta": 10000, "rope_type": "default"}, rms_norm_eps=1e-5
-    ),
-    "a head size of its own": dict(head_dim=16),
+        rope_parameters={"rope_theta": 10000, "rope_type": "default"},
+        rms_norm_eps=1e-5), "a head size of its own": dict(head_dim=16),
 }
 
 
@@ -59,19 +60,21 @@ def test_logits_are_those_of_transformers(changes, tmp_path):
     ],
     ids=["0.5B", "1.5B", "3B", "7B"],
 )
-def test_the_published_sizes(layers, hidden, heads, kv_heads, inner, vocab, tied, parameters, tensors):
+def test_the_published_sizes(layers, hidden, heads, kv_heads, inner, vocab, tied, parameters,
+                             tensors):
     """Parameters and tensors of the real checkpoints, counted on the meta device, where they take no memory."""
-    config = Config(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=hidden // heads, rms_norm_eps=1e-6,
-        rope_theta=1e6, max_position_embeddings=32768, tie_word_embeddings=tied,
-    )  # fmt: skip
+    config = Config(vocab_size=vocab, hidden_size=hidden, intermediate_size=inner,
+                    num_hidden_layers=layers, num_attention_heads=heads,
+                    num_key_value_heads=kv_heads, head_dim=hidden // heads, rms_norm_eps=1e-6,
+                    rope_theta=1e6, max_position_embeddings=32768, tie_word_embeddings=tied,
+                    )  # fmt: skip
     with torch.device("meta"):
         state = Qwen2(config).state_dict()
     assert len(state) == tensors and sum(tensor.numel() for tensor in state.values()) == parameters
 
 
-@pytest.mark.parametrize("function", [lambda x, y: Normalise.apply(x, y[0], 1e-6), lambda x, y: Gated.apply(x, y)])
+@pytest.mark.parametrize(
+    "function", [lambda x, y: Normalise.apply(x, y[0], 1e-6), lambda x, y: Gated.apply(x, y)])
 def test_the_gradients_written_out_are_right(function):
     """Against differences of the function itself; normalising computes in fp32, hence the wide steps."""
     x, y = (torch.randn(3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -113,7 +116,8 @@ def test_the_product_of_gate_and_up_is_not_kept():
     """What stays in memory for the backward pass: x, gate and up, and not the product that the last map multiplies."""
     wide, mlp = 1000, MLP(Config(10, 8, 1000, 1, 1, 1, 8, 1e-6, 1e4, 64, True))
     kept: list[int] = []
-    hold = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t)
+    hold = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t,
+                                                    lambda t: t)
     for recompute in (True, False):
         with hold:
             mlp(torch.randn(50, 8), recompute).sum()
@@ -143,8 +147,10 @@ def test_the_last_layer_computes_what_is_wanted(tiny_folder):
     every[wanted].square().sum().backward()
     for parameter, *found in zip(model.parameters(), *gradients):
         for gradient in found:
-            torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-5 * parameter.grad.abs().max().item())
-    assert model(torch.cat(docs), attention.positions, attention, slice(0)).shape == (0, model.config.hidden_size)
+            torch.testing.assert_close(gradient, parameter.grad, rtol=0,
+                                       atol=1e-5 * parameter.grad.abs().max().item())
+    assert model(torch.cat(docs), attention.positions, attention,
+                 slice(0)).shape == (0, model.config.hidden_size)
 
 
 def test_few_rows_give_what_many_give():
@@ -165,7 +171,8 @@ def test_a_token_sees_nothing_behind_it(tiny_folder):
     assert not torch.allclose(before[12], after[12])
 
 
-@pytest.mark.parametrize("prefix", [None, torch.randn(3, 2, 4, 2, 8)], ids=["plain", "with a prefix"])
+@pytest.mark.parametrize("prefix", [None, torch.randn(3, 2, 4, 2, 8)],
+                         ids=["plain", "with a prefix"])
 def test_gradients_with_checkpointing_are_the_same(tiny_folder, prefix):
     model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
     docs = documents(9, 14)
@@ -173,7 +180,8 @@ def test_gradients_with_checkpointing_are_the_same(tiny_folder, prefix):
     for grad_checkpoint in (False, True):
         model.zero_grad()
         attention = PackedAttention([9, 14], prefix)
-        model(torch.cat(docs), attention.positions, attention, grad_checkpoint=grad_checkpoint).pow(2).sum().backward()
+        model(torch.cat(docs), attention.positions, attention,
+              grad_checkpoint=grad_checkpoint).pow(2).sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for kept, recomputed in zip(*gradients):
         torch.testing.assert_close(kept, recomputed)

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from generate import generate
 from attention import PackedAttention
+from generate import generate
 from model import Config, Qwen2
 from prefix import INSTRUCTION, Prefix, load_prefix, prefix_from_ids, save_prefix, start_prefix
 from runtime import UsageError, UserError
@@ -23,8 +23,9 @@ A, B = [3, 14, 15, 92, 65], [35, 89, 79, 32, 38, 46, 26]
 def make_models() -> tuple[Qwen2ForCausalLM, Qwen2]:
     """The same small random model (D 64, H 4, K 2, L 2, V 97) in transformers and in ours."""
     torch.manual_seed(0)
-    sizes = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-6)  # fmt: skip
+    sizes = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+                 rms_norm_eps=1e-6)  # fmt: skip
     # Larger weights than usual, so that attention looks somewhere and a misplaced prefix shows.
     config = Qwen2Config(**sizes, initializer_range=0.1, tie_word_embeddings=False,
                          rope_parameters={"rope_theta": 1e4, "rope_type": "default"})  # fmt: skip
@@ -59,13 +60,14 @@ class Letters:
         return [ord(letter) % 97 for letter in text]
 
 
-# ----------------------------------------------------------------------------------------- a text and its prefix agree
+# ---------------------------------------------------------------------- a text and its prefix agree
 
 
 def test_the_keys_and_values_of_a_text_stand_in_for_the_text(model):
     prefix = prefix_from_ids(model, A)
     assert prefix.shape == SHAPE and prefix.dtype == torch.float32 and not prefix.requires_grad
-    torch.testing.assert_close(logits(model, B, prefix), logits(model, A + B)[len(A) :], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(model, B, prefix),
+                               logits(model, A + B)[len(A):], atol=1e-5, rtol=1e-5)
     assert (logits(model, B, prefix) - logits(model, B)).abs().max() > 0.1  # it does something
 
 
@@ -92,14 +94,17 @@ def test_cached_decoding_is_the_teacher_forced_pass(model):
     def attend(layer, query, key, value):  # one new token: [1, n, h]
         keys, values = cache[layer] = [torch.cat(pair) for pair in zip(cache[layer], (key, value))]
         q, k, v = (x.transpose(0, 1) for x in (query, keys, values))  # -> [n, tokens, h]
-        return F.scaled_dot_product_attention(q[None], k[None], v[None], enable_gqa=True)[0].transpose(0, 1)
+        return F.scaled_dot_product_attention(q[None], k[None], v[None],
+                                              enable_gqa=True)[0].transpose(0, 1)
 
     ids, rows = list(B), []
     for index in range(len(B) + 20):
-        rows.append(model.logits(model(torch.tensor([ids[index]]), torch.tensor([P + index]), attend)))
+        rows.append(
+            model.logits(model(torch.tensor([ids[index]]), torch.tensor([P + index]), attend)))
         if index + 1 >= len(ids):
             ids.append(int(rows[-1].argmax()))  # past the prompt, greedily on
-    torch.testing.assert_close(torch.cat(rows), logits(model, ids[:-1], prefix), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(rows), logits(model, ids[:-1], prefix), atol=1e-5,
+                               rtol=1e-5)
 
 
 def test_the_generator_decodes_behind_the_prefix(model):
@@ -107,21 +112,25 @@ def test_the_generator_decodes_behind_the_prefix(model):
     found = generate(model, prompts, stop_ids=(), vocab_size=97, max_new_tokens=15, prefix=prefix)
     for completion in found:
         prompt = prompts[completion.problem]
-        rows = logits(model, prompt + completion.ids[:-1], prefix)[len(prompt) - 1 :]  # what predicts each new token
+        rows = logits(model, prompt + completion.ids[:-1],
+                      prefix)[len(prompt) - 1:]  # what predicts each new token
         assert rows.argmax(-1).tolist() == completion.ids
         best = rows.log_softmax(-1).max(-1).values
         assert completion.mean_log_prob == pytest.approx(best.mean().item(), abs=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------- starts
+# ------------------------------------------------------------------------------------------- starts
 
 
-def start(model, init: str, length: int = P, system: str = "Be exact.", seed: int = 0) -> torch.Tensor:
+def start(model, init: str, length: int = P, system: str = "Be exact.",
+          seed: int = 0) -> torch.Tensor:
     return start_prefix(model, Letters(), init, length, system, seed)
 
 
 def test_text_start_is_the_given_text_repeated_or_cut(model):
-    assert torch.equal(start(model, "text:abc", 7), prefix_from_ids(model, Letters().encode("abcabca")))
+    assert torch.equal(start(model, "text:abc", 7),
+                       prefix_from_ids(model,
+                                       Letters().encode("abcabca")))
     assert torch.equal(start(model, "text:a:bc", 2), prefix_from_ids(model, Letters().encode("a:")))
 
 
@@ -149,14 +158,15 @@ def test_an_unknown_start_is_a_usage_error(model, init):
         start(model, init)
 
 
-# ------------------------------------------------------------------------------------------------------------ training
+# ----------------------------------------------------------------------------------------- training
 
 
 def make_optimizer(prefix: Prefix) -> torch.optim.Optimizer:
     return torch.optim.AdamW(prefix.parameters(), lr=1e-2, weight_decay=0.0)
 
 
-def train(model: Qwen2, prefix: Prefix, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+def train(model: Qwen2, prefix: Prefix, optimizer: torch.optim.Optimizer,
+          steps: int) -> list[float]:
     """Losses of some steps on one document."""
     losses = []
     for _ in range(steps):
@@ -197,7 +207,8 @@ def test_the_projection_adds_an_mlp_of_the_embedding_to_the_start():
     assert {name for name, _ in prefix.named_parameters()} == {
         "embedding", "inner.weight", "inner.bias", "outer.weight", "outer.bias"}  # fmt: skip
     torch.nn.init.normal_(prefix.outer.weight)
-    change = torch.tanh(prefix.embedding @ prefix.inner.weight.T) @ prefix.outer.weight.T  # [P, L·2·K·h]
+    change = torch.tanh(
+        prefix.embedding @ prefix.inner.weight.T) @ prefix.outer.weight.T  # [P, L·2·K·h]
     position, layer, kind, head = 3, 1, 0, 1  # layer 1's keys are slot 2; head 1 is its second half
     torch.testing.assert_close(
         (prefix() - random_prefix())[layer, kind, position, head],
@@ -211,7 +222,8 @@ def test_the_projection_follows_the_seed_alone():
     torch.manual_seed(1)
     first = Prefix(random_prefix(), projection=True, seed=1).state_dict()
     torch.manual_seed(2)
-    same, other = (Prefix(random_prefix(), projection=True, seed=seed).state_dict() for seed in (1, 2))
+    same, other = (Prefix(random_prefix(), projection=True, seed=seed).state_dict()
+                   for seed in (1, 2))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["embedding"], other["embedding"])
     assert not torch.equal(first["inner.weight"], other["inner.weight"])
@@ -225,7 +237,8 @@ def test_training_resumes_bit_for_bit(model, projection):
     first = Prefix(random_prefix(), projection)
     optimizer = make_optimizer(first)
     start_of_losses = train(model, first, optimizer, 3)
-    second = Prefix(torch.zeros(SHAPE), projection, seed=9)  # whatever it began with, the state replaces it all
+    second = Prefix(torch.zeros(SHAPE), projection,
+                    seed=9)  # whatever it began with, the state replaces it all
     second.load_state_dict(first.state_dict())
     resumed = make_optimizer(second)
     resumed.load_state_dict(optimizer.state_dict())
@@ -242,7 +255,7 @@ def test_training_goes_on_from_a_saved_prefix(tmp_path, model):
     assert train(model, opened, make_optimizer(opened), 1)[0] < losses[-1]
 
 
-# -------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def test_saved_and_loaded_is_the_same(tmp_path, model):
@@ -253,10 +266,13 @@ def test_saved_and_loaded_is_the_same(tmp_path, model):
 def test_the_layout_on_disk(tmp_path):
     save_prefix(tmp_path, random_prefix(), "some/base")
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (settings["task_type"], settings["num_virtual_tokens"], settings["token_dim"]) == ("CAUSAL_LM", P, 32)
+    assert (settings["task_type"], settings["num_virtual_tokens"],
+            settings["token_dim"]) == ("CAUSAL_LM", P, 32)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    assert tensors.keys() == {"prompt_embeddings"} and tensors["prompt_embeddings"].dtype == torch.float32
-    slots = tensors["prompt_embeddings"].view(P, 4, 2, 16).permute(1, 2, 0, 3)  # [2L, K, P, h], as peft reads it
+    assert tensors.keys() == {"prompt_embeddings"
+                              } and tensors["prompt_embeddings"].dtype == torch.float32
+    slots = tensors["prompt_embeddings"].view(P, 4, 2, 16).permute(
+        1, 2, 0, 3)  # [2L, K, P, h], as peft reads it
     assert torch.equal(slots[2], random_prefix()[1, 0].transpose(0, 1))  # the keys of layer 1
     assert torch.equal(slots[3], random_prefix()[1, 1].transpose(0, 1))  # and its values
 
@@ -272,15 +288,17 @@ def test_our_prefix_opens_in_peft(tmp_path, projection):
     assert (mine - opened(torch.tensor([B])).logits[0]).abs().max() < 1e-5
     # Generating, peft builds positions of its own; the text must still be the argmax of our teacher-forced pass.
     prompt = torch.tensor([B])
-    text = opened.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=False,
-                           eos_token_id=None, pad_token_id=0)[0].tolist()  # fmt: skip
+    text = opened.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt),
+                           max_new_tokens=10, do_sample=False, eos_token_id=None,
+                           pad_token_id=0)[0].tolist()  # fmt: skip
     assert logits(ours, text[:-1], prefix())[len(B) - 1 :].argmax(-1).tolist() == text[len(B) :]
 
 
 @pytest.mark.parametrize("projection", [False, True])
 def test_a_prefix_of_peft_opens_here(tmp_path, projection):
     theirs, ours = make_models()
-    settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P, prefix_projection=projection)
+    settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P,
+                                       prefix_projection=projection)
     made = peft.get_peft_model(theirs, settings).eval()
     made.save_pretrained(tmp_path)
     mine = logits(ours, B, load_prefix(tmp_path, ours.config))
@@ -290,11 +308,13 @@ def test_a_prefix_of_peft_opens_here(tmp_path, projection):
 
 BAD_SETTINGS = {
     "another kind": ({"peft_type": "LORA"}, "peft_type is 'LORA'"),
-    "no length": ({"num_virtual_tokens": None}, "num_virtual_tokens is None"),
-    "another length": ({"num_virtual_tokens": 4}, r"prompt_embeddings is \[5, 128\], not \[4, 128\]"),
-    "more layers": ({"num_layers": 4}, "num_layers is 4, where this base model needs 2"),
-    "more heads": ({"num_attention_heads": 4}, "num_attention_heads is 4"),
-    "wider heads": ({"token_dim": 64}, "token_dim is 64"),
+    "no length": ({"num_virtual_tokens": None}, "num_virtual_tokens is None"), "another length": ({
+        "num_virtual_tokens": 4
+    }, r"prompt_embeddings is \[5, 128\], not \[4, 128\]"), "more layers": ({
+        "num_layers": 4
+    }, "num_layers is 4, where this base model needs 2"), "more heads": ({
+        "num_attention_heads": 4
+    }, "num_attention_heads is 4"), "wider heads": ({"token_dim": 64}, "token_dim is 64"),
     "an encoder as well": ({"num_transformer_submodules": 2}, "num_transformer_submodules is 2"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),
 }

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from answers import equivalent, extract_answer
-from arithmetic import check, marks
 from data import Problem, load_problems
-from recipes import CHANGES, EXPAND, NEEDS_TEACHER, RECIPES, Kitchen
+from recipes.arithmetic import check, marks
+from recipes.recipes import CHANGES, EXPAND, NEEDS_TEACHER, RECIPES, Kitchen
 
-CLIPS = Problem("clips", "Natalia sold clips to 48 friends, and half as many in May. How many in all?",
+CLIPS = Problem("clips",
+                "Natalia sold clips to 48 friends, and half as many in May. How many in all?",
                 "48/2 = <<48/2=24>>24 in May.\n48+24 = <<48+24=72>>72 in all.\n#### 72", "72")
 
 
@@ -31,13 +32,16 @@ class Scripted:
                 text = self.say(chat[-1]["content"], sample)
                 choice = {"message": {"content": text or ""}, "finish_reason": "stop"}
                 body = {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
-                yield (number, sample), {"request": {}, "status": 200, "fault": "", "raw": json.dumps(body), "attempt": 1,
-                                         "mean_log_prob": None}
+                yield (number, sample), {
+                    "request": {}, "status": 200, "fault": "", "raw": json.dumps(body),
+                    "attempt": 1, "mean_log_prob": None
+                }
 
 
 def cook(recipe, tmp_path, say=None, problems=(CLIPS,), student=None, **more):
     teacher = Scripted(say) if say else None
-    kitchen = Kitchen(recipe, list(problems), tmp_path, teacher, student and Scripted(student), **more)
+    kitchen = Kitchen(recipe, list(problems), tmp_path, teacher, student and Scripted(student),
+                      **more)
     return list(RECIPES[recipe](kitchen)), kitchen
 
 
@@ -45,7 +49,7 @@ def listed(*texts):
     return lambda question, sample: texts[sample]
 
 
-# ------------------------------------------------------------------------------------------------------ old questions
+# ------------------------------------------------------------------------------------ old questions
 
 
 def test_responses_keep_the_answers_that_the_grader_agrees_with(tmp_path):
@@ -65,7 +69,8 @@ def test_a_chat_is_answered_anew_and_keeps_its_gold_answer(tmp_path):
     turns = ({"role": "user", "content": "48 and 24?"}, {"role": "assistant", "content": "#### 72"})
     chat = Problem("chat", "48 and 24?", "#### 72", "72", messages=turns)
     made, _ = cook("rft", tmp_path, listed("<<48+24=72>>72\n#### 72"), problems=[chat])
-    assert [(problem.messages, problem.solution) for problem in made] == [(turns, "#### 72"), ((), "<<48+24=72>>72\n#### 72")]
+    assert [(problem.messages, problem.solution) for problem in made
+            ] == [(turns, "#### 72"), ((), "<<48+24=72>>72\n#### 72")]
 
 
 def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_one(tmp_path):
@@ -77,21 +82,28 @@ def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_on
         "<<48/2=24>>24\n#### 24",
         "#### 72",
     )
-    made, kitchen = cook("rft", tmp_path, said, samples=6, check=False)  # which is for other recipes
+    made, kitchen = cook("rft", tmp_path, said, samples=6,
+                         check=False)  # which is for other recipes
     assert [problem.origin["kind"] for problem in made] == ["gold", "1"]
-    assert kitchen.dropped == {"the same equations as another solution": 2, "wrong arithmetic on the way": 1,
-                               "another answer than the gold one": 1, "a bare answer, where the gold solution calculates": 1}
+    assert kitchen.dropped == {
+        "the same equations as another solution": 2, "wrong arithmetic on the way": 1,
+        "another answer than the gold one": 1,
+        "a bare answer, where the gold solution calculates": 1
+    }
 
 
 def test_other_ways_are_asked_for_with_the_gold_one_in_sight_and_must_be_other_and_right(tmp_path):
     said = listed(CLIPS.solution, "48*1.5 = <<48*1.5=72>>72\n#### 72", "#### 5")
     made, kitchen = cook("diversify", tmp_path, said, samples=3)
     assert [problem.solution for problem in made] == ["48*1.5 = <<48*1.5=72>>72\n#### 72"]
-    assert set(kitchen.dropped) == {"the same equations as another solution", "another answer than the gold one"}
-    assert all(CLIPS.question in heard and CLIPS.solution in heard for heard in kitchen.teacher.heard)
+    assert set(kitchen.dropped) == {
+        "the same equations as another solution", "another answer than the gold one"
+    }
+    assert all(
+        CLIPS.question in heard and CLIPS.solution in heard for heard in kitchen.teacher.heard)
 
 
-# ------------------------------------------------------------------------------------------------------ new questions
+# ------------------------------------------------------------------------------------ new questions
 
 
 def test_new_questions_are_answered_by_majority_with_its_share_as_confidence(tmp_path):
@@ -102,25 +114,30 @@ def test_new_questions_are_answered_by_majority_with_its_share_as_confidence(tmp
 
     made, kitchen = cook("queries", tmp_path, say, samples=3)
     assert [problem.origin["kind"] for problem in made] == list(CHANGES)
-    assert {(problem.answer, problem.solution, problem.origin["confidence"]) for problem in made} == {("5", "So #### 5", 2 / 3)}
+    assert {(problem.answer, problem.solution, problem.origin["confidence"])
+            for problem in made} == {("5", "So #### 5", 2 / 3)}
     assert len({problem.question for problem in made}) == len(CHANGES) and kitchen.dropped == {}
 
 
-@pytest.mark.parametrize("new, answers, reason", [
-    (CLIPS.question.upper(), ["#### 5"] * 2, "an old question again"),
-    ("x" * 5000, ["#### 5"] * 2, "no question"),
-    ("5 + 5 = 10\n#### 10", ["#### 5"] * 2, "no question"),  # it solves where it should ask
-    ("What now?", ["#### 5"] * 2, "no question"),
-    ("A new question?", ["#### 5", None], "no majority for an answer"),  # one vote of two, and one lost
-    ("A new question?", ["I do not know.", "Nor do I."], "no majority for an answer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "new, answers, reason",
+    [
+        (CLIPS.question.upper(), ["#### 5"] * 2, "an old question again"),
+        ("x" * 5000, ["#### 5"] * 2, "no question"),
+        ("5 + 5 = 10\n#### 10", ["#### 5"] * 2, "no question"),  # it solves where it should ask
+        ("What now?", ["#### 5"] * 2, "no question"),
+        ("A new question?", ["#### 5", None
+                             ], "no majority for an answer"),  # one vote of two, and one lost
+        ("A new question?", ["I do not know.", "Nor do I."], "no majority for an answer"),
+    ])  # fmt: skip
 def test_a_new_question_that_is_none_or_has_no_answer_is_left_out(tmp_path, new, answers, reason):
-    made, kitchen = cook("expand", tmp_path, lambda text, sample: new if "Here is" in text else answers[sample],
-                         samples=2, agreement=0.6)
-    assert made == [] and kitchen.dropped[reason] >= 1 and sum(kitchen.dropped.values()) >= len(EXPAND)
+    made, kitchen = cook("expand", tmp_path, lambda text, sample: new
+                         if "Here is" in text else answers[sample], samples=2, agreement=0.6)
+    assert made == [] and kitchen.dropped[reason] >= 1 and sum(
+        kitchen.dropped.values()) >= len(EXPAND)
 
 
-# ------------------------------------------------------------------------------------------------------------ by rule
+# ------------------------------------------------------------------------------------------ by rule
 
 
 @pytest.mark.parametrize("recipe, hard", [("perturb", False), ("perturb", True), ("retro", False)])
@@ -129,7 +146,8 @@ def test_rules_need_no_teacher_and_make_right_rows(tmp_path, recipe, hard):
     made, kitchen = cook(recipe, tmp_path, problems=problems, samples=3, hard=hard)
     assert len(made) + sum(kitchen.dropped.values()) == 120 and len(made) > 40
     for problem in made:
-        assert equivalent(problem.answer, extract_answer(problem.solution)) and all(map(check, marks(problem.solution)))
+        assert equivalent(problem.answer, extract_answer(problem.solution)) and all(
+            map(check, marks(problem.solution)))
     assert len({problem.id for problem in made}) == len(made)
     assert list(tmp_path.iterdir()) == []  # nothing was asked
 
@@ -144,13 +162,14 @@ def test_what_a_rule_makes_does_not_depend_on_the_other_problems(tmp_path):
 
 def test_what_the_rule_cannot_do_is_the_teachers(tmp_path):
     unmarked = Problem("bare", "What is 2 + 2?", "It is 4.\n#### 4", "4")
-    made, kitchen = cook("perturb", tmp_path, lambda text, sample: "What is 3 + 3?" if "Here is" in text else "#### 6",
-                         problems=[unmarked])
-    assert [(problem.question, problem.answer, problem.origin["kind"]) for problem in made] == [("What is 3 + 3?", "6", "simple")]
+    made, kitchen = cook("perturb", tmp_path, lambda text, sample: "What is 3 + 3?"
+                         if "Here is" in text else "#### 6", problems=[unmarked])
+    assert [(problem.question, problem.answer, problem.origin["kind"]) for problem in made
+            ] == [("What is 3 + 3?", "6", "simple")]
     assert sum(kitchen.dropped.values()) == 1  # the reason why the rule could not
 
 
-# ------------------------------------------------------------------------------------------------------------ tutoring
+# ----------------------------------------------------------------------------------------- tutoring
 
 SLIP = "48/2 = <<48/2=26>>26 in May.\n48+26 = <<48+26=74>>74 in all.\n#### 74"
 
@@ -165,22 +184,29 @@ def test_a_weak_attempt_is_corrected_at_its_first_wrong_step_by_rule(tmp_path):
 
 def test_an_attempt_that_no_rule_can_judge_is_the_teachers(tmp_path):
     attempt = "Half of 48 is 26.\nSo 74.\n#### 74"
-    replies = {"good": "1.\nHalf of 48 is 24, not 26.\nIn all 72.\n#### 72", "wrong": "1\n#### 74", "bare": "1", "lineless": "All of it."}
+    replies = {
+        "good": "1.\nHalf of 48 is 24, not 26.\nIn all 72.\n#### 72", "wrong": "1\n#### 74",
+        "bare": "1", "lineless": "All of it."
+    }
     for kind, kept in (("good", 1), ("wrong", 0), ("bare", 0), ("lineless", 0)):
-        made, kitchen = cook("tutor", tmp_path / kind, lambda text, sample: replies[kind], student=listed(attempt))
+        made, kitchen = cook("tutor", tmp_path / kind, lambda text, sample: replies[kind],
+                             student=listed(attempt))
         assert len(made) == kept, kitchen.dropped
         if made:
-            assert made[0].solution == "Half of 48 is 26.\nHalf of 48 is 24, not 26.\nIn all 72.\n#### 72"
+            assert made[
+                0].solution == "Half of 48 is 26.\nHalf of 48 is 24, not 26.\nIn all 72.\n#### 72"
             assert "1. Half of 48 is 26." in kitchen.teacher.heard[0]
 
 
-# --------------------------------------------------------------------------------------------------------------- laws
+# --------------------------------------------------------------------------------------------- laws
 
 
 def test_what_is_known_of_a_row_stays_with_those_made_of_it(tmp_path):
     marked = replace(CLIPS, origin={"overlap": "gsm8k", "recipe": "older"})
     (made,), _ = cook("retro", tmp_path, problems=[marked])
-    assert made.origin == {"recipe": "retro", "parent": "clips", "kind": "0", "seed": 0, "overlap": "gsm8k"}
+    assert made.origin == {
+        "recipe": "retro", "parent": "clips", "kind": "0", "seed": 0, "overlap": "gsm8k"
+    }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -193,12 +219,14 @@ def test_every_row_tells_recipe_parent_and_seed_and_of_whom_it_was_asked(tmp_pat
 
     asked = recipe in NEEDS_TEACHER
     student = (lambda text, sample: "1+1 = <<1+1=3>>3\n#### 3") if recipe == "tutor" else None
-    made, _ = cook(recipe, tmp_path, say if asked else None, problems=problems, student=student, seed=7)
+    made, _ = cook(recipe, tmp_path, say if asked else None, problems=problems, student=student,
+                   seed=7)
     assert made
     for problem in made:
         assert problem.origin["recipe"] == recipe and problem.origin["seed"] == 7
         assert problem.origin["parent"] in {parent.id for parent in problems}
-        assert problem.origin.get("teacher") == ("scripted" if asked and problem.origin["kind"] != "gold" else None)
+        assert problem.origin.get("teacher") == ("scripted" if asked
+                                                 and problem.origin["kind"] != "gold" else None)
 
 
 def test_nothing_is_asked_twice(tmp_path):

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
 
 
-# ---------------------------------------------------------------------------------------------- device and precision
+# ----------------------------------------------------------------------------- device and precision
 
 
 def test_rows_in_cache_are_alike_for_each_thread(monkeypatch):
@@ -70,11 +70,12 @@ def test_dtypes_by_name():
 
 def test_the_machine_is_described_in_json():
     described = runtime.describe_machine(CPU, torch.float32)
-    assert described["device"] == "cpu" and described["dtype"] == "fp32" and described["torch"] == torch.__version__
+    assert described["device"] == "cpu" and described["dtype"] == "fp32" and described[
+        "torch"] == torch.__version__
     assert json.loads(json.dumps(described)) == described
 
 
-# --------------------------------------------------------------------------------------------------- clock and memory
+# --------------------------------------------------------------------------------- clock and memory
 
 
 def test_clock_runs_forward():
@@ -89,26 +90,30 @@ def test_peak_memory_stays_after_the_memory_is_given_back():
     with_it = runtime.peak_memory_mib(CPU)
     del large
     assert with_it > before + 100
-    assert runtime.peak_memory_mib(CPU) > with_it - 5  # the kernel's own count is not exact to the page
+    assert runtime.peak_memory_mib(
+        CPU) > with_it - 5  # the kernel's own count is not exact to the page
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="read from /proc, which Linux has")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(),
+                    reason="read from /proc, which Linux has")
 def test_peak_memory_is_not_the_parents():
     """getrusage's ru_maxrss outlives exec: a small child would report the peak of the large process that started it."""
     ballast = torch.ones(2**29, dtype=torch.uint8)
     script = "import runtime, torch; print(runtime.peak_memory_mib(torch.device('cpu')))"
-    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
+                           check=True)
     assert float(child.stdout) < runtime.peak_memory_mib(CPU) - 100
     del ballast
 
 
 def test_keeping_freed_memory_is_harmless_anywhere(monkeypatch):
     runtime.keep_freed_memory()
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: object())  # a C library without mallopt
+    monkeypatch.setattr(runtime.ctypes, "CDLL",
+                        lambda name: object())  # a C library without mallopt
     runtime.keep_freed_memory()
 
 
-# --------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def test_files_are_written_with_their_folders(tmp_path):
@@ -118,7 +123,8 @@ def test_files_are_written_with_their_folders(tmp_path):
     assert (tmp_path / "a" / "b" / "text").read_bytes() == "é\n".encode()
     assert runtime.read_json(tmp_path / "a" / "x.json") == {"name": "é", "n": [1, None]}
     assert load_file(tmp_path / "a" / "t.safetensors")["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["b", "t.safetensors", "x.json"]
+    assert sorted(
+        file.name for file in (tmp_path / "a").iterdir()) == ["b", "t.safetensors", "x.json"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -129,7 +135,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("half a fi")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"result.json: cannot be written \(No space left on device\); nothing was"):
+    with pytest.raises(
+            UserError,
+            match=r"result.json: cannot be written \(No space left on device\); nothing was"):
         runtime.write_whole(path, half)
     with pytest.raises(ValueError):  # JSON has no NaN: a mistake of ours, not of the user's
         runtime.write_json(path, {"n": float("nan")})
@@ -137,7 +145,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a disk without room, on Linux")
+@pytest.mark.skipif(not Path("/dev/full").exists(),
+                    reason="/dev/full is a disk without room, on Linux")
 def test_a_full_disk_is_a_user_error(tmp_path):
     def fill(temporary: Path) -> None:
         with open("/dev/full", "w") as full:
@@ -153,7 +162,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="file/below: cannot be written"):
         runtime.write_text(tmp_path / "file" / "below", "x")
     (tmp_path / "folder").mkdir()
-    for write in (runtime.write_text, lambda path, _: runtime.write_tensors(path, {"t": torch.ones(2)})):
+    for write in (runtime.write_text,
+                  lambda path, _: runtime.write_tensors(path, {"t": torch.ones(2)})):
         with pytest.raises(UserError, match="folder: cannot be written"):
             write(tmp_path / "folder", "x")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
@@ -199,7 +209,8 @@ def test_a_given_directory_must_be_new_or_empty(tmp_path):
     assert runtime.new_directory(str(wanted), "stem") == wanted  # still empty
     (wanted / "args.json").write_text("{}")
     for taken in (wanted, wanted / "args.json"):
-        with pytest.raises(UserError, match="exists and is not empty; give another --output-dir, or --resume"):
+        with pytest.raises(UserError,
+                           match="exists and is not empty; give another --output-dir, or --resume"):
             runtime.new_directory(str(taken), "stem")
     assert (wanted / "args.json").read_text() == "{}"
 
@@ -215,7 +226,10 @@ def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a disk without room, on Linux")
+@pytest.mark.skipif(not Path("/dev/full").exists(),
+                    reason="/dev/full is a disk without room, on Linux")
 def test_a_log_that_cannot_be_written_is_named():
-    with pytest.raises(UserError, match="/dev/full: cannot be written .No space left on device.; free some space"):
+    with pytest.raises(
+            UserError,
+            match="/dev/full: cannot be written .No space left on device.; free some space"):
         runtime.append_metrics(Path("/dev/full"), {"step": 1})

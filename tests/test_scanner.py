@@ -2,7 +2,7 @@
 
 import pytest
 
-from scanner import END, Budget, Unreadable, scan
+from grader.scanner import END, Budget, Unreadable, scan
 
 
 def kinds(text: str) -> list[str]:

@@ -9,45 +9,54 @@ import pytest
 
 from data import load_problems
 from runtime import UserError
-from score import (FIELDS, Report, by_problem, compare, grade_again, read_finished, read_records, report_lines,
-                   summarise, verdict, versus_lines)
+from score import (FIELDS, Report, by_problem, compare, grade_again, read_finished, read_records,
+                   report_lines, summarise, verdict, versus_lines)
 from stats import bootstrap, mcnemar, wilson
 
 GOLDS = ["5", "3.5", "100"]
 LEVELS, SUBJECTS = ["1", "2", "2"], ["sums", "fractions", "sums"]
 
 
-def record(problem: int, sample: int, text: str, finish: str = "stop", mean_log_prob: float = -1.0) -> dict:
+def record(problem: int, sample: int, text: str, finish: str = "stop",
+           mean_log_prob: float = -1.0) -> dict:
     return {
-        "id": f"p{problem}", "problem": problem, "sample": sample, "question": f"question {problem}",
-        "gold": GOLDS[problem], "level": LEVELS[problem], "subject": SUBJECTS[problem], "text": text,
-        "tokens": len(text), "finish": finish, "mean_log_prob": mean_log_prob,
-        **verdict(GOLDS[problem], text, finish),
+        "id": f"p{problem}", "problem": problem, "sample": sample,
+        "question": f"question {problem}", "gold": GOLDS[problem], "level": LEVELS[problem],
+        "subject": SUBJECTS[problem], "text": text, "tokens": len(text), "finish": finish,
+        "mean_log_prob": mean_log_prob, **verdict(GOLDS[problem], text, finish),
     }
 
 
 def records_of(texts: list[list[str]], **options) -> list[dict]:
-    return [record(p, s, text, **options) for p, row in enumerate(texts) for s, text in enumerate(row)]
+    return [
+        record(p, s, text, **options) for p, row in enumerate(texts) for s, text in enumerate(row)
+    ]
 
 
-# ------------------------------------------------------------------------------------------------------------ verdicts
+# ----------------------------------------------------------------------------------------- verdicts
 
 
-@pytest.mark.parametrize("gold, text, finish, answer, correct, strict_correct, exact", [
-    ("72", "so #### 72", "stop", "72", True, True, True),
-    ("72", r"thus \boxed{72}.", "stop", "72", True, True, True),
-    ("72", "The answer is 72", "stop", "72", True, False, True),  # right, and not marked
-    ("72", "She has 72 left", "stop", "72", True, False, True),
-    ("3.5", r"so \boxed{\frac{7}{2}}", "stop", r"\frac{7}{2}", True, True, False),  # right by value, another string
-    ("1000", "#### 1,000", "stop", "1,000", True, True, False),
-    (" 72 ", "#### 72", "stop", "72", True, True, True),  # space around a gold answer is no part of it
-    ("72", "#### 71", "stop", "71", False, False, False),
-    ("72", "I do not know", "stop", None, False, False, False),
-    ("72", "", "stop", None, False, False, False),
-    ("72", "and then 72", "length", None, False, False, False),  # where it was cut there happened to stand a number
-    ("72", "the answer is 72", "length", None, False, False, False),  # of 720, perhaps
-    ("72", r"\boxed{72} and so", "length", "72", True, True, True),  # what it marked itself counts all the same
-])
+@pytest.mark.parametrize(
+    "gold, text, finish, answer, correct, strict_correct, exact",
+    [
+        ("72", "so #### 72", "stop", "72", True, True, True),
+        ("72", r"thus \boxed{72}.", "stop", "72", True, True, True),
+        ("72", "The answer is 72", "stop", "72", True, False, True),  # right, and not marked
+        ("72", "She has 72 left", "stop", "72", True, False, True),
+        ("3.5", r"so \boxed{\frac{7}{2}}", "stop", r"\frac{7}{2}", True, True,
+         False),  # right by value, another string
+        ("1000", "#### 1,000", "stop", "1,000", True, True, False),
+        (" 72 ", "#### 72", "stop", "72", True, True,
+         True),  # space around a gold answer is no part of it
+        ("72", "#### 71", "stop", "71", False, False, False),
+        ("72", "I do not know", "stop", None, False, False, False),
+        ("72", "", "stop", None, False, False, False),
+        ("72", "and then 72", "length", None, False, False,
+         False),  # where it was cut there happened to stand a number
+        ("72", "the answer is 72", "length", None, False, False, False),  # of 720, perhaps
+        ("72", r"\boxed{72} and so", "length", "72", True, True,
+         True),  # what it marked itself counts all the same
+    ])
 def test_verdicts(gold, text, finish, answer, correct, strict_correct, exact):
     said = verdict(gold, text, finish)
     assert (said["answer"], said["correct"]) == (answer, correct)
@@ -69,7 +78,8 @@ def test_every_worked_solution_is_right(dataset):
     assert_right(problems)
 
 
-@pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="MATHFT_DATA names no folder with the published files")
+@pytest.mark.skipif("MATHFT_DATA" not in os.environ,
+                    reason="MATHFT_DATA names no folder with the published files")
 @pytest.mark.parametrize("file, count", [("gsm8k/test.jsonl", 1319), ("math500/test.json", 500)])
 def test_every_published_solution_is_right(file, count):
     problems = load_problems(str(Path(os.environ["MATHFT_DATA"]) / file))
@@ -85,38 +95,56 @@ def test_grading_again_replaces_the_verdict_alone():
     assert seconds > 0
 
 
-# ------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def test_the_figures_of_single_samples():
-    records = [record(0, 0, "#### 5"), record(1, 0, "7/2 it is"), record(2, 0, "so 100 and", finish="length")]
+    records = [
+        record(0, 0, "#### 5"),
+        record(1, 0, "7/2 it is"),
+        record(2, 0, "so 100 and", finish="length")
+    ]
     third = list(wilson(1, 3))
     assert summarise(records) == {
-        "samples": 1, "n": 3, "accuracy": 2 / 3, "ci95": list(wilson(2, 3)), "no_answer_rate": 1 / 3,
-        "truncated_rate": 1 / 3, "ended_with_answer_rate": 2 / 3, "mean_tokens": (6 + 9 + 10) / 3,
-        "strict": {"n": 3, "accuracy": 1 / 3, "ci95": third, "no_answer_rate": 2 / 3, "truncated_rate": 1 / 3},
-        "exact": {"n": 3, "accuracy": 1 / 3, "ci95": third, "no_answer_rate": 1 / 3, "truncated_rate": 1 / 3},
-        "by_level": {
-            "1": {"n": 1, "accuracy": 1.0, "ci95": list(wilson(1, 1)), "no_answer_rate": 0.0, "truncated_rate": 0.0},
-            "2": {"n": 2, "accuracy": 0.5, "ci95": list(wilson(1, 2)), "no_answer_rate": 0.5, "truncated_rate": 0.5},
-        },
-        "by_subject": {
-            "fractions": {"n": 1, "accuracy": 1.0, "ci95": list(wilson(1, 1)), "no_answer_rate": 0.0,
-                          "truncated_rate": 0.0},
-            "sums": {"n": 2, "accuracy": 0.5, "ci95": list(wilson(1, 2)), "no_answer_rate": 0.5,
-                     "truncated_rate": 0.5},
+        "samples": 1, "n": 3, "accuracy": 2 / 3, "ci95": list(wilson(
+            2, 3)), "no_answer_rate": 1 / 3, "truncated_rate": 1 / 3,
+        "ended_with_answer_rate": 2 / 3, "mean_tokens": (6 + 9 + 10) / 3, "strict": {
+            "n": 3, "accuracy": 1 / 3, "ci95": third, "no_answer_rate": 2 / 3,
+            "truncated_rate": 1 / 3
+        }, "exact": {
+            "n": 3, "accuracy": 1 / 3, "ci95": third, "no_answer_rate": 1 / 3,
+            "truncated_rate": 1 / 3
+        }, "by_level": {
+            "1": {
+                "n": 1, "accuracy": 1.0, "ci95": list(wilson(1, 1)), "no_answer_rate": 0.0,
+                "truncated_rate": 0.0
+            }, "2": {
+                "n": 2, "accuracy": 0.5, "ci95": list(wilson(1, 2)), "no_answer_rate": 0.5,
+                "truncated_rate": 0.5
+            },
+        }, "by_subject": {
+            "fractions": {
+                "n": 1, "accuracy": 1.0, "ci95": list(wilson(1, 1)), "no_answer_rate": 0.0,
+                "truncated_rate": 0.0
+            }, "sums": {
+                "n": 2, "accuracy": 0.5, "ci95": list(wilson(1, 2)), "no_answer_rate": 0.5,
+                "truncated_rate": 0.5
+            },
         },
     }
 
 
 def test_levels_and_subjects_only_where_the_data_has_them():
-    plain = [entry | {"level": "", "subject": ""} for entry in records_of([["#### 5"], ["1"], ["2"]])]
+    plain = [
+        entry | {"level": "", "subject": ""} for entry in records_of([["#### 5"], ["1"], ["2"]])
+    ]
     result = summarise(plain)
     assert result["by_level"] == result["by_subject"] == {}
 
 
 VOTES = [
-    ["#### 5", "#### 6", "#### 5.0", "none"],  # two equal values win: the vote is right, half of the samples are
+    ["#### 5", "#### 6", "#### 5.0",
+     "none"],  # two equal values win: the vote is right, half of the samples are
     ["3", "4", "7/2", "4"],  # the vote is wrong
     ["hm", "hm", "hm", "#### 100"],  # one voter decides
 ]
@@ -137,8 +165,10 @@ def test_the_figures_of_several_samples():
         points = result["maj_at_k"][kind]
         assert list(points) == ["1", "2", "4"]
         assert points["1"]["accuracy"] == pytest.approx(1 / 3)  # one vote is one sample
-        assert points["4"]["accuracy"] == pytest.approx(result["votes"][kind]["accuracy"]) or kind == "best"  # no ties
-        assert all(point["accuracy"] <= result["pass_at_k"][k] + 1e-12 for k, point in points.items())
+        assert points["4"]["accuracy"] == pytest.approx(
+            result["votes"][kind]["accuracy"]) or kind == "best"  # no ties
+        assert all(
+            point["accuracy"] <= result["pass_at_k"][k] + 1e-12 for k, point in points.items())
         assert all(point["se"] == 0 for point in points.values())  # all subsets of four are counted
     json.dumps(result, allow_nan=False)
 
@@ -158,7 +188,10 @@ def test_each_kind_of_vote_has_its_own_winner():
 
 
 def test_a_tied_vote_goes_to_the_surer_answer():
-    records = [record(0, 0, "#### 6", mean_log_prob=-2.0), record(0, 1, "#### 5", mean_log_prob=-0.1)]
+    records = [
+        record(0, 0, "#### 6", mean_log_prob=-2.0),
+        record(0, 1, "#### 5", mean_log_prob=-0.1)
+    ]
     assert summarise(records)["votes"]["majority"]["accuracy"] == 1.0
 
 
@@ -171,8 +204,9 @@ def test_where_nobody_answers_nobody_is_chosen():
 
 def random_records(seed: int, problems: int = 3, samples: int = 5) -> list[dict]:
     rng = random.Random(seed)
-    texts = [[rng.choice(["#### 5", "#### 3.5", "so 100", "hm", "#### 7/2"]) for _ in range(samples)]
-             for _ in range(problems)]
+    texts = [[
+        rng.choice(["#### 5", "#### 3.5", "so 100", "hm", "#### 7/2"]) for _ in range(samples)
+    ] for _ in range(problems)]
     return [entry | {"mean_log_prob": -rng.random()} for entry in records_of(texts)]
 
 
@@ -188,11 +222,13 @@ def test_laws(seed):
         assert all_right - 1e-12 <= vote["accuracy"] <= some_right + 1e-12
         assert vote["gain"] == pytest.approx(vote["accuracy"] - result["accuracy"])
     # A marked answer is an answer, and the very string is equal by value.
-    assert result["strict"]["accuracy"] <= result["accuracy"] and result["exact"]["accuracy"] <= result["accuracy"]
+    assert result["strict"]["accuracy"] <= result["accuracy"] and result["exact"][
+        "accuracy"] <= result["accuracy"]
     # The parts add up to the whole.
     for parts in (result["by_level"], result["by_subject"]):
         assert sum(part["n"] for part in parts.values()) == result["n"]
-        assert sum(part["n"] * part["accuracy"] for part in parts.values()) / 3 == pytest.approx(result["accuracy"])
+        assert sum(part["n"] * part["accuracy"] for part in parts.values()) / 3 == pytest.approx(
+            result["accuracy"])
     # More samples cannot lower the chance that one of them is right.
     curve = list(result["pass_at_k"].values())
     assert curve == sorted(curve)
@@ -201,9 +237,12 @@ def test_laws(seed):
 def test_votes_over_equal_samples_change_nothing():
     records = records_of([["#### 5"] * 3, ["#### 0"] * 3, ["#### 100"] * 3])
     result = summarise(records)
-    assert result["accuracy"] == result["votes"]["majority"]["accuracy"] == result["pass_at_k"]["3"] == 2 / 3
+    assert result["accuracy"] == result["votes"]["majority"]["accuracy"] == result["pass_at_k"][
+        "3"] == 2 / 3
     assert result["votes"]["majority"]["gain"] == result["votes"]["majority"]["gain_se"] == 0
-    assert {point["accuracy"] for curve in result["maj_at_k"].values() for point in curve.values()} == {2 / 3}
+    assert {point["accuracy"]
+            for curve in result["maj_at_k"].values()
+            for point in curve.values()} == {2 / 3}
 
 
 def test_a_single_samples_vote_is_its_verdict():
@@ -212,7 +251,7 @@ def test_a_single_samples_vote_is_its_verdict():
     assert Report({}, records_of(VOTES)).verdicts == [True, False, True]
 
 
-# ---------------------------------------------------------------------------------------------------------- comparison
+# --------------------------------------------------------------------------------------- comparison
 
 
 def test_two_evaluations_are_paired_by_problem():
@@ -248,7 +287,10 @@ def test_several_samples_are_paired_by_their_majority():
 def test_only_shared_problems_are_paired_whatever_their_order_and_file():
     before = records_of([["#### 5"], ["hm"], ["hm"]])
     # The other file has two of the problems, in another order, under other names, and one whose gold answer was mended.
-    moved = [before[1] | {"problem": 0, "id": "new"}, before[0] | {"problem": 1, "gold": "55", "correct": False}]
+    moved = [
+        before[1] | {"problem": 0, "id": "new"},
+        before[0] | {"problem": 1, "gold": "55", "correct": False}
+    ]
     change = compare(before, moved)
     assert (change["n"], change["n_before"], change["n_after"]) == (1, 3, 2)
     assert (change["gained"], change["lost"], change["p"]) == (0, 0, 1.0)
@@ -263,35 +305,40 @@ def test_an_answer_cannot_spoil_the_page():
     assert "\n" not in line and "\x1b" not in line and line.endswith("…") and len(line) < 90
 
 
-# -------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def test_the_report_says_it_in_words():
     result = summarise(records_of(VOTES)) | {"grading_seconds_per_1000": 0.25}
     change = compare(records_of([["#### 6"], ["#### 3.5"], ["hm"]]), records_of(VOTES))
-    result["greedy"] = summarise(records_of([["#### 6"], ["#### 3.5"], ["hm"]])) | {"majority": change}
-    timed = {"eval_seconds": 2.0, "tokens_per_second": 50.0, "timed_completions": 9, "max_new_tokens": 2048,
-             "least_new_tokens": 100}
+    result["greedy"] = summarise(records_of([["#### 6"], ["#### 3.5"], ["hm"]
+                                             ])) | {"majority": change}
+    timed = {
+        "eval_seconds": 2.0, "tokens_per_second": 50.0, "timed_completions": 9,
+        "max_new_tokens": 2048, "least_new_tokens": 100
+    }
     text = "\n".join(report_lines(result | timed))
     for words in [
-        "flexible                   33.3%",
-        "of 3 problems, mean of 4 samples",
-        "majority of 4              66.7%    20.8% to 93.9%       0.0%    0.0%  +33.3 points beside one sample",
-        "greedy                     33.3%",
-        "majority beside greedy  +33.3 points: 2 gained, 1 lost, McNemar p = 1",
-        "k samples                      1       2       4",
-        "pass@k, one is right       33.3%   61.1%  100.0%",
-        "level 1 ", "level 2 ", "fractions ",
-        "tokens a completion, cut at 2,048 (after the longest prompt at 100: the model's positions end)",
-        "2.0 s, 50 tokens/s (of the last 9 of 12 completions)",
-        "0.250 s for 1,000 answers",
+            "flexible                   33.3%", "of 3 problems, mean of 4 samples",
+            "majority of 4              66.7%    20.8% to 93.9%       0.0%    0.0%  +33.3 points beside one sample",
+            "greedy                     33.3%",
+            "majority beside greedy  +33.3 points: 2 gained, 1 lost, McNemar p = 1",
+            "k samples                      1       2       4",
+            "pass@k, one is right       33.3%   61.1%  100.0%", "level 1 ", "level 2 ",
+            "fractions ",
+            "tokens a completion, cut at 2,048 (after the longest prompt at 100: the model's positions end)",
+            "2.0 s, 50 tokens/s (of the last 9 of 12 completions)", "0.250 s for 1,000 answers",
     ]:
         assert words in text, words
     assert all(len(line) <= 120 for line in text.split("\n"))
 
 
 def test_every_score_has_the_truncated_share_beside_it():
-    cut = [record(0, 0, r"\boxed{5} and", finish="length"), record(1, 0, "hm"), record(2, 0, "1", finish="length")]
+    cut = [
+        record(0, 0, r"\boxed{5} and", finish="length"),
+        record(1, 0, "hm"),
+        record(2, 0, "1", finish="length")
+    ]
     lines = report_lines(summarise(cut) | {"grading_seconds_per_1000": 0.1})
     header, rows = lines[0], lines[1:8]
     end = header.index("cut") + len("cut")
@@ -303,7 +350,7 @@ def test_every_score_has_the_truncated_share_beside_it():
     assert not any("majority" in line or "speed" in line for line in lines)
 
 
-# ------------------------------------------------------------------------------------- what a server does not tell
+# ---------------------------------------------------------------------- what a server does not tell
 
 
 def test_without_log_probabilities_the_majority_stands_alone():
@@ -314,13 +361,17 @@ def test_without_log_probabilities_the_majority_stands_alone():
         bare = [entry | {"mean_log_prob": None} if entry in missing else entry for entry in records]
         result = summarise(bare)
         assert list(result["votes"]) == list(result["maj_at_k"]) == ["majority"]
-        assert result["votes"]["majority"] == full["votes"]["majority"] and result["pass_at_k"] == full["pass_at_k"]
+        assert result["votes"]["majority"] == full["votes"]["majority"] and result[
+            "pass_at_k"] == full["pass_at_k"]
         assert Report(result, bare).verdicts == Report(full, records).verdicts
         assert "weighted" not in "\n".join(report_lines(result | {"grading_seconds_per_1000": 0.1}))
 
 
 def test_unknown_lengths_are_not_made_up(tmp_path):
-    records = [record(0, 0, "#### 5") | {"tokens": None, "mean_log_prob": None}, record(1, 0, "3.5")]
+    records = [
+        record(0, 0, "#### 5") | {"tokens": None, "mean_log_prob": None},
+        record(1, 0, "3.5")
+    ]
     assert summarise(records)["mean_tokens"] is None
     assert read_finished(write(tmp_path / "generations.jsonl", records)) == records
 
@@ -340,7 +391,7 @@ def test_lost_replies_leave_a_gap_that_is_told(tmp_path):
         read_finished(tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def write(path: Path, records: list[dict], tail: str = "") -> Path:
@@ -361,8 +412,10 @@ def test_records_are_read_in_order_each_once_without_a_half_line(tmp_path):
     ("[" * 100_000, "generations.jsonl:2: not valid JSON"),
     ("[1]", "generations.jsonl:2: no record of an evaluation (id, problem"),
     ("{}", "generations.jsonl:2: no record of an evaluation (id, problem"),
-    (json.dumps(record(0, 0, "x") | {"text": 5}), "generations.jsonl:2: no record of an evaluation (text missing"),
-    (json.dumps(record(0, 0, "x") | {"mean_log_prob": float("nan")}), "(mean_log_prob missing or wrong)"),
+    (json.dumps(record(0, 0, "x") | {"text": 5}),
+     "generations.jsonl:2: no record of an evaluation (text missing"),
+    (json.dumps(record(0, 0, "x") | {"mean_log_prob": float("nan")}),
+     "(mean_log_prob missing or wrong)"),
     (json.dumps(record(0, 0, "x") | {"mean_log_prob": 1e300}), "(mean_log_prob missing or wrong)"),
 ])
 def test_what_is_no_record_is_named_by_file_and_line(line, said, tmp_path):
@@ -384,9 +437,11 @@ def test_only_a_finished_evaluation_is_scored(tmp_path):
     """What ends first is short: the completions of an unfinished one are no fair sample."""
     whole = records_of(VOTES)
     file = write(tmp_path / "generations.jsonl", whole)
-    assert read_finished(file) == read_finished(tmp_path) == whole  # records alone, from wherever they come
+    assert read_finished(file) == read_finished(
+        tmp_path) == whole  # records alone, from wherever they come
     for part in (whole[:-1], whole[1:], whole[4:], []):
-        with pytest.raises(UserError, match=f"holds {len(part)} completions of an unfinished evaluation"):
+        with pytest.raises(UserError,
+                           match=f"holds {len(part)} completions of an unfinished evaluation"):
             read_finished(write(tmp_path / "part.jsonl", part))
     (tmp_path / "args.json").write_text("{}")
     with pytest.raises(UserError, match="unfinished"):  # whole problems, but are they all?

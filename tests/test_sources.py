@@ -24,7 +24,7 @@ from sources import SETS, File, Source, fetch
 ROOT = Path(__file__).parent.parent
 
 
-# ------------------------------------------------------------------------------------------------------------- the sets
+# ----------------------------------------------------------------------------------------- the sets
 
 
 def one_set(monkeypatch, server, **more) -> Path:
@@ -39,7 +39,8 @@ def test_a_set_is_fetched_once_and_read(server, monkeypatch):
     assert fetch("here", "train") == fetch("here", "train") == [place] and len(server.requests) == 1
     assert place.parts[-3:] == ("mathft", "here", "train.jsonl")
     problems = load_problems("here")
-    assert len(problems) == 5000 and problems[2].id == "here/train.jsonl:3" and problems[2].answer == "3"
+    assert len(
+        problems) == 5000 and problems[2].id == "here/train.jsonl:3" and problems[2].answer == "3"
     assert len(load_problems("here", limit=7)) == 7
 
 
@@ -50,7 +51,8 @@ def test_a_file_put_there_by_hand_is_taken_if_it_is_the_right_one(server, monkey
     assert fetch("here", "train") == [place]
     place.write_bytes(BODY + b"\n")
     other = hashlib.sha256(BODY + b"\n").hexdigest()
-    with pytest.raises(UserError, match=f"{place}: has sha256 {other}, the published file {HASH}; remove it"):
+    with pytest.raises(UserError,
+                       match=f"{place}: has sha256 {other}, the published file {HASH}; remove it"):
         fetch("here", "train")
     assert server.requests == [] and place.exists()  # a user's file is not removed for him
 
@@ -68,8 +70,10 @@ def test_a_split_that_does_not_exist(server, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [
-    "math-perturb-simple", "math-perturb-hard", "hub:Kaffaljidhmah2/MATH-Perturb/math_perturb/math_perturb_hard.jsonl",
-    "hub:kaffaljidhmah2/math-perturb/math_perturb/math_perturb_simple.jsonl"])  # fmt: skip
+    "math-perturb-simple", "math-perturb-hard",
+    "hub:Kaffaljidhmah2/MATH-Perturb/math_perturb/math_perturb_hard.jsonl",
+    "hub:kaffaljidhmah2/math-perturb/math_perturb/math_perturb_simple.jsonl"
+])  # fmt: skip
 def test_what_is_for_testing_only_is_not_trained_on(name, server):
     with pytest.raises(UserError, match="is for testing only, its authors forbid training on it"):
         load_problems(name, "train")
@@ -92,12 +96,15 @@ def test_the_table_is_sound(server, capsys):
         assert not source.tested_on or "test" in SETS[source.tested_on].splits
         assert sources.test_set_of(name) == (source.tested_on or None) and sources.is_known(name)
         for file in (file for files in source.splits.values() for file in files):
-            assert file.place.startswith("https://raw.githubusercontent.com/") or sources._hub_parts(file.place)
-            assert Path(file.name).name == file.name and file.place.endswith(file.name) and len(file.sha256) in (0, 64)
+            assert file.place.startswith(
+                "https://raw.githubusercontent.com/") or sources._hub_parts(file.place)
+            assert Path(file.name).name == file.name and file.place.endswith(file.name) and len(
+                file.sha256) in (0, 64)
     assert sources.test_set_of("mini-gsm") is None and not sources.is_known("mini-gsm")
     sources.main([])
     out = capsys.readouterr().out
-    assert all(f"\n{name} " in f"\n{out}" for name in SETS) and "train (not here), test (not here)" in out
+    assert all(f"\n{name} " in f"\n{out}"
+               for name in SETS) and "train (not here), test (not here)" in out
     assert server.requests == []
 
 
@@ -109,7 +116,8 @@ def test_the_command_fetches_all_files_of_a_set(server, monkeypatch, capsys):
     assert f"{'here':20s} train (here)" in capsys.readouterr().out
 
 
-@pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="set MATHFT_DATA to a folder with gsm8k/ and math500/")
+@pytest.mark.skipif("MATHFT_DATA" not in os.environ,
+                    reason="set MATHFT_DATA to a folder with gsm8k/ and math500/")
 def test_the_published_files_put_there_by_hand(server, capsys):
     real = Path(os.environ["MATHFT_DATA"])
     for file in ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "math500/test.json"):
@@ -130,29 +138,37 @@ def test_the_parts_of_a_set_are_one_set(server, monkeypatch):
         with zipfile.ZipFile(place, "w") as archive:
             archive.writestr(f"{number}.jsonl", b"".join(BODY.splitlines(True)[:3]))
     assert [p.id.rpartition("/")[2] for p in load_problems("aug")] == [
-        f"{name}.jsonl.zip:{number}.jsonl:{line}" for number, name in enumerate(("one", "two")) for line in (1, 2, 3)]
+        f"{name}.jsonl.zip:{number}.jsonl:{line}" for number, name in enumerate(("one", "two"))
+        for line in (1, 2, 3)
+    ]
 
 
-# -------------------------------------------------------------------------------------------------------------- the hub
+# ------------------------------------------------------------------------------------------ the hub
 
 
 class Hub(BaseHTTPRequestHandler):
     """A stand-in for huggingface.co: a data set us/sums with one file, and names that fail."""
 
     COMMIT = "0123456789abcdef0123456789abcdef01234567"
-    FAILS = {"missing": (404, {"X-Error-Code": "RepoNotFound"}), "gated": (403, {"X-Error-Code": "GatedRepo"}),
-             "busy": (429, {"Retry-After": "0"}), "nofile": (404, {"X-Error-Code": "EntryNotFound"})}
+    FAILS = {
+        "missing": (404, {"X-Error-Code": "RepoNotFound"}), "gated": (403, {
+            "X-Error-Code": "GatedRepo"
+        }), "busy": (429, {"Retry-After": "0"}), "nofile": (404, {"X-Error-Code": "EntryNotFound"})
+    }
 
     def do_GET(self) -> None:
         if not self.path.startswith("/datasets/"):  # what the client likes to know besides
             self.send_error(404)
             return
         self.server.requests.append((self.command, self.path, self.headers.get("Authorization")))
-        status, headers = next((answer for word, answer in self.FAILS.items() if word in self.path), (200, {}))
+        status, headers = next((answer for word, answer in self.FAILS.items() if word in self.path),
+                               (200, {}))
         body = self.server.body if status == 200 else b""
         length = 10**12 if "huge" in self.path else len(body)
         self.send_response(status)
-        headers = {"X-Repo-Commit": self.COMMIT, "ETag": f'"{HASH}"', **headers, "Content-Length": length}
+        headers = {
+            "X-Repo-Commit": self.COMMIT, "ETag": f'"{HASH}"', **headers, "Content-Length": length
+        }
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
@@ -190,11 +206,17 @@ def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
         "        print(str(error).replace(chr(10), 'SECOND LINE'))\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    ours = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run([sys.executable, "-c", script, *names], env={**clean, **ours, **environment}, cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    ours = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home),
+        "NO_PROXY": "127.0.0.1"
+    }
+    done = subprocess.run([sys.executable, "-c", script, *names],
+                          env={**clean, **ours, **environment}, cwd=ROOT, capture_output=True,
+                          text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines() + [line for line in done.stderr.splitlines() if line.startswith("math")]
+    return done.stdout.splitlines() + [
+        line for line in done.stderr.splitlines() if line.startswith("math")
+    ]
 
 
 SUMS = "hub:us/sums/deep/er/test.jsonl"
@@ -203,25 +225,32 @@ SUMS = "hub:us/sums/deep/er/test.jsonl"
 def test_a_file_of_the_hub_and_then_from_its_cache(hub, tmp_path):
     (line,) = from_hub(hub, tmp_path, SUMS, HF_TOKEN="hf_secret")
     assert line.startswith("5000 ") and line.endswith("deep/er/test.jsonl:2")
-    assert {path for _, path, _ in hub.requests} == {"/datasets/us/sums/resolve/main/deep/er/test.jsonl"}
+    assert {path
+            for _, path, _ in hub.requests} == {
+                "/datasets/us/sums/resolve/main/deep/er/test.jsonl"
+            }
     assert {token for _, _, token in hub.requests} == {"Bearer hf_secret"}
     assert [method for method, _, _ in hub.requests].count("GET") == 1
     hub.requests.clear()
     assert from_hub(hub, tmp_path, SUMS, HF_HUB_OFFLINE="1") == [line] and not hub.requests
     assert from_hub(hub, tmp_path, SUMS) == [line]
-    assert "GET" not in {method for method, _, _ in hub.requests}  # only asked whether it has changed
+    assert "GET" not in {method
+                         for method, _, _ in hub.requests}  # only asked whether it has changed
 
 
 def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
     names = [f"hub:us/{name}/test.jsonl" for name in ("missing", "gated", "busy", "huge")]
     missing, gated, busy, huge, nofile = from_hub(hub, tmp_path, *names, "hub:us/sums/nofile.json")
-    assert missing == ("hub:us/missing/test.jsonl: no data set of that name on the hub; check the spelling; a private "
-                       "one needs HF_TOKEN")
+    assert missing == (
+        "hub:us/missing/test.jsonl: no data set of that name on the hub; check the spelling; a private "
+        "one needs HF_TOKEN")
     assert gated == ("hub:us/gated/test.jsonl: this data set is gated; accept its terms at "
                      "https://huggingface.co/datasets/us/gated and set HF_TOKEN")
     assert busy.startswith("hub:us/busy/test.jsonl: the hub answers 429, too many requests; wait")
-    assert huge.startswith("hub:us/huge/test.jsonl: is 1,000,000,000,000 bytes, more than the 500,000,000")
-    assert nofile.startswith("hub:us/sums/nofile.json: the data set has no such file; its files are listed at https://")
+    assert huge.startswith(
+        "hub:us/huge/test.jsonl: is 1,000,000,000,000 bytes, more than the 500,000,000")
+    assert nofile.startswith(
+        "hub:us/sums/nofile.json: the data set has no such file; its files are listed at https://")
     assert "GET" not in {method for method, path, _ in hub.requests if "huge" in path}
 
 
@@ -229,8 +258,9 @@ def test_a_hub_out_of_reach_says_which_file_to_put_where(hub, tmp_path):
     place = tmp_path / "mathft" / "math500" / "test.jsonl"
     url = f"http://127.0.0.1:{hub.server_port}/datasets/HuggingFaceH4/MATH-500/resolve/main/test.jsonl"
     (line,) = from_hub(hub, tmp_path, "math500", HF_HUB_OFFLINE="1")
-    assert line == ("hub:HuggingFaceH4/MATH-500/test.jsonl: not (whole) in the cache, and HF_HUB_OFFLINE is set; "
-                    f"unset it, or put the file of {url} at {place}")
+    assert line == (
+        "hub:HuggingFaceH4/MATH-500/test.jsonl: not (whole) in the cache, and HF_HUB_OFFLINE is set; "
+        f"unset it, or put the file of {url} at {place}")
     (line,) = from_hub(hub, tmp_path, SUMS, HF_HUB_OFFLINE="1")
     assert line.endswith("/datasets/us/sums/resolve/main/deep/er/test.jsonl and give its path")
     place.parent.mkdir(parents=True)
@@ -242,7 +272,8 @@ def test_a_hub_that_does_not_answer(server, monkeypatch):
     """As the client says it after half a minute of tries."""
 
     def unreachable(**asked):
-        raise LocalEntryNotFoundError("nothing in the cache either") from OSError("Name or service not known\n")
+        raise LocalEntryNotFoundError("nothing in the cache either") from OSError(
+            "Name or service not known\n")
 
     monkeypatch.setattr(sources, "hf_hub_download", unreachable)
     with pytest.raises(UserError) as error:
@@ -256,14 +287,16 @@ def test_a_hub_that_does_not_answer(server, monkeypatch):
 def test_a_set_of_the_hub_by_its_name(hub, tmp_path):
     """MATH is loaded with a word on where its problems stem from."""
     problems, math, told = from_hub(hub, tmp_path, "math-perturb-hard", "math@train")
-    assert problems.startswith("5000 ") and math.startswith("5000 ") and told.startswith("math: 4,500 of its 12,000")
+    assert problems.startswith("5000 ") and math.startswith("5000 ") and told.startswith(
+        "math: 4,500 of its 12,000")
 
 
 @pytest.mark.parametrize("name", [
-    "hub:", "hub:us", "hub:us/sums", "hub:us/sums/", "hub:us/sums/x.parquet", "hub:us/sums/../x.json",
-    "hub:/us/sums/x.json", "hub:us/sums/~/x.json", "hub:us//x.json", "hub:us/su\\ms/x.json", "hub:us/sums/a\nb.json"])  # fmt: skip
+    "hub:", "hub:us", "hub:us/sums", "hub:us/sums/", "hub:us/sums/x.parquet",
+    "hub:us/sums/../x.json", "hub:/us/sums/x.json", "hub:us/sums/~/x.json", "hub:us//x.json",
+    "hub:us/su\\ms/x.json", "hub:us/sums/a\nb.json"
+])  # fmt: skip
 def test_what_is_no_file_of_a_data_set(name, server):
-    with pytest.raises(UserError, match="no file of a data set; expected hub:owner/name/path.jsonl"):
+    with pytest.raises(UserError,
+                       match="no file of a data set; expected hub:owner/name/path.jsonl"):
         load_problems(name, "test")
-
-

@@ -11,14 +11,17 @@ import pytest
 from stats import bootstrap, interval, mcnemar, split_gain, wilson
 
 
-@pytest.mark.parametrize("successes, n, low, high", [
-    (81, 263, 0.2553, 0.3662),  # these four: Newcombe 1998, Statistics in Medicine 17, table I, method 3
-    (15, 148, 0.0624, 0.1605),
-    (0, 20, 0.0000, 0.1611),
-    (1, 29, 0.0061, 0.1718),
-    (20, 20, 1 - 0.1611, 1.0),
-    (0, 0, 0.0, 1.0),
-])
+@pytest.mark.parametrize(
+    "successes, n, low, high",
+    [
+        (81, 263, 0.2553,
+         0.3662),  # these four: Newcombe 1998, Statistics in Medicine 17, table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 1 - 0.1611, 1.0),
+        (0, 0, 0.0, 1.0),
+    ])
 def test_wilson(successes, n, low, high):
     assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
@@ -32,7 +35,8 @@ def test_wilson_holds_the_proportion_and_is_symmetric():
 
 
 def paired(gained: int, lost: int, same: int = 10) -> tuple[list[bool], list[bool]]:
-    return [False] * gained + [True] * (lost + same), [True] * gained + [False] * lost + [True] * same
+    return [False] * gained + [True] * (lost + same), [True] * gained + [False] * lost + [True
+                                                                                          ] * same
 
 
 @pytest.mark.parametrize("gained, lost, p", [
@@ -57,22 +61,27 @@ def test_bootstrap_agrees_with_the_error_of_a_mean():
     values = [0.0] * 70 + [1.0] * 30
     error, (low, high) = bootstrap(values)
     assert error == pytest.approx(math.sqrt(0.3 * 0.7 / 100), rel=0.1)
-    assert low == pytest.approx(0.3 - 1.96 * error, abs=0.02) and high == pytest.approx(0.3 + 1.96 * error, abs=0.02)
+    assert low == pytest.approx(0.3 - 1.96 * error, abs=0.02) and high == pytest.approx(
+        0.3 + 1.96 * error, abs=0.02)
     assert bootstrap(values) == bootstrap(values)  # seeded
     assert bootstrap([0.5] * 10) == (0.0, [0.5, 0.5])
 
 
 def test_a_gain_is_more_answers_and_more_right_answers():
-    before = {"accuracy": 0.2, "no_answer_rate": 0.5}  # half are answered, two fifths of those rightly
-    after = {"accuracy": 0.72, "no_answer_rate": 0.1}  # nine tenths are answered, four fifths of those rightly
-    assert split_gain(before, after) == pytest.approx({"more_answers": 0.4 * 0.4, "more_right_answers": 0.9 * 0.4})
+    before = {"accuracy": 0.2,
+              "no_answer_rate": 0.5}  # half are answered, two fifths of those rightly
+    after = {"accuracy": 0.72,
+             "no_answer_rate": 0.1}  # nine tenths are answered, four fifths of those rightly
+    assert split_gain(before, after) == pytest.approx(
+        {"more_answers": 0.4 * 0.4, "more_right_answers": 0.9 * 0.4})
     silent = {"accuracy": 0.0, "no_answer_rate": 1.0}
     for a, b in [(before, after), (after, before), (silent, after), (after, silent)]:
         assert sum(split_gain(a, b).values()) == pytest.approx(b["accuracy"] - a["accuracy"])
 
 
 def test_verdicts_have_wilsons_interval_and_averages_a_bootstrapped_one():
-    assert interval([1] * 15 + [0] * 133) == list(wilson(15, 148)) == interval([1.0] * 15 + [False] * 133)
+    assert interval([1] * 15 + [0] * 133) == list(wilson(
+        15, 148)) == interval([1.0] * 15 + [False] * 133)
     averages = [0.0, 0.25, 1.0, 0.5] * 25
     assert interval(averages) == bootstrap(averages)[1]
 

@@ -13,13 +13,14 @@ import pytest
 
 import synthetic
 from answers import equivalent, extract_answer
-from synthetic import CLOSINGS, EVENTS, LARGEST, OPENINGS, TOPICS, problem, problems, split_of, story
+from synthetic import (CLOSINGS, EVENTS, LARGEST, OPENINGS, TOPICS, problem, problems, split_of,
+                       story)
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = (2, 3, 4, 5)
 
 
-# -------------------------------------------------------------------------------------------- what a problem looks like
+# ------------------------------------------------------------------------ what a problem looks like
 
 
 def test_a_word_problem_in_the_form_of_gsm8k():
@@ -33,16 +34,16 @@ def test_a_word_problem_in_the_form_of_gsm8k():
 
 def test_a_latex_problem_in_the_form_of_math():
     record = problem("mini-math", "test", 4)
-    assert set(record) == {"id", "problem", "solution", "answer", "subject"} and record["subject"] == "gcd"
+    assert set(record) == {"id", "problem", "solution", "answer", "subject"
+                           } and record["subject"] == "gcd"
     assert record["solution"].endswith(f"The answer is $\\boxed{{{record['answer']}}}$.")
     assert record["solution"].count("\n") >= 1 and record["problem"].count("$") == 2 * (
         1 + ("and" in record["problem"])
     )
 
 
-@pytest.mark.parametrize(
-    "dataset, question, answer", [("mini-gsm", "question", "answer"), ("mini-math", "problem", "solution")]
-)
+@pytest.mark.parametrize("dataset, question, answer", [("mini-gsm", "question", "answer"),
+                                                       ("mini-math", "problem", "solution")])
 def test_every_text_is_filled_in(dataset, question, answer):
     for difficulty in (1, 3, 5):
         for record in problems(dataset, "train", 300, difficulty=difficulty):
@@ -53,7 +54,7 @@ def test_every_text_is_filled_in(dataset, question, answer):
             assert record[question].endswith((".", "?"))
 
 
-# -------------------------------------------------------------------------------------------------- a reader of its own
+# ------------------------------------------------------------------------------ a reader of its own
 
 WORDS = {"half": 2, "a third": 3, "a quarter": 4, "a fifth": 5}
 WORDS |= {"twice": 2, "three times": 3, "four times": 4, "five times": 5, "six times": 6}
@@ -79,9 +80,11 @@ def read(question: str) -> list[tuple[int, tuple[int, ...]]]:
     """A word problem from its sentences alone, whatever the generator thinks: which reading, and its numbers."""
     found = []
     for sentence in re.split(r"(?<=[.?]) ", question):
-        matches = ((index, re.search(reading, sentence)) for index, (reading, _) in enumerate(READINGS))
+        matches = ((index, re.search(reading, sentence))
+                   for index, (reading, _) in enumerate(READINGS))
         index, match = next((index, match) for index, match in matches if match)
-        found.append((index, tuple(WORDS.get(group) or int(group) for group in match.groups() if group)))
+        found.append(
+            (index, tuple(WORDS.get(group) or int(group) for group in match.groups() if group)))
     return found
 
 
@@ -93,7 +96,7 @@ def retell(question: str) -> int:
     return amount
 
 
-# ---------------------------------------------------------------------------------------------- unlimited, and the same
+# -------------------------------------------------------------------------- unlimited, and the same
 
 
 def test_a_problem_is_a_function_of_its_index():
@@ -104,7 +107,8 @@ def test_a_problem_is_a_function_of_its_index():
         assert problem(dataset, "train", 11) == some[11]
         far = problem(dataset, "train", 10**12)
         assert far["id"].endswith("/1000000000000") and far != some[0]
-        assert len({str(list(record.values())[1:]) for record in problems(dataset, "train", 500)}) > 480
+        assert len({str(list(record.values())[1:])
+                    for record in problems(dataset, "train", 500)}) > 480
 
 
 def test_seed_split_and_difficulty_give_other_problems():
@@ -124,8 +128,7 @@ def test_every_process_makes_the_same_problems():
     script = (
         "import hashlib, synthetic;"
         "text = repr([synthetic.problems(d, s, 40, 3) for d in synthetic.DATASETS for s in synthetic.SPLITS]);"
-        "print(hashlib.sha256(text.encode()).hexdigest())"
-    )
+        "print(hashlib.sha256(text.encode()).hexdigest())")
     digests = {
         subprocess.run(
             [sys.executable, "-c", script],
@@ -139,7 +142,7 @@ def test_every_process_makes_the_same_problems():
     assert len(digests) == 1 and len(digests.pop()) == 65
 
 
-# ------------------------------------------------------------------------------------------------- train and test apart
+# ----------------------------------------------------------------------------- train and test apart
 
 
 def key_of_math(record: dict) -> tuple:
@@ -156,7 +159,8 @@ def test_train_and_test_share_no_key():
             for index in range(300):
                 assert split_of(story(split, index, seed, difficulty).key) == split
                 record = problem("mini-gsm", split, index, seed, difficulty)
-                keys[split].add(tuple(read(record["question"])))  # read from the text: the generator may be wrong
+                keys[split].add(tuple(read(
+                    record["question"])))  # read from the text: the generator may be wrong
             for record in problems("mini-math", split, 350, seed, difficulty):
                 keys[split].add(key_of_math(record))
     assert len(keys["train"]) > 2000 and len(keys["test"]) > 1500
@@ -173,8 +177,11 @@ def test_train_meets_every_small_key_of_its_own_and_none_of_the_tests():
 def test_the_key_knows_numbers_and_pattern_but_no_words():
     for index in range(200):
         told = story("train", index)
-        assert {part for part in told.key if isinstance(part, str)} <= EVENTS.keys() | CLOSINGS.keys()
-        in_the_text = [number for _, numbers in read(" ".join(told.sentences)) for number in numbers]
+        assert {part
+                for part in told.key if isinstance(part, str)} <= EVENTS.keys() | CLOSINGS.keys()
+        in_the_text = [
+            number for _, numbers in read(" ".join(told.sentences)) for number in numbers
+        ]
         assert [part for part in told.key if isinstance(part, int)] == in_the_text
 
 
@@ -183,7 +190,7 @@ def test_a_tenth_of_all_keys_is_test():
     assert sum(shares) / 5000 == pytest.approx(0.1, abs=0.015)
 
 
-# ---------------------------------------------------------------------------------------------- shares, sizes, patterns
+# -------------------------------------------------------------------------- shares, sizes, patterns
 
 
 def test_equal_shares_of_two_to_five_steps_and_of_the_topics():
@@ -213,9 +220,8 @@ def test_difficulty_is_the_size_of_the_numbers(difficulty):
 
 def pattern(sentence: str) -> re.Pattern:
     """What a sentence may look like once its {names} are filled in."""
-    return re.compile(
-        "".join(r"[\w' ]+?" if part[0] == "{" else re.escape(part) for part in re.findall(r"{\w+}|[^{}]+", sentence))
-    )
+    return re.compile("".join(r"[\w' ]+?" if part[0] == "{" else re.escape(part)
+                              for part in re.findall(r"{\w+}|[^{}]+", sentence)))
 
 
 @pytest.mark.parametrize("split", synthetic.SPLITS)
@@ -236,7 +242,7 @@ def test_the_default_sets_show_every_sentence_and_every_size(split):
         assert set(sizes) == {0, 1, 2} and min(sizes.values()) >= 8
 
 
-# ------------------------------------------------------------------------------------------------ the answers are right
+# ---------------------------------------------------------------------------- the answers are right
 
 
 @pytest.mark.parametrize("difficulty", (1, 3, 5))
@@ -259,7 +265,8 @@ def test_every_calculation_in_a_solution_is_right(difficulty):
 
 def test_the_sentences_say_what_the_solution_calculates():
     for record in problems("mini-gsm", "test", 500):
-        assert str(retell(record["question"])) == extract_answer(record["answer"]), record["question"]
+        assert str(retell(record["question"])) == extract_answer(
+            record["answer"]), record["question"]
 
 
 def signed_terms(side: str) -> tuple[int, int]:
@@ -279,7 +286,8 @@ def value_of(latex: str) -> Fraction:
 
 
 def check_fractions(question: str, answer: str) -> None:
-    a, b, sign, c, d = re.search(r"\\frac{(\d+)}{(\d+)} ([-+]|\\cdot) \\frac{(\d+)}{(\d+)}", question).groups()
+    a, b, sign, c, d = re.search(r"\\frac{(\d+)}{(\d+)} ([-+]|\\cdot) \\frac{(\d+)}{(\d+)}",
+                                 question).groups()
     left, right = Fraction(f"{a}/{b}"), Fraction(f"{c}/{d}")
     assert value_of(answer) == {"+": left + right, "-": left - right, "\\cdot": left * right}[sign]
     if "frac" in answer:
@@ -295,7 +303,8 @@ def check_powers(question: str, answer: str) -> None:
 def check_roots(question: str, answer: str) -> None:
     terms = re.findall(r"(\d*)\\sqrt{(\d+)}", question)
     ((front, inside),) = re.findall(r"(\d*)\\sqrt{(\d+)}", answer)
-    assert len(terms) == 2 and all(int(inside) % (k * k) for k in range(2, int(inside)))  # nothing is left to draw out
+    assert len(terms) == 2 and all(int(inside) % (k * k)
+                                   for k in range(2, int(inside)))  # nothing is left to draw out
     value = sum(int(p or 1) * math.sqrt(int(q)) for p, q in terms)
     assert int(front) * math.sqrt(int(inside)) == pytest.approx(value, rel=1e-12)
 
@@ -303,7 +312,8 @@ def check_roots(question: str, answer: str) -> None:
 def check_linear(question: str, answer: str) -> None:
     left, right = re.search(r"\$([^$]+) = ([^$]+)\$", question).groups()
     (a, b), (c, d) = signed_terms(left), signed_terms(right)
-    assert a * int(answer) + b == c * int(answer) + d and a != c  # it solves the equation, and nothing else does
+    assert a * int(answer) + b == c * int(
+        answer) + d and a != c  # it solves the equation, and nothing else does
 
 
 def check_gcd(question: str, answer: str) -> None:
@@ -326,17 +336,22 @@ def check_intervals(question: str, answer: str) -> None:
     a, b = signed_terms(left)
     low, high = (float(end.replace("\\infty", "inf")) for end in answer[1:-1].split(", "))
     for x in [Fraction(n, 4) for n in range(-100, 101)]:
-        inside = (low < x or low == x and answer[0] == "[") and (x < high or x == high and answer[-1] == "]")
+        inside = (low < x or low == x and answer[0] == "[") and (x < high
+                                                                 or x == high and answer[-1] == "]")
         assert inside == holds(a * x + b, int(right))
 
 
-CHECKS = {"fractions": check_fractions, "powers": check_powers, "roots": check_roots, "linear equations": check_linear}
+CHECKS = {
+    "fractions": check_fractions, "powers": check_powers, "roots": check_roots,
+    "linear equations": check_linear
+}
 CHECKS |= {"gcd": check_gcd, "modulus": check_modulus, "intervals": check_intervals}
 
 
 @pytest.mark.parametrize("subject", CHECKS)
 def test_mini_math_answers_are_right(subject):
-    first = [problem("mini-math", "train", index)["subject"] for index in range(len(TOPICS))].index(subject)
+    first = [problem("mini-math", "train", index)["subject"] for index in range(len(TOPICS))
+             ].index(subject)
     for split in synthetic.SPLITS:
         for difficulty in (1, 3, 5):
             for index in range(first, first + 7 * 60, 7):
@@ -351,7 +366,9 @@ def test_mini_math_steps_are_right():
     checked = 0
     for record in problems("mini-math", "train", 700):
         for formula in re.findall(r"\$([^$]*=[^$]*)\$", record["solution"]):
-            plain = re.sub(r"\\frac{(-?\d+)}{(\d+)}", r"(\1/\2)", formula).replace("\\cdot", "*").replace("^", "**")
+            plain = re.sub(r"\\frac{(-?\d+)}{(\d+)}", r"(\1/\2)", formula).replace("\\cdot",
+                                                                                   "*").replace(
+                                                                                       "^", "**")
             if re.search(r"[a-z\\]", plain):
                 continue
             values = []
@@ -369,7 +386,7 @@ def test_mini_math_steps_are_right():
     assert checked > 700
 
 
-# ---------------------------------------------------------------------------------------------------------------- slips
+# -------------------------------------------------------------------------------------------- slips
 
 
 def test_a_slip_is_one_wrong_line_and_what_follows_from_it():
@@ -388,14 +405,16 @@ def test_a_slip_is_one_wrong_line_and_what_follows_from_it():
     assert changed > 0.75 * 3.5 * 200  # a division may round the slip away again
 
 
-# ---------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 
 def test_the_command_prints_json_lines(capsys):
     import json
     import runpy
 
-    sys.argv, before = ["synthetic.py", "mini-math", "--split", "test", "--count", "3", "--seed", "4"], sys.argv
+    sys.argv, before = [
+        "synthetic.py", "mini-math", "--split", "test", "--count", "3", "--seed", "4"
+    ], sys.argv
     try:
         runpy.run_path(str(ROOT / "synthetic.py"), run_name="__main__")
     finally:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from attention import PackedAttention
 from checkpoint import find_model, load_model
 from data import load_problems
 from evaluate import evaluate
-from make_tiny import SPECIAL_TOKENS
-from attention import PackedAttention
 from tokenizer import Tokenizer
+from tools.make_tiny import SPECIAL_TOKENS
 
 TINY = find_model("tiny")
 

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import DEFAULT_SYSTEM, TEMPLATE, write_tokenizer
 
+from conftest import DEFAULT_SYSTEM, TEMPLATE, write_tokenizer
 from runtime import UserError
 from tokenizer import Tokenizer, find_default_system
 
@@ -36,8 +36,7 @@ ONE_LINE_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nSYSTEM<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 TEMPLATES = {"short": TEMPLATE, "with tools": TOOLS_TEMPLATE, "one line": ONE_LINE_TEMPLATE}
 
 
@@ -48,23 +47,27 @@ def rendered_ids(folder: Path, messages: list[dict], **options) -> list[int]:
     return theirs.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
 
 
-# --------------------------------------------------------------------------------------------------------------- ChatML
+# ------------------------------------------------------------------------------------------- ChatML
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-@pytest.mark.parametrize("system", [None, "Answer in one word.", ""], ids=["default system", "own system", "empty"])
+@pytest.mark.parametrize("system", [None, "Answer in one word.", ""],
+                         ids=["default system", "own system", "empty"])
 def test_a_prompt_is_the_rendered_template(template, system, tmp_path):
     folder = write_tokenizer(tmp_path, template.replace("SYSTEM", DEFAULT_SYSTEM))
     tokenizer = Tokenizer(folder)
     given = [] if system is None else [{"role": "system", "content": system}]
-    for question in ("What is 12 + 34?", "  two\n\nlines \n", "Cafe\u0301, 1234567 \N{GREEK SMALL LETTER PI}", ""):
+    for question in ("What is 12 + 34?", "  two\n\nlines \n",
+                     "Cafe\u0301, 1234567 \N{GREEK SMALL LETTER PI}", ""):
         messages = given + [{"role": "user", "content": question}]
-        assert tokenizer.prompt(question, system) == rendered_ids(folder, messages, add_generation_prompt=True)
+        assert tokenizer.prompt(question, system) == rendered_ids(folder, messages,
+                                                                  add_generation_prompt=True)
 
 
 def test_a_prompt_behind_earlier_turns_is_the_rendered_template(tokenizer_folder):
     earlier = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "#### 2"}]
-    messages = [{"role": "system", "content": "Add."}, *earlier, {"role": "user", "content": "2 + 2?"}]
+    messages = [{"role": "system", "content": "Add."}, *earlier,
+                {"role": "user", "content": "2 + 2?"}]
     rendered = rendered_ids(tokenizer_folder, messages, add_generation_prompt=True)
     assert Tokenizer(tokenizer_folder).prompt("2 + 2?", "Add.", earlier) == rendered
 
@@ -89,7 +92,8 @@ def test_a_long_chat_is_the_rendered_template_up_to_its_last_end(tokenizer_folde
 
 def test_targets_are_the_answer_and_its_end_token_after_the_prompt(tokenizer_folder):
     tokenizer = Tokenizer(tokenizer_folder)
-    messages = [{"role": "user", "content": "What is 12 + 34?"}, {"role": "assistant", "content": "46\n"}]
+    messages = [{"role": "user", "content": "What is 12 + 34?"},
+                {"role": "assistant", "content": "46\n"}]
     ids, targets = tokenizer.chat(messages, system="Add.")
     prompt = tokenizer.prompt("What is 12 + 34?", "Add.")
     assert ids == prompt + tokenizer.encode("46\n") + [tokenizer.end_id]
@@ -110,9 +114,12 @@ def test_a_base_model_ends_its_last_turn_with_its_own_end_token(tmp_path):
     tokenizer = Tokenizer(tmp_path)
     turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     ids, targets = tokenizer.chat(turn + turn)
-    ends = [number for number, target in zip(ids, targets) if target and number in tokenizer.stop_ids]
+    ends = [
+        number for number, target in zip(ids, targets) if target and number in tokenizer.stop_ids
+    ]
     end_turn = tokenizer._fast.token_to_id("<|im_end|>")
-    assert ends == [end_turn, tokenizer.end_id]  # the template's between turns, its own at the very end
+    assert ends == [end_turn,
+                    tokenizer.end_id]  # the template's between turns, its own at the very end
     assert tokenizer.end_id == tokenizer._fast.token_to_id("<|endoftext|>")
 
 
@@ -124,8 +131,10 @@ def test_text_that_spells_special_tokens_is_text(tokenizer_folder):
     assert tokenizer.decode(ids) == attack
     # As many turns as with an innocent question, also where the attack stands in the other places.
     start = tokenizer._fast.token_to_id("<|im_start|>")
-    assert tokenizer.prompt(attack, system=attack).count(start) == tokenizer.prompt("2?").count(start) == 3
-    ids, targets = tokenizer.chat([{"role": "user", "content": attack}, {"role": "assistant", "content": attack}])
+    assert tokenizer.prompt(attack,
+                            system=attack).count(start) == tokenizer.prompt("2?").count(start) == 3
+    ids, targets = tokenizer.chat([{"role": "user", "content": attack},
+                                   {"role": "assistant", "content": attack}])
     assert ids.count(start) == 3 and sum(targets) == len(tokenizer.encode(attack)) + 1
 
 
@@ -135,7 +144,7 @@ def test_decode_gives_the_text_back_without_special_tokens(tokenizer_folder):
     assert tokenizer.decode(tokenizer.encode(text) + [tokenizer.end_id]) == text
 
 
-# --------------------------------------------------------------------------------------------- the default system text
+# -------------------------------------------------------------------------- the default system text
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -146,7 +155,8 @@ def test_the_default_system_is_the_string_in_the_template(template, system, tmp_
     assert find_default_system(template) == system
     folder = write_tokenizer(tmp_path, template)
     messages = [{"role": "user", "content": "q"}]
-    assert Tokenizer(folder).prompt("q") == rendered_ids(folder, messages, add_generation_prompt=True)
+    assert Tokenizer(folder).prompt("q") == rendered_ids(folder, messages,
+                                                         add_generation_prompt=True)
 
 
 def test_the_default_system_in_a_template_file_of_its_own(tmp_path):
@@ -158,15 +168,12 @@ def test_the_default_system_in_a_template_file_of_its_own(tmp_path):
 
 @pytest.mark.parametrize(
     "template, found",
-    [
-        ('{{ "<|im_start|>system\\nIt\'s me.<|im_end|>" }}', "It's me."),
-        ("{{ '<|im_start|>system\\nIt\\'s me.<|im_end|>' }}", "It's me."),
-        ("<|im_start|>system\nNo \\string {here}.<|im_end|>\n{% for m in messages %}", "No \\string {here}."),
-        ("<|im_start|>system\n{{ messages[0].content }}<|im_end|>", None),
-        ("{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}", None),
-        ("{% for m in messages %}{{ '<|im_start|>' + m.role }}{% endfor %}", None),
-        ("", None),
-    ],
+    [('{{ "<|im_start|>system\\nIt\'s me.<|im_end|>" }}', "It's me."),
+     ("{{ '<|im_start|>system\\nIt\\'s me.<|im_end|>' }}", "It's me."),
+     ("<|im_start|>system\nNo \\string {here}.<|im_end|>\n{% for m in messages %}",
+      "No \\string {here}."), ("<|im_start|>system\n{{ messages[0].content }}<|im_end|>", None),
+     ("{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}", None),
+     ("{% for m in messages %}{{ '<|im_start|>' + m.role }}{% endfor %}", None), ("", None), ],
 )
 def test_where_the_default_system_may_stand(template, found):
     assert find_default_system(template) == found
@@ -179,13 +186,16 @@ def test_without_a_default_system_one_must_be_given(tmp_path):
         tokenizer.prompt("q")
 
 
-# ------------------------------------------------------------------------------------------------- stops and bad input
+# ------------------------------------------------------------------------------ stops and bad input
 
 
 def test_stop_ids_are_every_declared_end_and_both_of_qwens(tokenizer_folder, tmp_path):
     write_tokenizer(tmp_path)
     both = Tokenizer(tokenizer_folder).stop_ids
-    assert both == {Tokenizer(tokenizer_folder)._fast.token_to_id(name) for name in ("<|im_end|>", "<|endoftext|>")}
+    assert both == {
+        Tokenizer(tokenizer_folder)._fast.token_to_id(name)
+        for name in ("<|im_end|>", "<|endoftext|>")
+    }
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
     (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
     assert Tokenizer(tmp_path).stop_ids == both | {5, 6, 7}
@@ -199,16 +209,15 @@ def break_file(folder: Path, name: str, text: str | None) -> None:
 
 @pytest.mark.parametrize(
     "name, text, message",
-    [
-        ("tokenizer.json", None, "tokenizer.json: no such file"),
-        ("tokenizer.json", '{"model": ', "tokenizer.json: not a tokenizer"),
-        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "no token '<|im_end|>'"),
-        ("tokenizer_config.json", None, "tokenizer_config.json: no such file"),
-        ("tokenizer_config.json", '{\n"eos_token": }', "tokenizer_config.json:2: not valid JSON"),
-        ("tokenizer_config.json", "{}", "tokenizer_config.json: names no eos_token"),
-        ("tokenizer_config.json", '{"eos_token": "</s>"}', "tokenizer.json: has no token '</s>'"),
-        ("config.json", '{"vocab_size": 100}', "config.json: vocab_size is 100, the tokenizer"),
-    ],
+    [("tokenizer.json", None, "tokenizer.json: no such file"),
+     ("tokenizer.json", '{"model": ', "tokenizer.json: not a tokenizer"),
+     ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+      "no token '<|im_end|>'"),
+     ("tokenizer_config.json", None, "tokenizer_config.json: no such file"),
+     ("tokenizer_config.json", '{\n"eos_token": }', "tokenizer_config.json:2: not valid JSON"),
+     ("tokenizer_config.json", "{}", "tokenizer_config.json: names no eos_token"),
+     ("tokenizer_config.json", '{"eos_token": "</s>"}', "tokenizer.json: has no token '</s>'"),
+     ("config.json", '{"vocab_size": 100}', "config.json: vocab_size is 100, the tokenizer"), ],
 )
 def test_bad_files_are_named(name, text, message, tmp_path):
     break_file(write_tokenizer(tmp_path), name, text)
@@ -225,21 +234,26 @@ def test_bad_text_and_roles_are_user_errors(tokenizer_folder):
         tokenizer.chat([{"role": "user", "content": "q"}, {"role": "tool", "content": "46"}])
 
 
-# --------------------------------------------------------------------------------------------------- the real tokenizer
+# ------------------------------------------------------------------------------- the real tokenizer
 
 
-@pytest.mark.skipif("MATHFT_DATA" not in os.environ, reason="MATHFT_DATA names no folder with the real tokenizer")
+@pytest.mark.skipif("MATHFT_DATA" not in os.environ,
+                    reason="MATHFT_DATA names no folder with the real tokenizer")
 def test_the_real_tokenizer():
     folder = Path(os.environ["MATHFT_DATA"]) / "qwen2.5"
     tokenizer = Tokenizer(folder)
-    assert tokenizer.size == 151665 and tokenizer.end_id == 151645 and tokenizer.stop_ids == {151643, 151645}
+    assert tokenizer.size == 151665 and tokenizer.end_id == 151645 and tokenizer.stop_ids == {
+        151643, 151645
+    }
     assert tokenizer.default_system == DEFAULT_SYSTEM
     assert tokenizer.encode("12345") == [16, 17, 18, 19, 20]  # digit by digit
-    lines = (Path(os.environ["MATHFT_DATA"]) / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (Path(os.environ["MATHFT_DATA"]) / "gsm8k" /
+             "test.jsonl").read_text(encoding="utf-8").splitlines()
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(folder)
     for record in map(json.loads, lines[:100]):
-        turns = [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": record["answer"]}]
+        turns = [{"role": "user", "content": record["question"]},
+                 {"role": "assistant", "content": record["answer"]}]
         expected = theirs.apply_chat_template(turns, tokenize=True, return_dict=False)
         assert tokenizer.chat(turns)[0] + tokenizer.encode("\n") == expected

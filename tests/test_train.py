@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import train as module
+from attention import PackedAttention
 from checkpoint import checkpoints
 from data import Example, pack
 from lora import add_lora
-from attention import PackedAttention
 from model import Config, Qwen2
 from prefix import Prefix, prefix_from_ids
 from runtime import UserError
-from train import (SummedCrossEntropy, TrainSettings, count_targets, learning_rate_at, make_optimizer, mean_loss,
-                   summed_loss, train)
+from train import (SummedCrossEntropy, TrainSettings, count_targets, learning_rate_at,
+                   make_optimizer, mean_loss, summed_loss, train)
 
 V = 64
 METHODS = ("full", "lora", "prefix", "projected prefix")
@@ -27,9 +27,9 @@ METHODS = ("full", "lora", "prefix", "projected prefix")
 
 def make_model(dtype: torch.dtype = torch.float32, **changes) -> Qwen2:
     """A small model of fixed random weights."""
-    sizes = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=256,
-                 tie_word_embeddings=True)  # fmt: skip
+    sizes = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
+                 rope_theta=1e4, max_position_embeddings=256, tie_word_embeddings=True)  # fmt: skip
     model = Qwen2(Config(**sizes | changes), dtype)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -68,7 +68,8 @@ def settings(steps: int, **changes) -> TrainSettings:
     return TrainSettings(steps, **{"learning_rate": 3e-3, "warmup": 0.2, "log_every": 1} | changes)
 
 
-def run(method: str, folder: Path, steps: int = 10, **options) -> tuple[dict[str, Tensor], list[dict]]:
+def run(method: str, folder: Path, steps: int = 10,
+        **options) -> tuple[dict[str, Tensor], list[dict]]:
     """Train on batches of three; the trained tensors afterwards, and the records of the log."""
     model, trainable, prefix = prepare(method)
     examples, records = some_examples(12), []
@@ -77,11 +78,11 @@ def run(method: str, folder: Path, steps: int = 10, **options) -> tuple[dict[str
         return [examples[(3 * step + i) % 12] for i in range(3)]
 
     changes = {
-        name: options.pop(name) for name in ("save_every", "keep", "clip", "micro_batch_tokens") if name in options
+        name: options.pop(name)
+        for name in ("save_every", "keep", "clip", "micro_batch_tokens") if name in options
     }
-    train(
-        model, trainable, batch_at, settings(steps, **changes), folder, prefix=prefix, on_log=records.append, **options
-    )
+    train(model, trainable, batch_at, settings(steps, **changes), folder, prefix=prefix,
+          on_log=records.append, **options)
     return {name: p.detach().clone() for name, p in trainable.items()}, records
 
 
@@ -98,7 +99,7 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -
         assert (a[name] - b[name]).abs().max() <= tolerance, name
 
 
-# ----------------------------------------------------------------------------------------------------------------- loss
+# --------------------------------------------------------------------------------------------- loss
 
 
 @pytest.mark.parametrize("filler", (0, 15, 300))
@@ -108,14 +109,16 @@ def test_the_chunked_cross_entropy_is_torchs(rows, filler, chunk, monkeypatch):
     """Loss and both gradients, whether the rows fit one chunk, fill some exactly, or leave a rest; filler has no part in it."""
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", chunk * 50)
     torch.manual_seed(0)
-    hidden, weight = torch.randn(rows + filler, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    hidden, weight = torch.randn(rows + filler, 16, requires_grad=True), torch.randn(
+        50, 16, requires_grad=True)
     targets = torch.randint(50, (rows,))
     (SummedCrossEntropy.apply(hidden, weight, targets) / 7).backward()
     ours = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
     expected = F.cross_entropy(hidden[:rows] @ weight.T, targets, reduction="sum")
     (expected / 7).backward()
-    assert SummedCrossEntropy.apply(hidden, weight, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert SummedCrossEntropy.apply(hidden, weight, targets).item() == pytest.approx(
+        expected.item(), rel=1e-6)
     for our, theirs in zip(ours, (hidden.grad, weight.grad)):
         assert (our - theirs).abs().max() <= 1e-6 * max(1.0, theirs.abs().max())
 
@@ -156,7 +159,8 @@ def test_gradients_of_bf16_products_add_up_in_fp32():
         found.append(gradients(trainable))
     assert all(grad.dtype == torch.float32 for grad in found[0].values())
     assert_close(*found, 0.0)
-    assert (found[0]["model.layers.0.mlp.up_proj.weight"] != found[0]["model.layers.0.mlp.up_proj.weight"].bfloat16()).any()
+    assert (found[0]["model.layers.0.mlp.up_proj.weight"]
+            != found[0]["model.layers.0.mlp.up_proj.weight"].bfloat16()).any()
 
 
 @pytest.mark.parametrize("with_prefix", (False, True))
@@ -168,10 +172,12 @@ def test_the_packed_loss_is_the_loss_of_each_document_alone(with_prefix):
         alone = []
         for example in EIGHT:
             attention = PackedAttention([len(example.ids)], prefix)
-            log_probs = model.logits(model(torch.tensor(example.ids), attention.positions, attention)).log_softmax(-1)
+            log_probs = model.logits(
+                model(torch.tensor(example.ids), attention.positions, attention)).log_softmax(-1)
             wanted = [t for t in range(1, len(example.ids)) if example.is_target[t]]
             alone.append(-sum(log_probs[t - 1, example.ids[t]] for t in wanted).item())
-            assert summed_loss(model, [example], prefix).item() == pytest.approx(alone[-1], rel=1e-6)
+            assert summed_loss(model, [example], prefix).item() == pytest.approx(
+                alone[-1], rel=1e-6)
         assert summed_loss(model, EIGHT, prefix).item() == pytest.approx(sum(alone), rel=1e-6)
     assert mean_loss(model, EIGHT, prefix, micro_batch_tokens=40) == pytest.approx(
         sum(alone) / count_targets(EIGHT), rel=1e-6
@@ -187,7 +193,8 @@ def test_cutting_a_batch_changes_nothing(method):
     for size in (8, 4, 1):
         loss = 0.0
         for start in range(0, 8, size):
-            part = summed_loss(model, EIGHT[start : start + size], prefix() if prefix else None) / targets
+            part = summed_loss(model, EIGHT[start:start + size],
+                               prefix() if prefix else None) / targets
             part.backward()
             loss += part.item()
         found.append((loss, gradients(trainable)))
@@ -199,7 +206,10 @@ def test_cutting_a_batch_changes_nothing(method):
 
 def test_the_loop_cuts_by_tokens_and_logs_the_same_figures(tmp_path):
     """The same through `train`: --micro-batch-tokens changes neither loss nor gradient norm."""
-    logs = [run("full", tmp_path / str(most), steps=2, micro_batch_tokens=most)[1] for most in (1, 30, 10_000)]
+    logs = [
+        run("full", tmp_path / str(most), steps=2, micro_batch_tokens=most)[1]
+        for most in (1, 30, 10_000)
+    ]
     for log in logs[1:]:
         for record, first in zip(log, logs[0], strict=True):
             assert record["loss"] == pytest.approx(first["loss"], abs=1e-6)
@@ -233,34 +243,41 @@ def test_gradient_checkpointing_gives_equal_gradients(method):
 
 
 def test_targets_are_counted_without_the_first_token():
-    assert count_targets([Example([1, 2, 3], [True, True, True]), Example([1, 2], [False, False])]) == 2
+    assert count_targets([Example([1, 2, 3], [True, True, True]),
+                          Example([1, 2], [False, False])]) == 2
 
 
-# ------------------------------------------------------------------------------------------------------------ optimiser
+# ---------------------------------------------------------------------------------------- optimiser
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     plan = TrainSettings(100, learning_rate=2.0, warmup=0.1)
     rates = [learning_rate_at(step, plan) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])  # reaches the peak at the tenth
+    assert rates[:10] == pytest.approx(
+        [0.2 * (step + 1) for step in range(10)])  # reaches the peak at the tenth
     assert rates[10] == 2.0 and rates[55] == pytest.approx(1.0)  # half-way down at half of the rest
     assert rates[32] == pytest.approx(1 + math.cos(math.pi * 22 / 90))
     assert rates[10:] == sorted(rates[10:], reverse=True) and 0 < rates[99] < 0.001
     assert learning_rate_at(0, TrainSettings(1, learning_rate=2.0)) == 2.0
     assert learning_rate_at(0, TrainSettings(50, learning_rate=2.0, warmup=0.0)) == 2.0
-    assert [learning_rate_at(step, TrainSettings(4, 2.0, warmup=1.0)) for step in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    assert [learning_rate_at(step, TrainSettings(4, 2.0, warmup=1.0)) for step in range(4)] == [
+        0.5, 1.0, 1.5, 2.0
+    ]
 
 
 def test_the_loop_uses_that_rate(tmp_path):
     _, records = run("lora", tmp_path, steps=6)
-    assert [record["learning_rate"] for record in records] == [learning_rate_at(step, settings(6)) for step in range(6)]
+    assert [record["learning_rate"] for record in records] == [
+        learning_rate_at(step, settings(6)) for step in range(6)
+    ]
 
 
 def test_weight_decay_is_on_matrices_only():
     """Without any gradient a matrix still shrinks by lr · decay, and a norm's scale or a bias does not."""
     model = make_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = make_optimizer(dict(model.named_parameters()), settings(10, learning_rate=0.1, weight_decay=0.5))
+    optimizer = make_optimizer(dict(model.named_parameters()),
+                               settings(10, learning_rate=0.1, weight_decay=0.5))
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -293,9 +310,8 @@ def test_the_gradient_is_clipped_to_its_norm(clip, tmp_path, monkeypatch):
 
     def watched(trainable, plan):
         optimizer = make_optimizer(trainable, plan)
-        optimizer.register_step_pre_hook(
-            lambda *_: norms.append(torch.stack([p.grad.norm() for p in trainable.values()]).norm().item())
-        )
+        optimizer.register_step_pre_hook(lambda *_: norms.append(
+            torch.stack([p.grad.norm() for p in trainable.values()]).norm().item()))
         return optimizer
 
     monkeypatch.setattr(module, "make_optimizer", watched)
@@ -305,7 +321,7 @@ def test_the_gradient_is_clipped_to_its_norm(clip, tmp_path, monkeypatch):
     assert norms == pytest.approx([clip] * 3 if clip < 1 else logged, rel=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------------------- the loop
+# ----------------------------------------------------------------------------------------- the loop
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -327,7 +343,8 @@ def test_ten_steps_are_five_a_kill_and_five_more_bit_for_bit(method, tmp_path):
     resumed, log_behind = run(method, tmp_path / "cut", resume_from=last)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     exact = ("step", "loss", "learning_rate", "grad_norm")
-    assert [[r[key] for key in exact] for r in log_behind] == [[r[key] for key in exact] for r in log[5:]]
+    assert [[r[key] for key in exact] for r in log_behind
+            ] == [[r[key] for key in exact] for r in log[5:]]
 
 
 def test_an_interrupted_run_ends_its_step_saves_and_goes_on(tmp_path):
@@ -339,7 +356,8 @@ def test_an_interrupted_run_ends_its_step_saves_and_goes_on(tmp_path):
     def batch_at(step: int) -> list[Example]:
         return [examples[(3 * step + i) % 12] for i in range(3)]
 
-    totals = train(model, trainable, batch_at, settings(10), tmp_path / "cut", stop=lambda: next(asked))
+    totals = train(model, trainable, batch_at, settings(10), tmp_path / "cut",
+                   stop=lambda: next(asked))
     assert (totals.steps, totals.interrupted) == (3, True)
     (last,) = checkpoints(tmp_path / "cut")
     assert last.name == "step-3"
@@ -351,7 +369,8 @@ def test_totals_go_on_too(tmp_path):
     model, trainable, _ = prepare("lora")
     plan, folder = settings(2), tmp_path
     train(model, trainable, lambda step: EIGHT, settings(4), folder, stop=lambda: True)
-    totals = train(model, trainable, lambda step: EIGHT, plan, folder, resume_from=checkpoints(folder)[0])
+    totals = train(model, trainable, lambda step: EIGHT, plan, folder,
+                   resume_from=checkpoints(folder)[0])
     assert totals.steps == 2 and not totals.interrupted and totals.seconds > 0
     assert totals.tokens == 2 * sum(len(example.ids) for example in EIGHT)
     assert totals.target_tokens == 2 * count_targets(EIGHT)
@@ -365,7 +384,8 @@ def test_a_run_that_is_done_does_nothing_more(tmp_path):
 
 def test_the_state_of_another_method_is_refused(tmp_path):
     run("lora", tmp_path, steps=1)
-    with pytest.raises(UserError, match="step-1: holds the state of other parameters than this method trains"):
+    with pytest.raises(UserError,
+                       match="step-1: holds the state of other parameters than this method trains"):
         run("prefix", tmp_path, steps=2, resume_from=checkpoints(tmp_path)[0])
 
 
@@ -377,8 +397,8 @@ def test_the_loss_on_one_batch_falls_and_the_frozen_rest_stays(method, tmp_path)
     rate = {"full": 3e-3, "lora": 1e-2}.get(method, 0.1)
     start = mean_loss(model, EIGHT, prefix() if prefix else None)
     losses = []
-    train(model, trainable, lambda step: EIGHT, settings(30, learning_rate=rate), tmp_path, prefix=prefix,
-          on_log=lambda record: losses.append(record["loss"]))  # fmt: skip
+    train(model, trainable, lambda step: EIGHT, settings(30, learning_rate=rate), tmp_path,
+          prefix=prefix, on_log=lambda record: losses.append(record["loss"]))  # fmt: skip
     assert losses[0] == pytest.approx(start, abs=1e-5)
     assert mean_loss(model, EIGHT, prefix() if prefix else None) < losses[-1] < 0.93 * losses[0]
     now = dict(model.named_parameters())
@@ -408,7 +428,8 @@ def test_a_loss_that_is_no_number_stops_and_names_step_and_batch(tmp_path):
 def test_a_gradient_that_overflows_stops_too(tmp_path):
     model, trainable, _ = prepare("full")
     trainable["model.norm.weight"].register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(UserError, match="step 1: the loss is [0-9.]+, the gradient's norm (nan|inf)"):
+    with pytest.raises(UserError,
+                       match="step 1: the loss is [0-9.]+, the gradient's norm (nan|inf)"):
         train(model, trainable, lambda step: EIGHT, settings(2), tmp_path)
 
 
@@ -416,10 +437,11 @@ def test_a_gradient_that_overflows_stops_too(tmp_path):
 def test_only_the_last_checkpoints_are_kept(keep, left, tmp_path):
     run("lora", tmp_path, steps=7, save_every=2, keep=keep)
     assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step}" for step in left]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == sorted(f"step-{step}" for step in left)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == sorted(
+        f"step-{step}" for step in left)
 
 
-# -------------------------------------------------------------------------------------------------------------- the log
+# ------------------------------------------------------------------------------------------ the log
 
 
 def test_what_a_line_of_the_log_holds(tmp_path):
@@ -436,7 +458,8 @@ def test_what_a_line_of_the_log_holds(tmp_path):
     )
     assert [record["step"] for record in records] == [3, 6, 7] and steps == list(range(1, 8))
     assert list(records[0]) == [
-        *("step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "target_tokens_per_second", "memory_mib")
+        *("step", "loss", "learning_rate", "grad_norm", "tokens_per_second",
+          "target_tokens_per_second", "memory_mib")
     ]
     tokens = sum(len(example.ids) for example in EIGHT)
     for record in records:

@@ -10,21 +10,24 @@ import pytest
 
 import synthetic
 import vote
-from vote import KINDS, choose, cluster, confidence, maj_at_k, main, pass_at_k
+from vote import KINDS, choose, cluster, confidence, main, maj_at_k, pass_at_k
 
 N = None  # a sample without an answer
 
 
-# ------------------------------------------------------------------------------------------------------------ clusters
+# ----------------------------------------------------------------------------------------- clusters
 
 
-@pytest.mark.parametrize("answers, ids", [
-    ([], []),
-    ([N, N], [N, N]),
-    (["1/2", "3", "0.5", N, r"\frac12", "3.0"], [0, 1, 0, N, 0, 1]),  # by value, numbered as first seen
-    (["2", "1", "2", "1"], [0, 1, 0, 1]),
-    (["", "0"], [0, 1]),  # an empty answer is an answer
-])
+@pytest.mark.parametrize(
+    "answers, ids",
+    [
+        ([], []),
+        ([N, N], [N, N]),
+        (["1/2", "3", "0.5", N, r"\frac12", "3.0"], [0, 1, 0, N, 0, 1
+                                                     ]),  # by value, numbered as first seen
+        (["2", "1", "2", "1"], [0, 1, 0, 1]),
+        (["", "0"], [0, 1]),  # an empty answer is an answer
+    ])
 def test_clusters(answers, ids):
     assert cluster(answers) == ids
 
@@ -52,7 +55,7 @@ def test_two_spellings_of_a_synthetic_answer_outvote_a_wrong_one():
         assert choose(cluster([N, gold + "1", gold, gold + ".0"])) == 2
 
 
-# --------------------------------------------------------------------------------------------------------------- votes
+# -------------------------------------------------------------------------------------------- votes
 
 
 @pytest.mark.parametrize("ids, weights, majority, weighted, best", [
@@ -76,7 +79,8 @@ def test_choose(ids, weights, majority, weighted, best):
     assert [choose(ids, weights, kind) for kind in KINDS] == [majority, weighted, best]
 
 
-@pytest.mark.parametrize("ids, chosen", [([], N), ([N], N), ([0], 0), ([0, 1], 0), ([0, 1, 1], 1), ([N, 0, 1], 1)])
+@pytest.mark.parametrize("ids, chosen", [([], N), ([N], N), ([0], 0), ([0, 1], 0), ([0, 1, 1], 1),
+                                         ([N, 0, 1], 1)])
 def test_majority_without_weights(ids, chosen):
     assert choose(ids) == chosen
 
@@ -113,7 +117,8 @@ def by_definition(ids: list[int | None], weights: list[float], kind: str) -> int
         total = sum(Fraction(str(weights[sample])) for sample in members)
         return (len(members), total) if kind == "majority" else total
 
-    return min(max(groups.values(), key=rank), default=None) if groups else None  # max: the first of equals
+    return min(max(groups.values(), key=rank),
+               default=None) if groups else None  # max: the first of equals
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,7 +164,7 @@ def test_weights_that_are_none(weights, kind):
         maj_at_k([0, 1], [True, False], 1, weights, kind)
 
 
-# --------------------------------------------------------------------------------------------------- pass@k and maj@k
+# --------------------------------------------------------------------------------- pass@k and maj@k
 
 
 def test_pass_at_k_is_the_mean_over_all_subsets():
@@ -174,7 +179,8 @@ def test_pass_at_k_is_unbiased():
     """Over all outcomes of n samples that are each right with probability p, its mean is 1 - (1 - p)^k."""
     n, p = 6, 0.3
     for k in range(1, n + 1):
-        mean = sum(math.comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1))
+        mean = sum(
+            math.comb(n, c) * p**c * (1 - p)**(n - c) * pass_at_k(n, c, k) for c in range(n + 1))
         assert mean == pytest.approx(1 - (1 - p) ** k)
 
 
@@ -234,16 +240,19 @@ def test_two_unweighted_votes_are_one_sample(n):
     answers = rng.choices("12345", k=n)
     right = [answer == "1" for answer in answers]
     assert maj_at_k(cluster(answers), right, 2) == (pytest.approx(sum(right) / n), 0.0)
-    assert maj_at_k([0, N, 1], [True, False, False], 2)[0] == 1 / 2  # not so where one may have none: 1/3 are right
+    assert maj_at_k([0, N, 1], [True, False, False],
+                    2)[0] == 1 / 2  # not so where one may have none: 1/3 are right
 
 
 def test_the_best_by_verdict_is_pass_at_k():
     """A perfect verifier finds the right sample wherever there is one, and what is drawn at random is not needed."""
     for n, k in itertools.product([64, 2000], [1, 2, 8, 32, 64]):
         right = [True] * 5 + [False] * (n - 5)
-        assert maj_at_k(range(n), right, k, right, "best") == (pytest.approx(pass_at_k(n, 5, k)), 0.0)
+        assert maj_at_k(range(n), right, k, right, "best") == (pytest.approx(pass_at_k(n, 5,
+                                                                                       k)), 0.0)
     # Numbers of subsets that no float holds.
-    assert maj_at_k(range(2000), right, 1000, right, "best")[0] == pytest.approx(pass_at_k(2000, 5, 1000))
+    assert maj_at_k(range(2000), right, 1000, right, "best")[0] == pytest.approx(
+        pass_at_k(2000, 5, 1000))
 
 
 # Sixteen samples, and 12,870 ways to choose eight of them.
@@ -278,8 +287,10 @@ def test_laws_hold_where_subsets_are_drawn():
     rng = random.Random(0)
     weights = [rng.random() for _ in range(64)]
     for kind in ("majority", "weighted"):
-        assert maj_at_k([0] * 64, [True] * 64, 8, weights, kind) == (pytest.approx(1), pytest.approx(0))
-        assert maj_at_k(range(64), [True] * 64, 8, weights, kind) == (pytest.approx(1), pytest.approx(0))
+        assert maj_at_k([0] * 64, [True] * 64, 8, weights,
+                        kind) == (pytest.approx(1), pytest.approx(0))
+        assert maj_at_k(range(64), [True] * 64, 8, weights,
+                        kind) == (pytest.approx(1), pytest.approx(0))
         assert maj_at_k(range(64), [False] * 64, 8, weights, kind) == (0, 0)
         assert maj_at_k([N] * 64, [False] * 64, 8, weights, kind) == (0, 0)
 

@@ -31,7 +31,9 @@ def measure(name: str, pairs: list[tuple[str, str]]) -> None:
     ranked = sorted(range(len(pairs)), key=times.__getitem__)
     at = [times[ranked[int(share * (len(pairs) - 1))]] for share in (0.5, 0.99, 1)]
     slowest = " | ".join(text[:40] for text in pairs[ranked[-1]])
-    print(f"{name:20s} {len(pairs):6d} pairs: median {at[0]:7.1f} us, 99 % {at[1]:8.1f} us, slowest {at[2]:8.1f} us: {slowest}")
+    print(
+        f"{name:20s} {len(pairs):6d} pairs: median {at[0]:7.1f} us, 99 % {at[1]:8.1f} us, slowest {at[2]:8.1f} us: {slowest}"
+    )
 
 
 if __name__ == "__main__":
@@ -40,6 +42,9 @@ if __name__ == "__main__":
     measure("hostile pairs", list(itertools.product(HOSTILE, HOSTILE)))
     if "MATHFT_DATA" in os.environ:
         path = Path(os.environ["MATHFT_DATA"]) / "math500/test.json"
-        golds = sorted({problem["answer"] for problem in json.loads(path.read_text(encoding="utf-8"))})
+        golds = sorted(
+            {problem["answer"]
+             for problem in json.loads(path.read_text(encoding="utf-8"))})
         rng = random.Random(0)
-        measure("golds with others", [(gold, other) for gold in golds for other in [gold, *rng.sample(golds, 50)]])
+        measure("golds with others",
+                [(gold, other) for gold in golds for other in [gold, *rng.sample(golds, 50)]])

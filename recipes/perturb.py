@@ -1,6 +1,6 @@
 """New problems from worked ones by rule: other numbers in the same story, or the story turned around. No teacher.
 
-    python perturb.py            # an embedded problem, with new numbers and turned around
+    python -m recipes.perturb            # an embedded problem, with new numbers and turned around
 
 Both run the program of the solution (program.py), exactly; a problem without one is left, and `Unfit` says why.
 
@@ -19,15 +19,17 @@ from fractions import Fraction
 
 import synthetic
 from answers import extract_answer
-from arithmetic import Numeral, Tree, apply, contains, evaluate, expression, places_of, write
 from data import Problem, parse_record
-from program import Program, Unfit, article, is_percent, program, value_of, words
+from recipes.arithmetic import (Numeral, Tree, apply, contains, evaluate, expression, places_of,
+                                write)
+from recipes.program import Program, Unfit, article, is_percent, program, value_of, words
+from runtime import hash_of
 
 TRIES = 2000  # draws of new numbers; most fail at once, at a division that leaves a rest
 GROWTH = 10  # a new value is at most so many times the old one
 
 
-# ------------------------------------------------------------------------------------------------ new numbers (simple)
+# ----------------------------------------------------------------------------- new numbers (simple)
 
 
 def perturb(problem: Problem, rng: random.Random, hard: bool = False) -> Problem:
@@ -40,10 +42,10 @@ def renumbered(made: Program, rng: random.Random) -> Problem:
     """The same story with other numbers: each of its free numbers changes, and so does the answer."""
     numbers = draw_fitting(made, rng)
     results, _ = made.run(numbers)
-    question, solution = (
-        replaced(text, [(n, write(value_of(source, numbers, results), n.text)) for n, source in places])
-        for text, places in zip((made.problem.question, made.problem.solution), made.places, strict=True)
-    )
+    question, solution = (replaced(text, [
+        (n, write(value_of(source, numbers, results), n.text)) for n, source in places
+    ]) for text, places in zip((made.problem.question,
+                                made.problem.solution), made.places, strict=True))
     return child(made.problem, "perturb", question, solution)
 
 
@@ -79,9 +81,15 @@ def bound_numbers(made: Program) -> dict[Fraction, int]:
     """Numbers of the question that are tied to the result of a step and not needed before it: they follow from it."""
     bound = {}
     for tie in made.ties:
-        numbers = [source[1] for source in tie if source[0] == "number" and source[1] in made.numbers]
+        numbers = [
+            source[1] for source in tie if source[0] == "number" and source[1] in made.numbers
+        ]
         first = min((source[1] for source in tie if source[0] == "result"), default=-1)
-        needed = {s[1] for step in made.steps[: first + 1] for s in step.operands if s[0] != "result"}
+        needed = {
+            s[1]
+            for step in made.steps[:first + 1]
+            for s in step.operands if s[0] != "result"
+        }
         bound |= {number: first for number in numbers if first >= 0 and number not in needed}
     return dict(sorted(bound.items(), key=lambda item: item[1]))
 
@@ -93,14 +101,15 @@ def draw(rng: random.Random, number: Fraction, percent: bool) -> Fraction:
     low, high = (2, 9) if units < 10 else (-(-units // 2), 2 * units)
     if percent and number < 100:
         high = min(high, 95 * 10**places)
-    tens = max((10**z for z in range(20) if units % 10**z == 0 and units >= 10 ** (z + 1)), default=1)
+    tens = max((10**z for z in range(20) if units % 10**z == 0 and units >= 10**(z + 1)), default=1)
     step = 5 if tens == 1 and units >= 15 and units % 5 == 0 else tens
     return Fraction(rng.randrange(-(-low // step) * step, high + 1, step), 10**places)
 
 
 def _keeps_its_kind(before: Fraction, after: Fraction) -> bool:
     """A whole value stays whole (a decimal as short), a positive one positive, and none grows beyond GROWTH times."""
-    if (before > 0) != (after > 0) or (before < 0) != (after < 0) or abs(after) > GROWTH * abs(before):
+    if (before > 0) != (after > 0) or (before < 0) != (after
+                                                       < 0) or abs(after) > GROWTH * abs(before):
         return False
     if before.denominator == 1 or after.denominator == 1:
         return after.denominator == 1
@@ -113,11 +122,17 @@ def _keeps_its_kind(before: Fraction, after: Fraction) -> bool:
 
 def _keeps_roles(made: Program, numbers: dict, old: list[Fraction], new: list[Fraction]) -> bool:
     """Tied sources are still equal, no two values that differed have become equal, and the answer is another."""
-    if old[-1] == new[-1] or any(len({value_of(source, numbers, new) for source in tie}) > 1 for tie in made.ties):
+    if old[-1] == new[-1] or any(
+            len({value_of(source, numbers, new)
+                 for source in tie}) > 1 for tie in made.ties):
         return False
     was: dict[Fraction, Fraction] = {}
-    pairs = [*((value, value) for value in made.constants), *numbers.items(), *zip(old, new, strict=True)]
-    changed = all(a != b and (a.denominator == 1) == (b.denominator == 1) for a, b in numbers.items())
+    pairs = [
+        *((value, value) for value in made.constants), *numbers.items(),
+        *zip(old, new, strict=True)
+    ]
+    changed = all(
+        a != b and (a.denominator == 1) == (b.denominator == 1) for a, b in numbers.items())
     return changed and all(was.setdefault(after, before) == before for before, after in pairs)
 
 
@@ -135,13 +150,14 @@ def replaced(text: str, changes: list[tuple[Numeral, str]]) -> str:
 
 def child(parent: Problem, recipe: str, question: str, solution: str) -> Problem:
     """A problem made of another; its id tells the parent, the recipe and, by a hash, which of several it is."""
-    name = f"{parent.id}/{recipe}-{synthetic.hash_of(question + solution) % 16**6:06x}"
+    name = f"{parent.id}/{recipe}-{hash_of(question + solution) % 16**6:06x}"
     origin = {"recipe": recipe, "parent": parent.id}
     answer = extract_answer(solution) or ""
-    return replace(parent, id=name, question=question, solution=solution, answer=answer, origin=origin)
+    return replace(parent, id=name, question=question, solution=solution, answer=answer,
+                   origin=origin)
 
 
-# ------------------------------------------------------------------------------------------------ turned around (hard)
+# ----------------------------------------------------------------------------- turned around (hard)
 
 ASKED = ("If the answer to this is {}, what is x?", "The answer to this is {}. Find x.")
 # How the left (1) and the right (2) operand of an operation are got back: what is said, and from the result `r` and the
@@ -168,7 +184,9 @@ def turned_around(made: Program, rng: random.Random) -> Problem:
     question = f"{replaced(problem.question, [(place, 'x')]).rstrip()} {rng.choice(ASKED).format(answer)}"
     results, _ = made.run({})
     try:
-        lines = [*first_lines(made, chains[number], results), f"Now work back from the answer, {answer}."]
+        lines = [
+            *first_lines(made, chains[number], results), f"Now work back from the answer, {answer}."
+        ]
         value = results[-1]
         for step, operand in reversed(chains[number]):
             operands = [value_of(source, {}, results) for source in made.steps[step].operands]
@@ -187,7 +205,8 @@ def chain_from(made: Program, number: Fraction) -> list[tuple[int, int]]:
     if sum(s == source for _, s in made.places[0]) != 1:
         return []
     while source != ("result", len(made.steps) - 1):
-        uses = [(k, i) for k, step in enumerate(made.steps) for i, s in enumerate(step.operands) if s == source]
+        uses = [(k, i) for k, step in enumerate(made.steps) for i, s in enumerate(step.operands)
+                if s == source]
         percent = any(s[:2] == ("percent", number) for step in made.steps for s in step.operands)
         if len(uses) != 1 or percent or any(source in tie for tie in made.ties):
             return []
@@ -205,23 +224,31 @@ def first_lines(made: Program, chain: list[tuple[int, int]], results: list[Fract
             needed |= {source[1] for source in made.steps[k].operands if source[0] == "result"}
     lines = []
     for k in sorted(needed - on_chain):
-        left = expression(made.steps[k].shape, [value_of(source, {}, results) for source in made.steps[k].operands])
+        left = expression(made.steps[k].shape,
+                          [value_of(source, {}, results) for source in made.steps[k].operands])
         lines.append(f"Without x, {marked(left, results[k])}.")
     return lines
 
 
-def undo(shape: Tree, operands: list[Fraction], unknown: int, value: Fraction, lines: list[str]) -> Fraction:
+def undo(shape: Tree, operands: list[Fraction], unknown: int, value: Fraction,
+         lines: list[str]) -> Fraction:
     """The operand `unknown` of an expression, from its value: from the outermost operation inwards, a line for each."""
     while isinstance(shape, tuple):
         side = 1 if contains(shape[1], unknown) else 2
         rest = shape[3 - side]
         other, said = evaluate(rest, operands, []), expression(rest, operands)
         if other <= 0 or value <= 0:
-            raise ValueError("x could not be told from its steps, or a sign would have to be written")
+            raise ValueError(
+                "x could not be told from its steps, or a sign would have to be written")
         text, (first, sign, second) = UNDO[shape[0], side]
-        given = {"r": (value, write(value, "")), "o": (other, f"({said})" if isinstance(rest, tuple) else said)}
+        given = {
+            "r": (value, write(value, "")),
+            "o": (other, f"({said})" if isinstance(rest, tuple) else said)
+        }
         value = apply(sign, given[first][0], given[second][0])
-        lines.append(f"{text.format(given['o'][1])}: {marked(given[first][1] + sign + given[second][1], value)}.")
+        lines.append(
+            f"{text.format(given['o'][1])}: {marked(given[first][1] + sign + given[second][1], value)}."
+        )
         shape = shape[side]
     return value
 
@@ -246,5 +273,5 @@ def main(number: str = "1") -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 or not all(argument.isdecimal() for argument in sys.argv[1:]):
-        sys.exit("usage: python perturb.py [NUMBER OF AN EMBEDDED PROBLEM]")
+        sys.exit("usage: python -m recipes.perturb [NUMBER OF AN EMBEDDED PROBLEM]")
     main(*sys.argv[1:])

@@ -1,6 +1,6 @@
 """The program behind a worked solution: where each number of its marks `<<48/2=24>>` comes from.
 
-    python program.py            # the program of an embedded problem
+    python -m recipes.program            # the program of an embedded problem
 
 A number of a mark comes from the question, from an earlier mark, or is a constant that no change of the story moves (half,
 a week, 3/8 ...). Numbers are told apart by their values alone. Where a value has two possible sources, both must keep being
@@ -14,30 +14,39 @@ from fractions import Fraction
 
 import synthetic
 from answers import equivalent
-from arithmetic import Mark, Numeral, Tree, check, evaluate, marks, numerals, tree
 from data import Problem, parse_record
+from recipes.arithmetic import Mark, Numeral, Tree, check, evaluate, marks, numerals, tree
 
 SMALL = 12  # numbers up to here are often not told
 LONGEST = 5000  # characters of a question or a solution: published ones stay below 2,000
-CARDINALS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-             "eighteen nineteen").split()
+CARDINALS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen").split()
 # What words say keeps its value: the cardinals (they are not changed), parts and multiples, and units.
 SAID = {
-    2: "half halve halved twice double doubled pair couple both weekend", 3: "thrice triple tripled third yard feet",
-    4: "quarter fourth square", 5: "fifth nickel weekday", 6: "sixth", 7: "seventh week weekly day daily", 8: "eighth",
-    9: "ninth", 10: "tenth dime decade", 12: "dozen month monthly year yearly annual inch inches foot feet",
-    16: "pound ounce", 20: "twenty", 24: "hour day", 25: "quarter", 30: "thirty", 40: "forty", 50: "fifty",
-    70: "seventy", 80: "eighty", 90: "ninety",
-    52: "week weekly year", 60: "sixty second minute hour", 365: "day year",
+    2: "half halve halved twice double doubled pair couple both weekend",
+    3: "thrice triple tripled third yard feet", 4: "quarter fourth square",
+    5: "fifth nickel weekday", 6: "sixth", 7: "seventh week weekly day daily", 8: "eighth",
+    9: "ninth", 10: "tenth dime decade",
+    12: "dozen month monthly year yearly annual inch inches foot feet", 16: "pound ounce",
+    20: "twenty", 24: "hour day", 25: "quarter", 30: "thirty", 40: "forty", 50: "fifty",
+    70: "seventy", 80: "eighty", 90: "ninety", 52: "week weekly year",
+    60: "sixty second minute hour", 365: "day year",
     100: "hundred percent cent penny dollar century meter centimeter cm",
     1000: "thousand meter kilometer km gram kilogram kg liter milliliter",
-    Fraction(1, 2): "half", Fraction(1, 4): "quarter", Fraction(1, 100): "percent",
+    Fraction(1, 2): "half",
+    Fraction(1, 4): "quarter",
+    Fraction(1, 100): "percent",
 }  # fmt: skip
 CONSTANTS: dict[str, set[Fraction]] = {
-    word: {Fraction(value) for value, said in (*SAID.items(), *enumerate(CARDINALS)) if word in said.split()}
+    word: {
+        Fraction(value)
+        for value, said in (*SAID.items(), *enumerate(CARDINALS)) if word in said.split()
+    }
     for word in " ".join((*SAID.values(), *CARDINALS)).split()
 }
-FACTS = {("7", "day"), ("24", "hour"), ("60", "minute"), ("60", "second"), ("12", "month"), ("52", "week")}
+FACTS = {("7", "day"), ("24", "hour"), ("60", "minute"), ("60", "second"), ("12", "month"),
+         ("52", "week")}
 ENDINGS = ("st", "nd", "rd", "th", "s")  # 1st, the 90s
 BEHIND = ("am", "pm", "o", "hundred", "thousand", "million")  # 5 pm, 5 o'clock, 2 million
 
@@ -65,9 +74,11 @@ class Program:
     problem: Problem
     numbers: tuple[Fraction, ...]  # values of the question that may change
     steps: tuple[Step, ...]
-    ties: tuple[tuple[Source, ...], ...]  # sources of one value that cannot be told apart, and stay equal
+    ties: tuple[tuple[Source, ...],
+                ...]  # sources of one value that cannot be told apart, and stay equal
     constants: frozenset[Fraction]  # values that stay, and that no changed number may take
-    places: tuple[tuple[tuple[Numeral, Source], ...], ...]  # the numbers of the question, and those of the solution
+    places: tuple[tuple[tuple[Numeral, Source], ...],
+                  ...]  # the numbers of the question, and those of the solution
 
     def run(self, numbers: dict[Fraction, Fraction]) -> tuple[list[Fraction], list[Fraction]]:
         """The results of all steps, and the value of every operation in them, with other values for the question's
@@ -75,11 +86,13 @@ class Program:
         results: list[Fraction] = []
         trail: list[Fraction] = []
         for step in self.steps:
-            results.append(evaluate(step.shape, [value_of(s, numbers, results) for s in step.operands], trail))
+            results.append(
+                evaluate(step.shape, [value_of(s, numbers, results) for s in step.operands], trail))
         return results, trail
 
 
-def value_of(source: Source, numbers: dict[Fraction, Fraction], results: list[Fraction]) -> Fraction:
+def value_of(source: Source, numbers: dict[Fraction, Fraction],
+             results: list[Fraction]) -> Fraction:
     """What a source gives, with new values for numbers of the question (by their old ones) and the results so far."""
     kind, what, *rest = source
     if kind == "result":
@@ -88,12 +101,13 @@ def value_of(source: Source, numbers: dict[Fraction, Fraction], results: list[Fr
     return value if not rest else rest[0] + rest[1] * value / 100
 
 
-# -------------------------------------------------------------------------------------------- what a question says
+# ----------------------------------------------------------------------------- what a question says
 
 
 def words(text: str) -> list[str]:
     """Words in small letters, units and parts without the s of a plural."""
-    found = "".join(char if char.isalpha() else " " for char in text.lower().replace("%", " percent ")).split()
+    found = "".join(
+        char if char.isalpha() else " " for char in text.lower().replace("%", " percent ")).split()
     return [word[:-1] if word.endswith("s") and word[:-1] in CONSTANTS else word for word in found]
 
 
@@ -134,13 +148,14 @@ def has_step_without_mark(solution: str) -> bool:
         parts = line.split("=")
         for left, right in zip(parts, parts[1:]):
             found = numerals(left := left.rpartition("@")[2])
-            calculates = any(set(left[a.end : b.start]) & set("+-*/x×–−÷") for a, b in zip(found, found[1:]))
+            calculates = any(
+                set(left[a.end:b.start]) & set("+-*/x×–−÷") for a, b in zip(found, found[1:]))
             if calculates and not right.lstrip(" $").startswith("@"):
                 return True
     return False
 
 
-# ------------------------------------------------------------------------------------------------------- the program
+# -------------------------------------------------------------------------------------- the program
 
 
 def program(problem: Problem) -> Program:
@@ -165,12 +180,14 @@ class _Linker:
         self.asked = numerals(problem.question)
         fixed = {n.value for n in self.asked if is_fixed(problem.question, n)}
         self.numbers = {n.value for n in self.asked} - fixed
-        self.percents = {n.value for n in self.asked if is_percent(problem.question, n)} & self.numbers
+        self.percents = {n.value
+                         for n in self.asked if is_percent(problem.question, n)} & self.numbers
         question, solution = words(problem.question), words(self.solution)
         # A cardinal that only the solution says may be a result in words; a unit there is as good as in the question.
         said = {*question, *(word for word in solution if word not in CARDINALS)} & CONSTANTS.keys()
         self.constants = fixed.union({Fraction(1)}, *(CONSTANTS[word] for word in said))
-        self.cardinals = set().union(*(CONSTANTS[word] for word in {*question, *solution} & {*CARDINALS[2:]}))
+        self.cardinals = set().union(*(CONSTANTS[word]
+                                       for word in {*question, *solution} & {*CARDINALS[2:]}))
         self.marks = marks(self.solution)
         self.values: list[Fraction] = []  # of the marks that have been read
         self.operands: list[list[Fraction]] = []  # theirs
@@ -193,16 +210,25 @@ class _Linker:
         places += [(n, self._in_prose(n)) for n in rest]
         for value in self.cardinals:  # "five apples" and "5 apples" may be the same
             self._source({("constant", value)} | self._known(value))
-        if not self.numbers <= {source[1] for source in self.used if source[0] in ("number", "percent")}:
+        if not self.numbers <= {
+                source[1]
+                for source in self.used if source[0] in ("number", "percent")
+        }:
             raise Unfit("a number of the question is never used")
-        pinned = {s[1] for tie in self.ties if tie[0][0] == "constant" for s in tie if s[0] == "number"}
+        pinned = {
+            s[1]
+            for tie in self.ties if tie[0][0] == "constant" for s in tie if s[0] == "number"
+        }
         # A small number that is told once and read twice may be, the other time, one that nobody tells: two parents.
-        told, read = Counter(n.value for n in self.asked), Counter(s for step in self.steps for s in step.operands)
+        told, read = Counter(n.value for n in self.asked), Counter(
+            s for step in self.steps for s in step.operands)
         pinned |= {n for n in self.numbers if n <= SMALL and told[n] == 1 and read["number", n] > 1}
-        asked = tuple((n, ("number" if n.value in self.numbers else "constant", n.value)) for n in self.asked)
+        asked = tuple(
+            (n, ("number" if n.value in self.numbers else "constant", n.value)) for n in self.asked)
         free = tuple(sorted(self.numbers - pinned))
         return Program(self.problem, free, tuple(self.steps), tuple(sorted(self.ties)),
-                       frozenset(self.constants | pinned), (asked, tuple(sorted(places, key=lambda p: p[0].start))))
+                       frozenset(self.constants | pinned),
+                       (asked, tuple(sorted(places, key=lambda p: p[0].start))))
 
     def _read(self, mark: Mark, own: list[Numeral]) -> None:
         """The next step, from a mark and the numbers in it."""
@@ -225,9 +251,12 @@ class _Linker:
         """All sources of a value: constants, the question, its percentages, the results so far (or the first)."""
         found = {("constant", value)} if value in self.constants else set()
         found |= {("number", value)} if value in self.numbers else set()
-        found |= {("result", k) for k, result in enumerate(self.values[:results]) if result == value}
-        shares = ((p, base, sign) for p in self.percents for base, sign in ((0, 1), (1, -1), (1, 1)))
-        return found | {("percent", *share) for share in shares if share[1] + share[2] * share[0] / 100 == value}
+        found |= {("result", k)
+                  for k, result in enumerate(self.values[:results]) if result == value}
+        shares = ((p, base, sign) for p in self.percents
+                  for base, sign in ((0, 1), (1, -1), (1, 1)))
+        return found | {("percent", *share)
+                        for share in shares if share[1] + share[2] * share[0] / 100 == value}
 
     def _source(self, candidates: set[Source]) -> Source:
         """One of the sources, a result before all else; where there are several, they are tied."""
@@ -241,17 +270,21 @@ class _Linker:
         """The last mark gives the answer, and the last line repeats it."""
         end = self.solution.rfind("####")
         last = [n.value for n in outside if n.start > end]
-        if end < self.marks[-1].end or last != self.values[-1:] or not equivalent(self.problem.answer, str(last[0])):
+        if end < self.marks[-1].end or last != self.values[-1:] or not equivalent(
+                self.problem.answer, str(last[0])):
             raise Unfit("the last mark is not the answer")
 
     def _in_prose(self, n: Numeral) -> Source:
         """The source of a number outside the marks, by its place where that tells, else by its value."""
         start, end = self.solution.rfind("\n", 0, n.start) + 1, self.solution.find("\n", n.end)
-        here = [k for k, mark in enumerate(self.marks) if start <= mark.start and (mark.start < end or end < 0)]
+        here = [
+            k for k, mark in enumerate(self.marks)
+            if start <= mark.start and (mark.start < end or end < 0)
+        ]
         before = [k for k in here if self.marks[k].end <= n.start]
         if before:
             start = self.marks[before[-1]].end
-            if self.values[before[-1]] == n.value and not self.solution[start : n.start].strip(" $"):
+            if self.values[before[-1]] == n.value and not self.solution[start:n.start].strip(" $"):
                 return "result", before[-1]  # <<48/2=24>>24
         if n.start > self.solution.rfind("####"):
             return "result", len(self.steps) - 1
@@ -263,15 +296,21 @@ class _Linker:
             if n.start in places and [copy.value for copy in copies] == operands:
                 return self.steps[after[0]].operands[places.index(n.start)]
         near = {("result", k) for k in here if self.values[k] == n.value}
-        near |= {s for k in here for s, v in zip(self.steps[k].operands, self.operands[k], strict=True) if v == n.value}
-        return self._source(near or self._known(n.value, sum(mark.start < n.start for mark in self.marks)))
+        near |= {
+            s
+            for k in here
+            for s, v in zip(self.steps[k].operands, self.operands[k], strict=True) if v == n.value
+        }
+        return self._source(
+            near or self._known(n.value, sum(mark.start < n.start for mark in self.marks)))
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 or not all(argument.isdecimal() for argument in sys.argv[1:]):
-        sys.exit("usage: python program.py [NUMBER OF AN EMBEDDED PROBLEM]")
+        sys.exit("usage: python -m recipes.program [NUMBER OF AN EMBEDDED PROBLEM]")
     number = int((*sys.argv[1:], "1")[0])
-    shown = program(parse_record(synthetic.problem("mini-gsm", "train", number), f"mini-gsm/train/0/{number}"))
+    shown = program(
+        parse_record(synthetic.problem("mini-gsm", "train", number), f"mini-gsm/train/0/{number}"))
     print(shown.problem.question)
     for step in shown.steps:
         print(f"  {step}")

@@ -1,6 +1,6 @@
 """A client for servers that speak OpenAI's chat completions: requests, retries, and what a reply says.
 
-    python client.py '{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}'      # how a reply is read
+    python -m recipes.client '{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}'      # how a reply is read
 
 A reply that cannot be used (cut, garbled, empty, refused, an error of the server) is asked for again, up to ATTEMPTS
 times a sitting. A text that reached the token limit is of use, for that is the model's doing; so is the empty one of a
@@ -32,9 +32,8 @@ from itertools import islice
 from time import monotonic, sleep
 from urllib.parse import urlsplit
 
-from flags import flag
-from generate import DecodingFlags, check_samples
-from runtime import UsageError, UserError
+from generate import ApiFlags, DecodingFlags, check_samples
+from runtime import UsageError, UserError, printable
 
 ATTEMPTS = 8  # requests for one reply in one sitting
 MOST_WAIT = 120.0  # seconds between two of them, whatever Retry-After says
@@ -42,12 +41,14 @@ MOST_BYTES = 16 << 20  # of a reply; what is longer is cut, and asked for again
 KEPT_BYTES = 1 << 16  # of a reply that is known to be of no use
 PATIENCE = 12  # so many times the longest silence, a whole reply may take
 LEAST_SECRET = 8  # shorter keys are the placeholders of local servers ("none"), and stand in any text
-OF_THE_QUESTION = (400, 413, 422)  # too long, or filtered: where others are answered, this one is lost
-NOT_THERE = ("ConnectionRefusedError", "gaierror", "SSLCertVerificationError")  # wrong from the start: a wrong address
+OF_THE_QUESTION = (
+    400, 413, 422)  # too long, or filtered: where others are answered, this one is lost
+NOT_THERE = ("ConnectionRefusedError", "gaierror", "SSLCertVerificationError"
+             )  # wrong from the start: a wrong address
 FINAL_HINTS = {401: "; is OPENAI_API_KEY right?", 403: "; is OPENAI_API_KEY right?",
                404: "; does --api-base end in /v1, as most do, and does it serve this --api-model?"}
 
-# ------------------------------------------------------------------------------------------------------------- replies
+# ------------------------------------------------------------------------------------------ replies
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,15 @@ def _joined(raw: str) -> dict:
 
 def _text(value) -> str:
     """A string that can be written to a file: JSON's escapes can spell half a surrogate pair, which is no character."""
-    return "".join([value or ""]).encode("utf-8", "replace").decode()  # join: a TypeError for what is no text
+    return "".join([value or ""]).encode(
+        "utf-8", "replace").decode()  # join: a TypeError for what is no text
 
 
 def _count(value) -> int | None:
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
-# -------------------------------------------------------------------------------------------------------- over the wire
+# ------------------------------------------------------------------------------------ over the wire
 
 
 @dataclass(kw_only=True)
@@ -146,17 +148,23 @@ class ApiTeacher:
 
     @property
     def settings(self) -> dict:
-        return {name: getattr(self, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+        return {
+            name: getattr(self, name)
+            for name in ("temperature", "top_p", "max_new_tokens", "seed")
+        }
 
     def request(self, messages: list[dict], sample: int) -> dict:
         """The body of a request. `logprobs` are not asked for: few servers give them, and none alike."""
-        body = {"model": self.name, "messages": messages, "max_tokens": self.max_new_tokens, "logprobs": False,
-                "temperature": self.temperature, "stream": self.stream}
+        body = {
+            "model": self.name, "messages": messages, "max_tokens": self.max_new_tokens,
+            "logprobs": False, "temperature": self.temperature, "stream": self.stream
+        }
         if self.temperature:
             body |= {"top_p": self.top_p, "seed": self.seed + sample}
         return body | {"stream_options": {"include_usage": True}} if self.stream else body
 
-    def answer(self, chats: list[list[dict]], samples: int, skip: Container[tuple[int, int]]) -> Iterator[tuple]:
+    def answer(self, chats: list[list[dict]], samples: int,
+               skip: Container[tuple[int, int]]) -> Iterator[tuple]:
         """Yield ((chat, sample), line) for every attempt as it ends; the last one of a place is what came of it.
 
         `concurrency` threads send and receive; all else is done by who iterates. They are daemons, and nobody waits
@@ -200,15 +208,20 @@ class ApiTeacher:
                     self._refuse_final(line, heard)
                 mute = 0 if heard else mute + 1
                 if mute >= max(ATTEMPTS, self.concurrency):
-                    raise UserError(f"{self.base}: {mute} requests and no answer ({self._said(line)}); is this its address?")
+                    raise UserError(
+                        f"{self.base}: {mute} requests and no answer ({self._said(line)}); is this its address?"
+                    )
                 if not usable and not refused and attempt < ATTEMPTS:
                     jobs.put((place, attempt + 1, seconds_to_wait(attempt, after)))
                     continue
                 in_hand -= 1
-                silent = silent + 1 if not refused and (line["fault"] or line["status"] != 200) else 0
+                silent = silent + 1 if not refused and (line["fault"]
+                                                        or line["status"] != 200) else 0
                 if silent >= 2 * self.concurrency:
-                    raise UserError(f"{self.base}: {silent} questions in a row got no reply in {ATTEMPTS} attempts "
-                                    f"(the last: {self._said(line)}); what came before is kept, go on when it is back")
+                    raise UserError(
+                        f"{self.base}: {silent} questions in a row got no reply in {ATTEMPTS} attempts "
+                        f"(the last: {self._said(line)}); what came before is kept, go on when it is back"
+                    )
         finally:
             stop.set()
             for _ in range(self.concurrency):
@@ -224,18 +237,21 @@ class ApiTeacher:
 
     def _post(self, body: dict) -> dict:
         """One request, and all that came of it, as part of a line. What network and server do raises nothing."""
-        url, headers = urlsplit(self.base), {"Content-Type": "application/json", "Connection": "close"}
+        url, headers = urlsplit(
+            self.base), {"Content-Type": "application/json", "Connection": "close"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(url.hostname, url.port, timeout=self.timeout)  # of each wait, not of the whole
+        connection = kind(url.hostname, url.port,
+                          timeout=self.timeout)  # of each wait, not of the whole
         watch, status, after, data = None, 0, "", bytearray()
         try:
             connection.connect()
             watch = threading.Timer(PATIENCE * self.timeout, _hang_up, [connection.sock])
             watch.daemon = True
             watch.start()
-            connection.request("POST", f"{url.path}/chat/completions", json.dumps(body).encode(), headers)
+            connection.request("POST", f"{url.path}/chat/completions",
+                               json.dumps(body).encode(), headers)
             response = connection.getresponse()
             status, after = response.status, response.headers.get("Retry-After", "")
             fault = _receive(response, data)
@@ -245,7 +261,8 @@ class ApiTeacher:
             if watch:
                 watch.cancel()
             connection.close()
-        raw = self._without_key(data.decode("utf-8", "replace").strip())  # blanks keep slow connections alive
+        raw = self._without_key(data.decode(
+            "utf-8", "replace").strip())  # blanks keep slow connections alive
         if fault or status != 200:
             raw = raw[:KEPT_BYTES]
         fault = self._without_key(fault)[:300]
@@ -262,10 +279,12 @@ class ApiTeacher:
         """Raise UserError for what no second request would change; `heard`: there has been an answer of some kind."""
         status = line["status"]
         if not heard and line["fault"].startswith(NOT_THERE):
-            raise UserError(f"{self.base}: {self._said(line)}; does the server run, and is this its address?")
+            raise UserError(
+                f"{self.base}: {self._said(line)}; does the server run, and is this its address?")
         if 300 <= status < 400:
-            raise UserError(f"{self.base}: answers {status}, a redirect, which is not followed (the key would go with "
-                            "it); give the address it leads to as --api-base")
+            raise UserError(
+                f"{self.base}: answers {status}, a redirect, which is not followed (the key would go with "
+                "it); give the address it leads to as --api-base")
         if 400 <= status < 500 and status not in (408, 409, 425, 429):
             raise UserError(f"{self.base}: {self._said(line)}{FINAL_HINTS.get(status, '')}")
 
@@ -296,7 +315,8 @@ def _receive(response: http.client.HTTPResponse, data: bytearray) -> str:
         data += piece
         if len(data) > MOST_BYTES:
             return f"more than {MOST_BYTES >> 20} MiB"
-        if not piece or b"\ndata:[DONE]" in data[-32:].replace(b" ", b""):  # some servers leave the connection open behind it
+        if not piece or b"\ndata:[DONE]" in data[-32:].replace(
+                b" ", b""):  # some servers leave the connection open behind it
             break
     return "cut off" if whole is not None and len(data) < whole else ""
 
@@ -308,27 +328,15 @@ def seconds_to_wait(attempt: int, after: str) -> float:
     except ValueError:
         try:
             date = parsedate_to_datetime(after)
-            asked = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+            asked = ((date if date.tzinfo else date.replace(tzinfo=UTC)) -
+                     datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError, IndexError, OverflowError):
             asked = 0.0
     # Half of it by chance, or all threads that failed together would come back together.
     return min(MOST_WAIT, max(min(60, 2 ** (attempt - 1)) * (1 + random.random()) / 2, asked))
 
 
-# --------------------------------------------------------------------------------------------------------------- flags
-
-
-@dataclass(kw_only=True)
-class ApiFlags:
-    """The flags of every command that can ask a server."""
-
-    api_model: str | None = flag(None, "ask this model of a server instead (its key: OPENAI_API_KEY)")
-    api_base: str | None = flag(None, "the server's address, mostly ending in /v1 (default: OPENAI_BASE_URL)")
-    api_concurrency: int = flag(8, "requests under way at a time", least=1, most=256)
-    api_rate: float = flag(0.0, "most requests a minute; 0 is no bound", least=0)
-    api_timeout: float = flag(600.0, "seconds of silence after which a request is given up and sent again", least=0.1,
-                              most=86400)
-    api_stream: bool = flag(False, "let the server send its reply in pieces, where idle connections are cut")
+# -------------------------------------------------------------------------------------------- flags
 
 
 def open_api(flags: "ApiFlags | DecodingFlags") -> ApiTeacher | None:
@@ -336,39 +344,45 @@ def open_api(flags: "ApiFlags | DecodingFlags") -> ApiTeacher | None:
     given = [part.name for part in fields(ApiFlags) if getattr(flags, part.name) != part.default]
     if not flags.api_model:
         if given:
-            raise UsageError(f"--{given[0].replace('_', '-')} without --api-model: say which model of the server")
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} without --api-model: say which model of the server"
+            )
         return None
-    ours = {"run": None, "model": None, "teacher": None, "top_k": 0, "device": "auto", "dtype": "auto"}
+    ours = {
+        "run": None, "model": None, "teacher": None, "top_k": 0, "device": "auto", "dtype": "auto"
+    }
     idle = [name for name, default in ours.items() if getattr(flags, name, default) != default]
     if idle:
-        raise UsageError(f"--{idle[0].replace('_', '-')} means nothing to a server; leave it out, or --api-model")
+        raise UsageError(
+            f"--{idle[0].replace('_', '-')} means nothing to a server; leave it out, or --api-model"
+        )
     check_samples(flags)
     base = (flags.api_base or os.environ.get("OPENAI_BASE_URL") or "").strip()
     if not base:
-        raise UsageError("--api-model needs the server's address: --api-base https://HOST/v1, or OPENAI_BASE_URL")
+        raise UsageError(
+            "--api-model needs the server's address: --api-base https://HOST/v1, or OPENAI_BASE_URL"
+        )
     try:
         url = urlsplit(base)
-        right = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
+        right = url.scheme in (
+            "http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
     except ValueError:
         right = False
-    if not right or not base.isascii() or not base.isprintable() or " " in base or "@" in url.netloc:
-        raise UsageError("--api-base (or OPENAI_BASE_URL) is no address such as https://HOST:PORT/v1, without user or "
-                         "query")
+    if not right or not base.isascii() or not base.isprintable(
+    ) or " " in base or "@" in url.netloc:
+        raise UsageError(
+            "--api-base (or OPENAI_BASE_URL) is no address such as https://HOST:PORT/v1, without user or "
+            "query")
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UsageError("OPENAI_API_KEY holds characters that no key has; copy it again")
-    return ApiTeacher(name=flags.api_model, base=base.rstrip("/"), key=key, system=flags.system, seed=flags.seed,
-                      temperature=flags.temperature, top_p=flags.top_p, max_new_tokens=flags.max_new_tokens,
-                      concurrency=flags.api_concurrency, rate=flags.api_rate, timeout=flags.api_timeout,
-                      stream=flags.api_stream)
-
-
-def printable(text: str) -> str:
-    """Text without what would move a terminal's cursor or change its colours."""
-    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
+    return ApiTeacher(name=flags.api_model, base=base.rstrip("/"), key=key, system=flags.system,
+                      seed=flags.seed, temperature=flags.temperature, top_p=flags.top_p,
+                      max_new_tokens=flags.max_new_tokens, concurrency=flags.api_concurrency,
+                      rate=flags.api_rate, timeout=flags.api_timeout, stream=flags.api_stream)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python client.py BODY, the JSON or the event stream of a reply")
+        sys.exit("usage: python -m recipes.client BODY, the JSON or the event stream of a reply")
     print(read_reply({"status": 200, "fault": "", "raw": sys.argv[1]}))

@@ -1,6 +1,6 @@
 r"""Texts that repeat each other or a test set: exactly, in the same words, nearly, or in a run of words.
 
-    python dedup.py problems.jsonl         # how many of its questions repeat an earlier one, by kind
+    python -m recipes.dedup problems.jsonl         # how many of its questions repeat an earlier one, by kind
 
 Near duplicates: MinHash over shingles of words, bands of it as keys of buckets (Broder 1997; Leskovec, Rajaraman and
 Ullman, Mining of Massive Datasets, ch. 3). Candidates are verified by the true Jaccard index of their shingle sets, so
@@ -21,17 +21,18 @@ from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
-from huggingface_hub.utils import tqdm
+from tqdm import tqdm
 
 OPERATORS = "+-*/^=<>%"
 BRACKETS = "()[]{}|"
 SYMBOLS = OPERATORS + BRACKETS
 # LaTeX that says how something looks, or says what another form also says; longer ones first.
 LATEX = {
-    "\\\\": " ", r"\left": "", r"\right": "", r"\displaystyle": " ", r"\textbf": " ", r"\text": " ", r"\mathrm": " ",
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\qquad": " ", r"\quad": " ", r"\,": " ", r"\!": "",
-    r"\;": " ", r"\:": " ", r"\ ": " ", r"\$": " ", r"\%": "%", r"\{": "{", r"\}": "}", r"\(": " ", r"\)": " ",
-    r"\[": " ", r"\]": " ", r"\times": "*", r"\cdot": "*", r"\div": "/",
+    "\\\\": " ", r"\left": "", r"\right": "", r"\displaystyle": " ", r"\textbf": " ", r"\text": " ",
+    r"\mathrm": " ", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\qquad": " ", r"\quad": " ",
+    r"\,": " ", r"\!": "", r"\;": " ", r"\:": " ", r"\ ": " ", r"\$": " ", r"\%": "%", r"\{": "{",
+    r"\}": "}", r"\(": " ", r"\)": " ", r"\[": " ", r"\]": " ", r"\times": "*", r"\cdot": "*",
+    r"\div": "/",
 }  # fmt: skip
 SAME = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "'": "", "’": ""}
 # Words that are numbers, or turn a problem into another one as a number does.
@@ -47,14 +48,15 @@ NUMBER_WORDS = set("""
 
 SHINGLE = 3  # words; in a question of sixty words, one changed word leaves a Jaccard index of 0.9, two leave 0.82
 BANDS, ROWS = 16, 5  # of a signature: a pair with index 0.8 shares a band with probability 0.998, one with 0.5 with 0.4
-BASE = np.uint64(0x9E3779B97F4A7C13)  # of polynomial hashes; 3 modulo 8: few of its powers come near 1 modulo 2**64
+BASE = np.uint64(0x9E3779B97F4A7C13
+                 )  # of polynomial hashes; 3 modulo 8: few of its powers come near 1 modulo 2**64
 BLOCK = 512  # texts that are signed at once: their shingles stay in the processor's cache
 SHORTEST = 8  # words of a test text that tell it wherever they stand; fewer may stand anywhere
 MOST_WORDS = 1_000_000  # whose hashes are remembered, some 200 MB
 MOST_KEPT, MOST_COMPARED = 16, 16  # texts that a bucket shows, and that a text is compared with
 
 
-# ---------------------------------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------------- words
 
 
 def words(text: str, symbols: str = "") -> list[str]:
@@ -72,7 +74,8 @@ def words(text: str, symbols: str = "") -> list[str]:
     if "!" in text or "'" in text or "°" in text:  # 5! is not 5, f'(x) not f(x), and 30° not 30
         for before in "0123456789)":
             text = text.replace(before + "!", before + " factorial ")
-        text = text.replace("'(", " prime (").replace("''", " prime prime ").replace("°", " degrees ")
+        text = text.replace("'(", " prime (").replace("''", " prime prime ").replace(
+            "°", " degrees ")
     text = text.replace("--", " ").replace(". ", " ").replace(", ", " ")
     for symbol in symbols:
         if symbol != "-":  # it may be a hyphen, which _pieces tells
@@ -94,10 +97,12 @@ class _Table(dict):
 
     def __missing__(self, code: int) -> str:
         char = SAME.get(chr(code), chr(code))
-        if self.symbols and not char.isascii() and unicodedata.category(char) == "Sm":  # such as a sign of inequality
+        if self.symbols and not char.isascii() and unicodedata.category(
+                char) == "Sm":  # such as a sign of inequality
             self[code] = f" {char} "
         else:
-            kept = char.isalnum() or char in ",." or char in self.symbols or char == "\\" and self.symbols
+            kept = char.isalnum(
+            ) or char in ",." or char in self.symbols or char == "\\" and self.symbols
             self[code] = char if kept else " "
         return self[code]
 
@@ -113,7 +118,8 @@ def _pieces(token: str) -> list[str]:
             found.append("-")
         for piece in _thousands_joined(part.rstrip(",.")).split(","):
             whole, point, decimals = piece.partition(".")
-            if point and decimals[:1].isdigit() and (whole or "0").isdigit() and "." not in decimals:
+            if point and decimals[:1].isdigit() and (whole
+                                                     or "0").isdigit() and "." not in decimals:
                 found.append(f"{whole or 0}.{decimals}")
             else:
                 found += (char for char in piece.replace(".", " ").split() if char != "\\")
@@ -123,11 +129,12 @@ def _pieces(token: str) -> list[str]:
 def _thousands_joined(text: str) -> str:
     """`1,234` -> `1234`, where digits stand in groups of three."""
     first, *others = text.split(",")
-    groups = all(group[:3].isdigit() and len(group[:3]) == 3 and not group[3:4].isdigit() for group in others)
+    groups = all(group[:3].isdigit() and len(group[:3]) == 3 and not group[3:4].isdigit()
+                 for group in others)
     return "".join((first, *others)) if groups and first.isdigit() and len(first) <= 3 else text
 
 
-# --------------------------------------------------------------------------------------------------------------- hashes
+# ------------------------------------------------------------------------------------------- hashes
 
 
 class _Hashes(dict):
@@ -135,7 +142,8 @@ class _Hashes(dict):
     word: numbers, symbols, variables and NUMBER_WORDS."""
 
     def __missing__(self, word: str) -> int:
-        value = int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+        value = int.from_bytes(
+            blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
         decides = not word.isalpha() or word in NUMBER_WORDS or len(word) == 1 and word != "a"
         value = value & ~1 | decides
         if len(word) < 64:
@@ -175,10 +183,17 @@ class Overlap:
             self._whole.add(_digest(words(text, OPERATORS)))
             found = words(text)
             length = min(n, max(len(found), SHORTEST))
-            standing.setdefault(length, Counter()).update(set(_grams(self._hashes.of(found), length).tolist()))
+            standing.setdefault(length, Counter()).update(
+                set(_grams(self._hashes.of(found), length).tolist()))
         self._whole.discard(None)  # what has no words repeats nothing
-        most = max(10, count // 100)  # what stands in more is how the set's texts begin or end, and tells nothing
-        self._runs = {length: {run for run, texts in runs.items() if texts <= most} for length, runs in standing.items()}
+        most = max(
+            10, count //
+            100)  # what stands in more is how the set's texts begin or end, and tells nothing
+        self._runs = {
+            length: {run
+                     for run, texts in runs.items() if texts <= most}
+            for length, runs in standing.items()
+        }
 
     def kind(self, text: str) -> str | None:
         """`exact`: the same words, numbers and operators as one of the set's texts; `13-gram` (after n; or the length of
@@ -199,7 +214,7 @@ def _digest(found: list[str], key: str = "") -> bytes | None:
     return blake2b(joined, digest_size=16).digest() if found else None
 
 
-# ----------------------------------------------------------------------------------------------------------- duplicates
+# --------------------------------------------------------------------------------------- duplicates
 
 
 def exact_duplicates(texts: Iterable[str]) -> list[int]:
@@ -215,11 +230,13 @@ def normalised_duplicates(texts: Iterable[str]) -> list[int]:
 def _first_of(keys: Iterable[str | bytes | None]) -> list[int]:
     """For each key the index of the first equal one, -1 where it is that one itself, or None."""
     first: dict[str | bytes, int] = {}
-    found = (index if key is None else first.setdefault(key, index) for index, key in enumerate(keys))
+    found = (index if key is None else first.setdefault(key, index)
+             for index, key in enumerate(keys))
     return [-1 if earlier == index else earlier for index, earlier in enumerate(found)]
 
 
-def near_duplicates(texts: Sequence[str], threshold: float = 0.8, keys: Sequence[str] | None = None) -> list[int]:
+def near_duplicates(texts: Sequence[str], threshold: float = 0.8,
+                    keys: Sequence[str] | None = None) -> list[int]:
     """For each text the index of the first kept one it repeats, or -1 where it is kept itself.
 
     It repeats one where the Jaccard index of their shingles is `threshold` or more, their numbers, symbols, variables
@@ -232,9 +249,11 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, keys: Sequence
     words are always found. Texts without words are kept.
     """
     keys = keys if keys is not None else [""] * len(texts)
-    first = _first_of(_digest(words(text, SYMBOLS), key) for text, key in zip(texts, keys, strict=True))
+    first = _first_of(
+        _digest(words(text, SYMBOLS), key) for text, key in zip(texts, keys, strict=True))
     rest = [index for index, earlier in enumerate(first) if earlier < 0]
-    buckets = _buckets(_band_keys([texts[index] for index in rest], [keys[index] for index in rest]))
+    buckets = _buckets(_band_keys([texts[index] for index in rest],
+                                  [keys[index] for index in rest]))
     hashes = _Hashes()
     shown: dict[int, list[int]] = {}  # of each bucket the kept texts
     sets: dict[int, np.ndarray] = {}  # of each kept text its shingles
@@ -242,7 +261,10 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, keys: Sequence
         index, own = rest[row], _shingles(texts[rest[row]], hashes)
         places = [bucket for bucket in buckets[row].tolist() if bucket >= 0]
         candidates = Counter(other for bucket in places for other in shown.get(bucket, ()))
-        like = [other for other, _ in candidates.most_common(MOST_COMPARED) if jaccard(own, sets[other]) >= threshold]
+        like = [
+            other for other, _ in candidates.most_common(MOST_COMPARED)
+            if jaccard(own, sets[other]) >= threshold
+        ]
         if like:
             first[index] = min(like)
             continue
@@ -252,7 +274,9 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, keys: Sequence
                 others.append(index)
                 sets[index] = own
     # The same words as a text that has itself turned out to repeat another: so do these.
-    return [first[earlier] if earlier >= 0 and first[earlier] >= 0 else earlier for earlier in first]
+    return [
+        first[earlier] if earlier >= 0 and first[earlier] >= 0 else earlier for earlier in first
+    ]
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
@@ -272,10 +296,12 @@ def _shingles(text: str, hashes: _Hashes) -> np.ndarray:
 def _band_keys(texts: list[str], keys: list[str]) -> np.ndarray:
     """uint64 [texts, BANDS]: texts with the same numbers and symbols, and with index J, agree in a column with
     probability J ** ROWS. A text without words has zeros."""
-    factors = np.random.default_rng(1997).integers(0, 2**31, BANDS * ROWS, np.uint32) * np.uint32(2) + np.uint32(1)
+    factors = np.random.default_rng(1997).integers(0, 2**31, BANDS * ROWS,
+                                                   np.uint32) * np.uint32(2) + np.uint32(1)
     hashes, band_keys = _Hashes(), np.zeros((len(texts), BANDS), np.uint64)
     blocks = range(0, len(texts), BLOCK)
-    for begin in tqdm(blocks, "near duplicates", unit_scale=BLOCK, unit="texts", disable=not sys.stderr.isatty()):
+    for begin in tqdm(blocks, "near duplicates", unit_scale=BLOCK, unit="texts",
+                      disable=not sys.stderr.isatty()):
         block = [hashes.of(words(text, SYMBOLS)) for text in texts[begin : begin + BLOCK]]
         rows = [row for row, values in enumerate(block) if len(values)]
         if not rows:
@@ -290,7 +316,8 @@ def _band_keys(texts: list[str], keys: list[str]) -> np.ndarray:
         shingles = (_mixed(_grams(padded, SHINGLE)[places]) >> np.uint64(32)).astype(np.uint32)
         least = [np.minimum.reduceat(shingles * factor, starts) for factor in factors]
         signature = np.stack(least, 1).reshape(len(rows), BANDS, ROWS).astype(np.uint64)
-        same = np.array([_decisive(block[row], keys[begin + row]) for row in rows], np.uint64)[:, None]
+        same = np.array([_decisive(block[row], keys[begin + row]) for row in rows], np.uint64)[:,
+                                                                                               None]
         for k in range(ROWS):
             same = same * BASE + signature[:, :, k]  # [rows, BANDS]
         band_keys[begin + np.array(rows)] = _mixed(same)
@@ -343,12 +370,15 @@ def main(path: str) -> None:
     except (ValueError, RecursionError) as error:
         sys.exit(f"error: {path}:{number}: {error}; mend or remove that line")
     print(f"{len(questions)} questions; that repeat an earlier one:")
-    kinds = {"exactly": exact_duplicates, "in the same words": normalised_duplicates, "nearly": near_duplicates}
+    kinds = {
+        "exactly": exact_duplicates, "in the same words": normalised_duplicates,
+        "nearly": near_duplicates
+    }
     for kind, find in kinds.items():
         print(f"  {kind:18s} {sum(earlier >= 0 for earlier in find(questions))}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python dedup.py FILE.jsonl")
+        sys.exit("usage: python -m recipes.dedup FILE.jsonl")
     main(sys.argv[1])

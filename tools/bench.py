@@ -1,8 +1,8 @@
 """Speed and memory of mathft, and with `--peer` of transformers and peft on the same work in the same run.
 
-    python bench.py                               # the embedded model and data, every case, ours alone; under a minute
-    python bench.py --shape 0.5B --tokenizer DIR --dataset train.jsonl --eval-dataset test.jsonl --peer --repeat 3
-    python bench.py --model DIR --case lora,decode --peer
+    python -m tools.bench                               # the embedded model and data, every case, ours alone; under a minute
+    python -m tools.bench --shape 0.5B --tokenizer DIR --dataset train.jsonl --eval-dataset test.jsonl --peer --repeat 3
+    python -m tools.bench --model DIR --case lora,decode --peer
 
 `sft`, `lora` and `prefix` do one optimiser step after another through the training set, in its order; tokens are all of
 the problems', also those that our side computes once for several.
@@ -37,8 +37,8 @@ from flags import flag, parse_flags, run_command
 from generate import KVCache, generate
 from model import Config, Linear, Qwen2
 from prefix import save_prefix
-from runtime import (UsageError, UserError, clock, describe_machine, keep_freed_memory, peak_memory_mib, pick_device,
-                     pick_dtype, read_json, write_json)
+from runtime import (UsageError, UserError, clock, describe_machine, keep_freed_memory,
+                     peak_memory_mib, pick_device, pick_dtype, read_json, write_json)
 from sources import test_set_of
 from tokenizer import Tokenizer
 from train import TrainSettings, accumulate_gradient, count_targets, make_optimizer
@@ -46,7 +46,8 @@ from train import TrainSettings, accumulate_gradient, count_targets, make_optimi
 # Qwen2.5 as published, in the order of Config's fields.
 SHAPES = {
     "0.5B": Config(151_936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32_768, tie_word_embeddings=True),
-    "1.5B": Config(151_936, 1536, 8960, 28, 12, 2, 128, 1e-6, 1e6, 32_768, tie_word_embeddings=True),
+    "1.5B": Config(151_936, 1536, 8960, 28, 12, 2, 128, 1e-6, 1e6, 32_768,
+                   tie_word_embeddings=True),
 }
 TRAINING = mathft.METHODS
 # First test prompts, new tokens of each (None: its gold solution's and one for the end), samples, temperature.
@@ -62,21 +63,28 @@ LEAST_EQUAL = 0.7  # share of first tokens: bf16 decides some near ties the othe
 
 @dataclass
 class Flags:
-    """The flags of `python bench.py`."""
+    """The flags of `python -m tools.bench`."""
 
     model: str | None = flag(None, "tiny (embedded), a folder, or a hub id (default: tiny)")
-    shape: str | None = flag(None, "random weights in this shape of Qwen2.5, instead of --model", choices=tuple(SHAPES))
-    tokenizer: str | None = flag(None, "tokenizer for --shape: folder or hub id of a model (default: the embedded one)")
-    dataset: str = flag("mini-gsm", "training problems: mini-gsm, mini-math, or a JSON or JSONL file")
-    eval_dataset: str | None = flag(None, "problems to generate for (default: the set's own; of a file a tenth)")
+    shape: str | None = flag(None, "random weights in this shape of Qwen2.5, instead of --model",
+                             choices=tuple(SHAPES))
+    tokenizer: str | None = flag(
+        None, "tokenizer for --shape: folder or hub id of a model (default: the embedded one)")
+    dataset: str = flag("mini-gsm",
+                        "training problems: mini-gsm, mini-math, or a JSON or JSONL file")
+    eval_dataset: str | None = flag(
+        None, "problems to generate for (default: the set's own; of a file a tenth)")
     case: str = flag(",".join(CASES), "what to measure, with commas")
     peer: bool = flag(False, "also measure transformers with peft, in turn")
     repeat: int = flag(1, "processes of each case and side", least=1)
-    steps: int | None = flag(None, "timed steps or passes of each process (default: 3 training steps, tiny 10; 1 pass)", least=1)
+    steps: int | None = flag(
+        None, "timed steps or passes of each process (default: 3 training steps, tiny 10; 1 pass)",
+        least=1)
     batch_size: int = flag(8, "problems an optimiser step sees", least=1)
-    micro_batch_tokens: int | None = flag(None, "tokens computed at once in training (default: mathft.py's; the peer: all)",
-                                          least=1)
-    grad_checkpoint: bool = flag(False, "in training compute each layer twice instead of keeping it, on both sides")
+    micro_batch_tokens: int | None = flag(
+        None, "tokens computed at once in training (default: mathft.py's; the peer: all)", least=1)
+    grad_checkpoint: bool = flag(
+        False, "in training compute each layer twice instead of keeping it, on both sides")
     seed: int = flag(0, "seed of weights, of sampling, and of an embedded set's problems", least=0)
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "auto, bf16 or fp32")
@@ -97,7 +105,7 @@ class Task:
     flags: Flags
 
 
-# ------------------------------------------------------------------------------------------------------------- our side
+# ----------------------------------------------------------------------------------------- our side
 
 
 def prepare(case: str, folder: Path, device: torch.device, dtype: torch.dtype, seed: int) -> tuple:
@@ -108,11 +116,13 @@ def prepare(case: str, folder: Path, device: torch.device, dtype: torch.dtype, s
     return model, *mathft.prepare(usual, model, tokenizer)
 
 
-def training_step(task: Task, device: torch.device, dtype: torch.dtype) -> Callable[[list[Example]], float]:
+def training_step(task: Task, device: torch.device,
+                  dtype: torch.dtype) -> Callable[[list[Example]], float]:
     """A function that does one turn of train.train's loop and returns the mean loss before it, in nats a target."""
     keep_freed_memory()
     model, trainable, prefix = prepare(task.case, Path(task.model), device, dtype, task.flags.seed)
-    settings = TrainSettings(task.steps, task.learning_rate, micro_batch_tokens=task.micro_batch_tokens,
+    settings = TrainSettings(task.steps, task.learning_rate,
+                             micro_batch_tokens=task.micro_batch_tokens,
                              grad_checkpoint=task.flags.grad_checkpoint)
     optimizer = make_optimizer(trainable, settings)
 
@@ -133,29 +143,38 @@ def generator(task: Task, device: torch.device, dtype: torch.dtype) -> Callable:
     comes from a decoding step too, in which the prompt's last token is read.
     """
     keep_freed_memory()
-    model, vocab_size = load_model(Path(task.model), device, dtype, dtype), Tokenizer(Path(task.model)).size
+    model, vocab_size = load_model(Path(task.model), device, dtype, dtype), Tokenizer(
+        Path(task.model)).size
     began: list[float] = []
 
     def note(module: nn.Module, args: tuple) -> None:
-        if not began and isinstance(args[2], KVCache):  # `attend` of a decoding step; a prefill has another
+        if not began and isinstance(args[2],
+                                    KVCache):  # `attend` of a decoding step; a prefill has another
             began.append(clock(device))
 
     model.register_forward_pre_hook(note)
 
-    def run(prompts: list[list[int]], lengths: list[int], samples: int, temperature: float) -> tuple:
+    def run(prompts: list[list[int]], lengths: list[int], samples: int,
+            temperature: float) -> tuple:
         began.clear()
-        done = list(generate(model, prompts, stop_ids=(), vocab_size=vocab_size, max_new_tokens=lengths,
-                             samples=samples, temperature=temperature, seed=task.flags.seed))
+        done = list(
+            generate(model, prompts, stop_ids=(), vocab_size=vocab_size, max_new_tokens=lengths,
+                     samples=samples, temperature=temperature, seed=task.flags.seed))
         count, wanted = sum(len(completion.ids) for completion in done), samples * sum(lengths)
         if count != wanted:
-            raise UserError(f"{count} new tokens came, {wanted} were asked for: the model has too few positions")
-        first = {completion.problem: completion.ids[0] for completion in done if completion.sample == 0}
+            raise UserError(
+                f"{count} new tokens came, {wanted} were asked for: the model has too few positions"
+            )
+        first = {
+            completion.problem: completion.ids[0]
+            for completion in done if completion.sample == 0
+        }
         return [first[i] for i in range(len(prompts))], count, began[0]
 
     return run
 
 
-# ---------------------------------------------------------------------------------------------------------- one process
+# -------------------------------------------------------------------------------------- one process
 
 
 def timed(step: Callable[[int], object], count: int, device: torch.device) -> list[float]:
@@ -170,7 +189,8 @@ def timed(step: Callable[[int], object], count: int, device: torch.device) -> li
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a product [2048, 2048] x [2048, 4096], the median of five: what the machine can do at this moment."""
-    left, right = (torch.randn(2048, columns, device=device, dtype=dtype) for columns in (2048, 4096))
+    left, right = (torch.randn(2048, columns, device=device, dtype=dtype)
+                   for columns in (2048, 4096))
     return 2 * 2048 * 2048 * 4096 / median(timed(lambda _: left @ right, 5, device))
 
 
@@ -180,9 +200,13 @@ def flop_per_token(case: str, config: Config, head_share: float = 1.0) -> float:
     Passes are forward, backward to the input, and where the map trains backward to its weight.
     """
     with torch.device("meta"):
-        maps = [module for module in Qwen2(config).model.layers.modules() if isinstance(module, Linear)]
-    layers, head = sum(module.weight.numel() for module in maps), config.vocab_size * config.hidden_size
-    adapter = mathft.Flags().lora_rank * sum(module.in_features + module.out_features for module in maps)
+        maps = [
+            module for module in Qwen2(config).model.layers.modules() if isinstance(module, Linear)
+        ]
+    layers, head = sum(
+        module.weight.numel() for module in maps), config.vocab_size * config.hidden_size
+    adapter = mathft.Flags().lora_rank * sum(module.in_features + module.out_features
+                                             for module in maps)
     passes = {"sft": 3, "lora": 2, "prefix": 2}.get(case, 1)
     return 2 * passes * (layers + head * head_share) + (6 * adapter if case == "lora" else 0)
 
@@ -191,9 +215,11 @@ def measure(task: Task) -> dict:
     """The figures of one process."""
     device = pick_device(task.flags.device)
     dtype = pick_dtype(task.flags.dtype, device)
-    make_step, make_generator, record = training_step, generator, {"case": task.case, "side": task.side}
+    make_step, make_generator, record = training_step, generator, {
+        "case": task.case, "side": task.side
+    }
     if task.side == "peer":
-        import peer  # here, so that our side does not pay for its imports
+        from tools import peer  # here, so that our side does not pay for its imports
 
         make_step, make_generator = peer.training_step, peer.generator
         record |= peer.VERSIONS
@@ -227,14 +253,17 @@ def measure(task: Task) -> dict:
     seconds = timed(step, task.steps, device)
     memory = peak_memory_mib(device)
     rate = (before + product_rate(device, dtype)) / 2
-    speed, flop = sum(tokens) / sum(seconds), flop_per_token(task.case, read_config(Path(task.model)), head_share)
-    return record | {"seconds": seconds, "tokens": tokens, "tokens_per_second": speed, "peak_memory_mib": memory,
-                     "flop_per_token": flop, "product_gflops": rate / 1e9, "share_of_limit": speed * flop / rate}
+    speed, flop = sum(tokens) / sum(seconds), flop_per_token(task.case, read_config(Path(
+        task.model)), head_share)
+    return record | {
+        "seconds": seconds, "tokens": tokens, "tokens_per_second": speed, "peak_memory_mib": memory,
+        "flop_per_token": flop, "product_gflops": rate / 1e9, "share_of_limit": speed * flop / rate
+    }
 
 
 def run_process(task: Task) -> dict:
     """Measure in a fresh process: its record, or one with `failed`, the last line that it has left."""
-    words = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(asdict(task))]
+    words = [sys.executable, "-m", "tools.bench", "--worker", json.dumps(asdict(task))]
     words += ["--debug"] * task.flags.debug
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -250,20 +279,24 @@ def run_process(task: Task) -> dict:
     return {"case": task.case, "side": task.side, "failed": lines[-1].removeprefix("error: ")}
 
 
-# ----------------------------------------------------------------------------------------------------------------- work
+# --------------------------------------------------------------------------------------------- work
 
 
 def write_work(flags: Flags, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
     """Write the ids that all processes work on: training examples, prompts, and the lengths of the gold solutions."""
     most = max(prompts for prompts, *_ in GENERATING.values())
     size, steps = flags.batch_size, steps_of(flags) + 1  # the first is for warming up
-    asked = mathft.Flags(dataset=flags.dataset, eval_dataset=flags.eval_dataset or test_set_of(flags.dataset),
-                         seed=flags.seed, eval_limit=most)
+    asked = mathft.Flags(dataset=flags.dataset, eval_dataset=flags.eval_dataset
+                         or test_set_of(flags.dataset), seed=flags.seed, eval_limit=most)
     train_problems, test_problems, _ = mathft.load_data(asked)
-    examples, _ = chat_examples(tokenizer, train_problems, None, config.max_position_embeddings - asked.prefix_length)
+    examples, _ = chat_examples(tokenizer, train_problems, None,
+                                config.max_position_embeddings - asked.prefix_length)
     if not examples:
-        raise UserError(f"{flags.dataset}: no problem has a solution and fits the model's positions")
-    batches = [[examples[i % len(examples)] for i in range(size * k, size * (k + 1))] for k in range(steps)]
+        raise UserError(
+            f"{flags.dataset}: no problem has a solution and fits the model's positions")
+    batches = [
+        [examples[i % len(examples)] for i in range(size * k, size * (k + 1))] for k in range(steps)
+    ]
     write_json(folder / "work.json", {
         "batches": [[asdict(example) for example in batch] for batch in batches],
         "prompts": [tokenizer.prompt(problem.question) for problem in test_problems],
@@ -277,11 +310,12 @@ def write_random(config: Config, source: Path, folder: Path, seed: int) -> None:
         model = Qwen2(config, torch.bfloat16).to(torch.bfloat16)
     model.to_empty(device="cpu")
     for name, weight in model.state_dict().items():
-        weight.normal_(std=0.02, generator=rng) if weight.ndim == 2 else weight.fill_(name.endswith("norm.weight"))
+        weight.normal_(std=0.02, generator=rng) if weight.ndim == 2 else weight.fill_(
+            name.endswith("norm.weight"))
     save_model(model, folder, source)
 
 
-# --------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def spread(values: list[float]) -> dict:
@@ -293,10 +327,15 @@ def figures(records: list[dict]) -> dict | None:
     """What the processes of one case and side have found; None where one has failed."""
     if any("failed" in record for record in records):
         return None
-    rates = {"tokens_per_second": [r["tokens_per_second"] for r in records],
-             "decoding": [r["decoded_tokens"] / s for r in records for s in r.get("decode_seconds", ())]}
-    return {key: spread(values) for key, values in rates.items() if values} | {
-        key: median(record[key] for record in records) for key in ("peak_memory_mib", "share_of_limit")}
+    rates = {
+        "tokens_per_second": [r["tokens_per_second"] for r in records],
+        "decoding": [r["decoded_tokens"] / s for r in records for s in r.get("decode_seconds", ())]
+    }
+    return {key: spread(values)
+            for key, values in rates.items() if values} | {
+                key: median(record[key] for record in records)
+                for key in ("peak_memory_mib", "share_of_limit")
+            }
 
 
 def compare(pairs: list[tuple[dict, dict]], dtype: str) -> dict:
@@ -310,10 +349,13 @@ def compare(pairs: list[tuple[dict, dict]], dtype: str) -> dict:
             if not math.isclose(*losses, rel_tol=LOSS_TOLERANCE[dtype]):
                 found["differs"].append("loss differs: ours {:.4f}, peer {:.4f}".format(*losses))
         if "first_tokens" in ours:
-            equal = [a == b for a, b in zip(ours["first_tokens"], peer["first_tokens"], strict=True)]
+            equal = [
+                a == b for a, b in zip(ours["first_tokens"], peer["first_tokens"], strict=True)
+            ]
             found["equal_first_tokens"] = sum(equal) / len(equal)
             if found["equal_first_tokens"] < LEAST_EQUAL:
-                found["differs"].append(f"first tokens differ: {sum(equal)} of {len(equal)} are equal")
+                found["differs"].append(
+                    f"first tokens differ: {sum(equal)} of {len(equal)} are equal")
     return found
 
 
@@ -321,7 +363,10 @@ def summarise(records: list[dict], dtype: str) -> dict:
     """By case: the figures of each side and how the sides compare."""
     summary: dict = {}
     for case in dict.fromkeys(record["case"] for record in records):
-        sides = {side: [r for r in records if (r["case"], r["side"]) == (case, side)] for side in ("ours", "peer")}
+        sides = {
+            side: [r for r in records if (r["case"], r["side"]) == (case, side)]
+            for side in ("ours", "peer")
+        }
         pairs = [pair for pair in zip(*sides.values()) if "failed" not in pair[0] | pair[1]]
         summary[case] = {side: figures(done) for side, done in sides.items() if done}
         summary[case] |= compare(pairs, dtype) if pairs else {}
@@ -343,16 +388,20 @@ def table(summary: dict) -> list[str]:
         if "speed_ratio" in found:
             same = f", first tokens {found['equal_first_tokens']:.0%} equal" if "equal_first_tokens" in found else ""
             ratios = f"speed {written(found['speed_ratio'], 2)}, memory {written(found['memory_ratio'], 2)}"
-            lines += [f"{'':9s}ours / peer: {ratios}{same}", *(f"{'':9s}{line}" for line in found["differs"])]
+            lines += [
+                f"{'':9s}ours / peer: {ratios}{same}",
+                *(f"{'':9s}{line}" for line in found["differs"])
+            ]
     return lines
 
 
 def written(values: dict, digits: int) -> str:
     """A median and its range as text."""
-    return "{median:.{digits}f} ({lowest:.{digits}f} to {highest:.{digits}f})".format(**values, digits=digits)
+    return "{median:.{digits}f} ({lowest:.{digits}f} to {highest:.{digits}f})".format(
+        **values, digits=digits)
 
 
-# ----------------------------------------------------------------------------------------------------------------- main
+# --------------------------------------------------------------------------------------------- main
 
 
 def read_flags(argv: list[str]) -> Flags:
@@ -365,7 +414,9 @@ def read_flags(argv: list[str]) -> Flags:
         raise UsageError("--shape and --model exclude each other: a shape has random weights")
     if flags.tokenizer and not flags.shape:
         raise UsageError("--tokenizer is for --shape; a model has its own")
-    if flags.peer and not {"transformers", "peft"} <= {module.name for module in pkgutil.iter_modules()}:
+    if flags.peer and not {"transformers", "peft"
+                           } <= {module.name
+                                 for module in pkgutil.iter_modules()}:
         raise UserError("--peer needs transformers and peft: pip install -r requirements-dev.txt")
     return flags
 
@@ -400,8 +451,10 @@ def tasks_of(flags: Flags, folder: Path) -> list[Task]:
         most = flags.micro_batch_tokens or usual["micro_batch_tokens"]
         steps = steps_of(flags) if case in TRAINING else flags.steps or 1
         sides = ("ours", "peer") if flags.peer else ("ours",)
-        tasks += [Task(case, side, str(source), str(folder), steps, usual["learning_rate"], most, flags)
-                  for side in sides] * flags.repeat
+        tasks += [
+            Task(case, side, str(source), str(folder), steps, usual["learning_rate"], most, flags)
+            for side in sides
+        ] * flags.repeat
     return tasks
 
 
@@ -424,9 +477,14 @@ def main(argv: list[str]) -> None:
             print(f"{number}/{len(tasks)} {task.case} {task.side}: {said}", file=sys.stderr)
     summary = summarise(records, machine["dtype"])
     print(*table(summary), sep="\n")
-    print(json.dumps({"machine": machine, "settings": asdict(flags), "processes": records, "cases": summary}))
+    print(
+        json.dumps(
+            {"machine": machine, "settings": asdict(flags), "processes": records,
+             "cases": summary}))
     wrong = [f"{r['case']} {r['side']} failed: {r['failed']}" for r in records if "failed" in r]
-    wrong += [f"{case}: {line}" for case, found in summary.items() for line in found.get("differs", ())]
+    wrong += [
+        f"{case}: {line}" for case, found in summary.items() for line in found.get("differs", ())
+    ]
     if wrong:
         raise UserError("; ".join(wrong))
 

@@ -1,6 +1,6 @@
 r"""Curation: steps from problems to fewer or tidier problems, each telling what it dropped or changed, and why.
 
-    python curate.py mini-gsm          # what the steps would keep of a set or file; nothing is written
+    python -m recipes.curate mini-gsm          # what the steps would keep of a set or file; nothing is written
 
 A step is a function of a list of problems (and what it needs) that returns a `Step`; steps compose by passing on
 `.problems`. None keeps state or orders rows anew. Of rows that repeat each other the first is kept; what is chosen by
@@ -10,28 +10,28 @@ chance is chosen by a hash of the seed and the row's own text, so that the order
 Voting*) for the data of MuggleMath (Li et al. 2023, arXiv 2310.05506); what the paper leaves open is told there.
 """
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from string import ascii_letters
 
-from huggingface_hub.utils import tqdm
+from tqdm import tqdm
 
 from answers import BOXES, LOWER, extract_answer, normalise
-from arithmetic import check, marks
-from data import Problem, load_problems
-from dedup import SYMBOLS, Overlap, exact_duplicates, near_duplicates, normalised_duplicates, words
-from runtime import UsageError, UserError, write_text
-from synthetic import hash_of
+from data import Problem, load_problems, overlap_with
+from recipes.arithmetic import check, marks
+from recipes.dedup import SYMBOLS, exact_duplicates, near_duplicates, normalised_duplicates, words
+from runtime import UsageError, UserError, hash_of
 
 ENDINGS = {"gsm8k": "#### {}", "boxed": r"The answer is $\boxed{{{}}}$."}  # by style
 # With these words before "answer is", a sentence says nothing but the answer.
-STOCK = {"", *"so thus therefore hence then finally consequently and the our final correct numerical".split()}
+STOCK = {
+    "",
+    *"so thus therefore hence then finally consequently and the our final correct numerical".split(
+    )
+}
 MOST_STATEMENTS = 8  # of one answer behind each other; a text with more is not written anew
-HELD_OUT = 200  # at most so many problems of a file without an evaluation file are kept for measuring
 KINDS = ("exact", "normalised", "near")  # of duplicates, each with those before it
 STRATA: dict[str, Callable[[Problem], str]] = {
     "level": lambda problem: problem.level,
@@ -49,22 +49,28 @@ class Step:
     name: str
     problems: list[Problem] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    noted: Counter[str] = field(default_factory=Counter)  # of those kept: what was changed, or should be known
-    examples: dict[str, str] = field(default_factory=dict)  # of each reason, the id of the first problem it befell
+    noted: Counter[str] = field(
+        default_factory=Counter)  # of those kept: what was changed, or should be known
+    examples: dict[str, str] = field(
+        default_factory=dict)  # of each reason, the id of the first problem it befell
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {len(self.problems)} of {len(self.problems) + self.dropped.total()} kept"]
+        lines = [
+            f"{self.name}: {len(self.problems)} of {len(self.problems) + self.dropped.total()} kept"
+        ]
         for word, reasons in (("dropped", self.dropped), ("kept", self.noted)):
             for reason, count in reasons.most_common():
                 lines.append(f"  {count:7d} {word}: {reason} (such as {self.examples[reason]})")
         return "\n".join(lines)
 
 
-def _step(name: str, problems: list[Problem], outcomes: Iterable[tuple[Problem | None, str]]) -> Step:
+def _step(name: str, problems: list[Problem], outcomes: Iterable[tuple[Problem | None,
+                                                                       str]]) -> Step:
     """A step from what became of each problem: the one kept or None, and why (empty where nothing befell it)."""
     step = Step(name)
     together = zip(problems, outcomes, strict=True)
-    for problem, (kept, reason) in tqdm(together, name, len(problems), disable=not sys.stderr.isatty(), leave=False):
+    for problem, (kept, reason) in tqdm(together, name, len(problems),
+                                        disable=not sys.stderr.isatty(), leave=False):
         if kept is not None:
             step.problems.append(kept)
         if reason:
@@ -75,26 +81,14 @@ def _step(name: str, problems: list[Problem], outcomes: Iterable[tuple[Problem |
 
 def _filter(name: str, problems: list[Problem], reasons: Iterable[str]) -> Step:
     """A step that drops each problem that has a reason, and changes none."""
-    return _step(name, problems, ((None if reason else p, reason) for p, reason in zip(problems, reasons, strict=True)))
+    return _step(
+        name, problems,
+        ((None if reason else p, reason) for p, reason in zip(problems, reasons, strict=True)))
 
 
-# --------------------------------------------------------------------------------------------------------------- files
 
 
-def to_record(problem: Problem) -> dict:
-    """The record that `parse_record` reads back as this problem: MATH's keys, or `messages`; empty fields left out."""
-    text = {"messages": list(problem.messages)} if problem.messages else {
-        "problem": problem.question, "solution": problem.solution, "answer": problem.answer}
-    extras = {"level": problem.level, "subject": problem.subject, "origin": problem.origin}
-    return {"id": problem.id, **text, **{key: value for key, value in extras.items() if value}}
-
-
-def write_problems(path: Path, problems: list[Problem]) -> None:
-    """Write a JSONL file of problems, whole or not at all."""
-    write_text(path, "".join(json.dumps(to_record(problem), ensure_ascii=False) + "\n" for problem in problems))
-
-
-# ---------------------------------------------------------------------------------------------------------------- forms
+# -------------------------------------------------------------------------------------------- forms
 
 
 def unify(problems: list[Problem], style: str) -> Step:
@@ -118,11 +112,13 @@ def _unified(problem: Problem, style: str) -> tuple[Problem | None, str]:
         return None, "states no answer"
     text = with_ending(problem.solution, answer, style)
     # Braces that are not balanced, half a box: then the new end would not be read as it was meant.
-    if (extract_answer(text) or "").split() != answer.split() or with_ending(text, answer, style) != text:
+    if (extract_answer(text) or "").split() != answer.split() or with_ending(text, answer,
+                                                                             style) != text:
         return None, f"its answer cannot be written in the form of {style}"
     if text == problem.solution:
         return problem, ""
-    messages = (*problem.messages[:-1], {**problem.messages[-1], "content": text}) if problem.messages else ()
+    messages = (*problem.messages[:-1],
+                {**problem.messages[-1], "content": text}) if problem.messages else ()
     return replace(problem, solution=text, messages=messages), "end rewritten"
 
 
@@ -132,7 +128,8 @@ def stated_answer(solution: str) -> str | None:
     lower = solution.translate(LOWER)
     at = max(lower.rfind("answer is"), lower.rfind("answer:"), ("\n" + solution).rfind("\nA:"))
     # Behind the words something must stand: else the text was cut there. Half a box is no answer either.
-    answer = marked or (extract_answer(solution) if at >= 0 and extract_answer(solution[at:]) else None)
+    answer = marked or (extract_answer(solution)
+                        if at >= 0 and extract_answer(solution[at:]) else None)
     return answer if answer and not any(mark in answer for mark in ("####", *BOXES)) else None
 
 
@@ -140,12 +137,14 @@ def with_ending(solution: str, answer: str, style: str) -> str:
     """The solution without any form of an answer's end, and then the end of that style, once."""
     body = _without_statements(unbox(solution), answer)
     if "####" in body:  # amid the text, perhaps as a heading: the text stays
-        lines = (line.replace("####", "").strip() if "####" in line else line for line in body.split("\n"))
+        lines = (line.replace("####", "").strip() if "####" in line else line
+                 for line in body.split("\n"))
         body = _without_statements("\n".join(lines), answer)
     ending = ENDINGS[style].format(" ".join(answer.split()))
     if not body:
         return ending
-    goes_on = style == "boxed" and "\n" not in body and body[-1] in ".!?"  # a sentence behind one line of sentences
+    goes_on = style == "boxed" and "\n" not in body and body[
+        -1] in ".!?"  # a sentence behind one line of sentences
     return body + ("\n", " ")[goes_on] + ending
 
 
@@ -173,7 +172,8 @@ def _without_last_statement(text: str, answer: str) -> str:
     at, length = max((lower.rfind(marker), len(marker)) for marker in ("answer is", "answer:"))
     if at < 0 or not _says(line[at + length :], answer):
         return text
-    begin = max(line.rfind(end, 0, at) + len(end) if end in line[:at] else 0 for end in (". ", "! ", "? "))
+    begin = max(
+        line.rfind(end, 0, at) + len(end) if end in line[:at] else 0 for end in (". ", "! ", "? "))
     stock = all(word.strip(",:*#") in STOCK for word in lower[begin:at].split())
     return before + newline + line[:begin] if stock else text
 
@@ -189,7 +189,9 @@ def unbox(text: str) -> str:
     if begin < 0:
         return text
     begin = len(text[:begin].rstrip("\\"))  # `\\boxed` is a new line and a word
-    kept, opened, at, boxed = [text[:begin]], [], begin, False  # opened: of each open brace, whether it is a box's
+    kept, opened, at, boxed = [
+        text[:begin]
+    ], [], begin, False  # opened: of each open brace, whether it is a box's
     while at < len(text):
         end = at + 1
         if text[at] == "\\":
@@ -213,7 +215,7 @@ def unbox(text: str) -> str:
     return "".join(kept)
 
 
-# -------------------------------------------------------------------------------------------------------------- filters
+# ------------------------------------------------------------------------------------------ filters
 
 
 def is_plain_number(answer: str) -> bool:
@@ -221,13 +223,15 @@ def is_plain_number(answer: str) -> bool:
     and `2^3` are none: what stands beside the digits would have to be judged."""
     text = normalise(answer).removeprefix("-").removeprefix("+")
     whole, point, decimals = text.partition(".")
-    return text.isascii() and (whole or "0" * len(decimals)).isdigit() and (not point or decimals.isdigit())
+    return text.isascii() and (whole or "0" * len(decimals)).isdigit() and (not point
+                                                                            or decimals.isdigit())
 
 
 def keep_numeric(problems: list[Problem]) -> Step:
     """Problems whose answer is a plain number."""
     plain = (is_plain_number(problem.answer) for problem in problems)
-    return _filter("plain numbers", problems, ("" if good else "answer is no plain number" for good in plain))
+    return _filter("plain numbers", problems,
+                   ("" if good else "answer is no plain number" for good in plain))
 
 
 def keep_right_arithmetic(problems: list[Problem]) -> Step:
@@ -235,7 +239,8 @@ def keep_right_arithmetic(problems: list[Problem]) -> Step:
     counted."""
 
     def outcome(problem: Problem) -> tuple[Problem | None, str]:
-        verdicts = [check(mark) for mark in marks(problem.solution)] if "<<" in problem.solution else []
+        verdicts = [check(mark)
+                    for mark in marks(problem.solution)] if "<<" in problem.solution else []
         if not verdicts or all(verdicts):
             return problem, "" if verdicts else "without any <<a=b>>"
         return None, "wrong arithmetic" if False in verdicts else "arithmetic that cannot be read"
@@ -243,7 +248,8 @@ def keep_right_arithmetic(problems: list[Problem]) -> Step:
     return _step("right arithmetic", problems, map(outcome, problems))
 
 
-def drop_duplicates(problems: list[Problem], kind: str = "near", questions_only: bool = False) -> Step:
+def drop_duplicates(problems: list[Problem], kind: str = "near",
+                    questions_only: bool = False) -> Step:
     """The first of problems that repeat each other: `exact`, or also `normalised` (same words), or also `near`.
 
     Compared are question and solution together, since made data holds several solutions of one question; or with
@@ -261,7 +267,8 @@ def drop_duplicates(problems: list[Problem], kind: str = "near", questions_only:
             firsts = near_duplicates(some, keys=[answers[index] for index in rest])
         else:
             find = exact_duplicates if name == "exact" else normalised_duplicates
-            firsts = find(some if name == "exact" else (f"{text}\n{answers[index]}" for text, index in zip(some, rest)))
+            firsts = find(some if name == "exact" else (f"{text}\n{answers[index]}"
+                                                        for text, index in zip(some, rest)))
         for index, first in zip(rest, firsts, strict=True):
             reasons[index] = f"{name} duplicate" if first >= 0 else ""
     return _filter(f"no {kind} duplicates{' of questions' * questions_only}", problems, reasons)
@@ -269,7 +276,8 @@ def drop_duplicates(problems: list[Problem], kind: str = "near", questions_only:
 
 def _text(problem: Problem, question_only: bool = False) -> str:
     if problem.messages:
-        return "\n".join(turn["content"] for turn in problem.messages[: -1 if question_only else None])
+        return "\n".join(
+            turn["content"] for turn in problem.messages[:-1 if question_only else None])
     return problem.question if question_only else f"{problem.question}\n{problem.solution}"
 
 
@@ -291,21 +299,20 @@ def drop_overlap(problems: list[Problem], tests: dict[str, list[str]], keep: boo
 
     With `keep` none is dropped: the names of the sets stand in `origin["overlap"]`, and are counted.
     """
-    overlaps = {name: Overlap(questions) for name, questions in tests.items()}
+    kinds_of = overlap_with(tests)
 
     def outcome(problem: Problem) -> tuple[Problem | None, str]:
-        asked = [turn["content"] for turn in problem.messages if turn["role"] == "user"] or [problem.question]
-        found = {name: next(filter(None, map(overlap.kind, asked)), None) for name, overlap in overlaps.items()}
-        kinds = {name: kind for name, kind in found.items() if kind}
+        kinds = kinds_of(problem)
         reason = " and ".join(f"overlaps {name} ({kind})" for name, kind in kinds.items())
         if not kinds or not keep:
             return (None if kinds else problem), reason
         return replace(problem, origin={**problem.origin, "overlap": ", ".join(kinds)}), reason
 
-    return _step(f"overlap with {', '.join(tests) or 'no test set'}", problems, map(outcome, problems))
+    return _step(f"overlap with {', '.join(tests) or 'no test set'}", problems,
+                 map(outcome, problems))
 
 
-# -------------------------------------------------------------------------------------------------------------- choices
+# ------------------------------------------------------------------------------------------ choices
 
 
 def _rank(problem: Problem, seed: int) -> int:
@@ -335,7 +342,8 @@ def sample(problems: list[Problem], n: int, seed: int, by: str | None = None) ->
 
 def sample_by_probability(problems: list[Problem], p: float, seed: int) -> Step:
     """Each problem with probability p, whatever the others."""
-    reasons = ("" if _rank(problem, seed) < p * 2**64 else "not in the sample" for problem in problems)
+    reasons = ("" if _rank(problem, seed) < p * 2**64 else "not in the sample"
+               for problem in problems)
     return _filter(f"sample with probability {p}, seed {seed}", problems, reasons)
 
 
@@ -347,33 +355,19 @@ def split(problems: list[Problem], share: float, seed: int) -> tuple[list[Proble
     chosen = set(ranked[: round(share * len(ranked))])
     if not 0 < len(chosen) < len(ranked):
         all_of = f"{share} of {len(ranked)} questions"
-        raise UserError(f"a share of {all_of} leaves one side empty; give another share, or more problems")
+        raise UserError(
+            f"a share of {all_of} leaves one side empty; give another share, or more problems")
     sides: tuple[list[Problem], list[Problem]] = [], []
     for problem, key in zip(problems, keys, strict=True):
         sides[key in chosen].append(problem)
     return sides
 
 
-def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
-    """Split into (train, test): about a tenth, at most `most`, chosen by a hash of the question alone.
-
-    The same question always falls on the same side, also when it stands in the file twice. Raises UserError where there
-    is but one.
-    """
-    ranks = {p.question: hash_of(p.question) for p in problems if p.answer}  # one without an answer cannot be graded
-    if len(ranks) < 2:
-        raise UserError("one problem alone cannot be held out and trained on; give more, or an --eval-dataset")
-    chosen = sorted(ranks, key=ranks.get)[: min(most, max(1, len(ranks) // 10))]
-    test = set(chosen)
-    seen: set[str] = set()
-    held = [p for p in problems if p.question in test and p.answer and not (p.question in seen or seen.add(p.question))]
-    return [p for p in problems if p.question not in test], held
+# ------------------------------------------------------------------------------------------ recipes
 
 
-# -------------------------------------------------------------------------------------------------------------- recipes
-
-
-def mugglemath_15k(problems: list[Problem], seed: int, tests: dict[str, list[str]]) -> tuple[list[Problem], list[Step]]:
+def mugglemath_15k(problems: list[Problem], seed: int,
+                   tests: dict[str, list[str]]) -> tuple[list[Problem], list[Step]]:
     """Paper A's selection from one of MuggleMath's sets: at most 15,000 rows, and the steps that led there.
 
     The paper drops duplicates by pattern and samples by a probability to 15,000 rows a set. Of what it leaves open: a
@@ -398,9 +392,10 @@ def mugglemath_15k(problems: list[Problem], seed: int, tests: dict[str, list[str
 if __name__ == "__main__":
     try:
         if len(sys.argv) != 2:
-            raise UsageError("usage: python curate.py SET_OR_FILE")
+            raise UsageError("usage: python -m recipes.curate SET_OR_FILE")
         rows = load_problems(sys.argv[1])
-        for work in (lambda rows: unify(rows, "gsm8k"), keep_right_arithmetic, drop_duplicates, keep_numeric):
+        for work in (lambda rows: unify(rows, "gsm8k"), keep_right_arithmetic, drop_duplicates,
+                     keep_numeric):
             step = work(rows)
             print(step)
             rows = step.problems

@@ -1,6 +1,6 @@
 """Solutions that go wrong and are put right, made by rule: a step too early and back, or a tutor in a weak attempt.
 
-    python tutor.py              # both, on an embedded problem
+    python -m recipes.tutor              # both, on an embedded problem
 
     retro    a later step is written too early, then `[back]`, then the solution as it is
     tutor    a weak attempt up to its first wrong step, a sentence that corrects it, and the gold steps not yet done
@@ -21,10 +21,10 @@ from fractions import Fraction
 
 import synthetic
 from answers import equivalent, extract_answer
-from arithmetic import Mark, Tree, check, compute, evaluate, marks, numerals, tree, write
 from data import Problem, parse_record
-from perturb import child
-from program import Unfit
+from recipes.arithmetic import Mark, Tree, check, compute, evaluate, marks, numerals, tree, write
+from recipes.perturb import child
+from recipes.program import Unfit
 
 LONGEST = 4000  # characters of an attempt, and 40 lines: what is longer has lost its way
 MOST_LINES = 40
@@ -46,7 +46,7 @@ def steps(solution: str) -> list[str]:
     return lines[: ends[-1]] if ends else lines
 
 
-# --------------------------------------------------------------------------------------------------------------- retro
+# -------------------------------------------------------------------------------------------- retro
 
 
 def retro(problem: Problem, rng: random.Random) -> Problem:
@@ -60,7 +60,8 @@ def retro(problem: Problem, rng: random.Random) -> Problem:
         raise Unfit("a mark is wrong")
     known = {numeral.value for numeral in numerals(problem.question)}
     pairs = ((at, early) for early in range(len(lines)) for at in range(early))
-    choices = [(at, early) for at, early in pairs if _needs(lines[early], lines[at], known.union(*map(_values, lines[:at])))]
+    choices = [(at, early) for at, early in pairs
+               if _needs(lines[early], lines[at], known.union(*map(_values, lines[:at])))]
     if not choices:
         raise Unfit("no step needs an earlier one")
     at, early = rng.choice(choices)
@@ -86,7 +87,7 @@ def _value(mark: Mark) -> Fraction | None:
         return None
 
 
-# ------------------------------------------------------------------------------------------------- the first wrong step
+# ----------------------------------------------------------------------------- the first wrong step
 
 
 def judge(attempt: str, problem: Problem) -> Verdict:
@@ -117,7 +118,9 @@ class Plan:
 
     def __init__(self, solution: str):
         self.lines = steps(solution)
-        self.marks = [(number, mark) for number, line in enumerate(self.lines) for mark in marks(line)]
+        self.marks = [
+            (number, mark) for number, line in enumerate(self.lines) for mark in marks(line)
+        ]
         self.done = [False] * len(self.marks)
         self.keys = [key_of(mark) for _, mark in self.marks]
         self.values = [_value(mark) for _, mark in self.marks]
@@ -125,7 +128,8 @@ class Plan:
 
     def explains(self, mark: Mark) -> bool:
         """Whether a right mark is a gold step, has the value of one, or is a part of one: 5+4 of 5+4+3."""
-        return key_of(mark) in self.keys or _value(mark) in self.values or _value(mark) in self.parts
+        return key_of(mark) in self.keys or _value(mark) in self.values or _value(
+            mark) in self.parts
 
     def mark_done(self, mark: Mark) -> None:
         """Take the gold step of this equation, or else of this value, as done: the last one by its equation alone, for by
@@ -140,12 +144,20 @@ class Plan:
         """The gold lines with a step that is still to do; a step is not, where all that use its result are done."""
         done = self.done.copy()
         for k in reversed(range(len(done))):
-            users = [j for j in range(k + 1, len(done)) if self.values[k] in _operands(self.marks[j][1])]
+            users = [
+                j for j in range(k + 1, len(done)) if self.values[k] in _operands(self.marks[j][1])
+            ]
             done[k] = done[k] or (bool(users) and all(done[j] for j in users))
-        wanted = {number for (number, _), is_done in zip(self.marks, done, strict=True) if not is_done}
+        wanted = {
+            number
+            for (number, _), is_done in zip(self.marks, done, strict=True) if not is_done
+        }
         first = min(wanted, default=len(self.lines))
         with_marks = {number for number, _ in self.marks}
-        return [line for n, line in enumerate(self.lines) if n in wanted or (n > first and n not in with_marks)]
+        return [
+            line for n, line in enumerate(self.lines)
+            if n in wanted or (n > first and n not in with_marks)
+        ]
 
 
 def key_of(mark: Mark) -> tuple | None:
@@ -181,7 +193,7 @@ def _parts(mark: Mark) -> list[Fraction]:
     return trail
 
 
-# --------------------------------------------------------------------------------------------------------------- tutor
+# -------------------------------------------------------------------------------------------- tutor
 
 
 def tutor(problem: Problem, attempt: str) -> Problem:
@@ -235,5 +247,5 @@ def main(number: str = "1") -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 or not all(argument.isdecimal() for argument in sys.argv[1:]):
-        sys.exit("usage: python tutor.py [NUMBER OF AN EMBEDDED PROBLEM]")
+        sys.exit("usage: python -m recipes.tutor [NUMBER OF AN EMBEDDED PROBLEM]")
     main(*sys.argv[1:])

@@ -1,6 +1,6 @@
 r"""From the text of an answer to a tree: LaTeX, plain typing and a model's habits, read as a mathematician would.
 
-    python latex.py '\left[\frac12, 3\sqrt2\right)'
+    python -m grader.latex '\left[\frac12, 3\sqrt2\right)'
 
 Recursive descent over the tokens of scanner.py, one method a level of precedence. Nodes are tuples that begin with their
 kind. Answers are
@@ -21,7 +21,8 @@ Whatever is no such thing raises Unreadable, and is then compared as text. Work 
 import sys
 from fractions import Fraction
 
-from scanner import CLOSE, DIGITS, END, FUNCTIONS, GREEK, OPEN, SPELLED, TEXT, UNITS, Budget, Token, Unreadable, scan
+from grader.scanner import (CLOSE, DIGITS, END, FUNCTIONS, GREEK, OPEN, SPELLED, TEXT, UNITS,
+                            Budget, Token, Unreadable, scan)
 
 DEEPEST = 40  # levels of nesting
 RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=", "in")}
@@ -31,8 +32,12 @@ SIGNS = {"+": None, "-": "negative", "pm": "either", "mp": "neither"}
 SUFFIXES = {"!", "^", "'", "%", r"\%"}
 SEPARATORS = {",", ";", "and", "or"}
 AGGREGATES = {"gcd", "lcm", "min", "max"}  # functions of several arguments
-MARKS = {"mathbb", "overline", "vec", "hat", "bar", "overrightarrow"}  # set above or around a name, and a part of it
-FACTOR_STARTS = {"number", "letter", "word", "(", "[", "{", "frac", "sqrt", "surd", "binom", "lfloor", "lceil", "begin"}
+MARKS = {"mathbb", "overline", "vec", "hat", "bar",
+         "overrightarrow"}  # set above or around a name, and a part of it
+FACTOR_STARTS = {
+    "number", "letter", "word", "(", "[", "{", "frac", "sqrt", "surd", "binom", "lfloor", "lceil",
+    "begin"
+}
 FACTOR_STARTS |= FUNCTIONS | GREEK | MARKS
 MATRICES = {"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"}
 
@@ -59,7 +64,8 @@ def _only_words(text: str) -> str:
     joined = "".join(plain)
     if all(len(part) > 2 for part in joined.split("-")):
         joined = joined.replace("-", "")  # twenty-one, and not p-q
-    if len(joined) < 2 or not joined.isascii() or not joined.isalpha() or SPELLED.keys() & set(plain):
+    if len(joined
+           ) < 2 or not joined.isascii() or not joined.isalpha() or SPELLED.keys() & set(plain):
         return ""
     if all(len(word) < 3 for word in plain) and "{" not in text:
         return ""  # two letters side by side are a product, unless marked as text
@@ -161,7 +167,8 @@ class Reader:
             return ("set", [])
         if kind == r"\{":
             self.take()
-            if self.tokens[self.at].kind == "letter" and self.tokens[self.at + 1].kind in ("|", ":"):
+            if self.tokens[self.at].kind == "letter" and self.tokens[self.at + 1].kind in ("|",
+                                                                                           ":"):
                 return self._set_of_all()
             return ("set", self.items((r"\}",)))
         if self.at in self.collections:
@@ -366,7 +373,8 @@ class Reader:
             return value
         if kind in ("frac", "binom"):
             top, bottom = self.argument(), self.argument()
-            return ("quotient", top, bottom) if kind == "frac" else ("call", "binomial", [top, bottom])
+            return ("quotient", top, bottom) if kind == "frac" else ("call", "binomial",
+                                                                     [top, bottom])
         if kind in ("sqrt", "surd"):
             degree = _integer(2)
             if kind == "sqrt" and self.next.kind == "number" and len(self.next.text) > 1:
@@ -406,7 +414,7 @@ class Reader:
         if not behind:
             return _integer(int(whole))
         significant = len((whole + behind).lstrip("0"))
-        return ("number", Fraction(int(whole + behind), 10 ** len(behind)), len(behind), significant)
+        return ("number", Fraction(int(whole + behind), 10**len(behind)), len(behind), significant)
 
     def _repeating(self, whole: str, behind: str) -> tuple:
         r"""`0.1\overline{6}`: the digits under the bar come again and again."""
@@ -422,7 +430,8 @@ class Reader:
     def _based(self, digits: str) -> tuple:
         self.expect("_")
         base = self.argument()
-        if base[0] != "number" or base[1] not in range(2, 37) or not digits.isdigit() or int(max(digits)) >= base[1]:
+        if base[0] != "number" or base[1] not in range(2, 37) or not digits.isdigit() or int(
+                max(digits)) >= base[1]:
             raise Unreadable("a number with an index that is no base of it")
         return ("based", digits, int(base[1]))
 
@@ -474,7 +483,9 @@ class Reader:
             value = ("quotient", ("call", "ln", arguments), ("call", "ln", [_integer(10)]))
         else:
             value = ("call", function, arguments)
-        if power and power[0] == "negative" and power[1][:2] == ("number", 1) and function in ("sin", "cos", "tan"):
+        if power and power[0] == "negative" and power[1][:2] == ("number",
+                                                                 1) and function in ("sin", "cos",
+                                                                                     "tan"):
             return ("call", f"arc{function}", arguments)
         return ("power", value, power) if power else value
 
@@ -546,14 +557,15 @@ def _maybe_mixed(whole: tuple, part: tuple) -> tuple:
     r"""`1\frac34` is 1 + 3/4; `2\frac{x}{3}` is a product, and so is `2\frac{7}{3}`, whose fraction is not below 1."""
     if part[0] == "quotient" and part[1][0] == part[2][0] == "number":
         numbers = [value[1] for value in (whole, part[1], part[2])]
-        if all(number.denominator == 1 for number in numbers) and 0 < numbers[1] < numbers[2] and whole[2] is None:
+        if all(number.denominator == 1
+               for number in numbers) and 0 < numbers[1] < numbers[2] and whole[2] is None:
             return ("sum", [whole, part])
     return _times(whole, part)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python latex.py ANSWER")
+        sys.exit("usage: python -m grader.latex ANSWER")
     try:
         print(parse(sys.argv[1], Budget(10_000)))
     except Unreadable as reason:

@@ -1,6 +1,6 @@
 """Files from the web: downloaded whole, checked and once, or not at all; and zips that are read and never unpacked.
 
-    python download.py https://HOST/rows.jsonl.zip rows.jsonl.zip        # goes on where it was cut
+    python -m tools.download https://HOST/rows.jsonl.zip rows.jsonl.zip        # goes on where it was cut
 
 Whatever a server or a zip says, what comes of it is bounded in size, in time and in number of tries.
 """
@@ -38,7 +38,7 @@ SLOWEST = 1000  # bytes/s
 MEMBERS, LONGEST_LINE, UNPACKED = 100, 2**20, 2**30  # most files of a zip, bytes of a line and of all lines together
 
 
-# ------------------------------------------------------------------------------------------------------------- download
+# ----------------------------------------------------------------------------------------- download
 
 
 def download(url: str, path: Path, sha256: str = "") -> None:
@@ -66,7 +66,9 @@ def download(url: str, path: Path, sha256: str = "") -> None:
                 wrong = "is no zip file"
             if wrong:
                 _forget(part)
-                raise UserError(f"{url}: what was downloaded {wrong}, and is removed; try again later, or {by_hand}")
+                raise UserError(
+                    f"{url}: what was downloaded {wrong}, and is removed; try again later, or {by_hand}"
+                )
             os.replace(part, path)
             _forget(part)
     except OSError as error:
@@ -84,7 +86,8 @@ def _fetch_part(url: str, part: Path, by_hand: str) -> None:
             error.close()
             why = f"the server answers {error.code}"
             if error.code == 416:  # there is no such range: the part is whole, or not of this file
-                if part.exists() and error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":
+                if part.exists() and error.headers.get(
+                        "Content-Range") == f"bytes */{part.stat().st_size}":
                     return
                 _forget(part)
             elif error.code not in PASSING:
@@ -93,13 +96,19 @@ def _fetch_part(url: str, part: Path, by_hand: str) -> None:
             if asked.isdecimal():  # it may be a date, too: then our own pace
                 wait = float(asked)
                 why += f", to be asked again after {wait:g} seconds"
-        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError, ValueError) as error:
+        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError,
+                ValueError) as error:
             reason = getattr(error, "reason", error)
             why = " ".join(str(reason).split()) or type(reason).__name__
-            if isinstance(reason, socket.gaierror | ConnectionRefusedError | ssl.SSLCertVerificationError):
-                raise UserError(f"{url}: cannot be reached ({why}); check the connection, or {by_hand}") from error
+            if isinstance(reason,
+                          socket.gaierror | ConnectionRefusedError | ssl.SSLCertVerificationError):
+                raise UserError(
+                    f"{url}: cannot be reached ({why}); check the connection, or {by_hand}"
+                ) from error
         if attempt == TRIES or wait > LONGEST_WAIT:
-            raise UserError(f"{url}: {why} (try {attempt}); the same command later goes on where it was, or {by_hand}")
+            raise UserError(
+                f"{url}: {why} (try {attempt}); the same command later goes on where it was, or {by_hand}"
+            )
         sleep(wait)
 
 
@@ -111,7 +120,8 @@ def _download_once(url: str, part: Path) -> None:
         headers |= {"Range": f"bytes={have}-", "If-Range": etag}
     opener = urllib.request.build_opener(_SafeRedirects)
     with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        if response.status == 206 and not response.headers.get("Content-Range",
+                                                               "").startswith(f"bytes {have}-"):
             _forget(part)
             raise ConnectionError("the server sends another range than it was asked for")
         at = have if response.status == 206 else 0
@@ -127,8 +137,10 @@ def _download_once(url: str, part: Path) -> None:
                 if max(at, total or 0) > LARGEST_FILE:
                     file.close()
                     _forget(part)
-                    raise UserError(f"{url}: more than {LARGEST_FILE:,} bytes; nothing was kept of it")
-                if not (chunk := response.read1(CHUNK if total is None else min(CHUNK, total - at))):
+                    raise UserError(
+                        f"{url}: more than {LARGEST_FILE:,} bytes; nothing was kept of it")
+                if not (chunk :=
+                        response.read1(CHUNK if total is None else min(CHUNK, total - at))):
                     break
                 file.write(chunk)
                 at += len(chunk)
@@ -159,7 +171,8 @@ def _begun(part: Path) -> tuple[int, str]:
     """Bytes that are here already and the version they are of; 0 where nothing tells the version byte for byte."""
     try:
         etag = _etag_file(part).read_text(encoding="utf-8")
-        strong = len(etag) > 2 and etag[0] == etag[-1] == '"' and etag.isascii() and etag.isprintable()
+        strong = len(
+            etag) > 2 and etag[0] == etag[-1] == '"' and etag.isascii() and etag.isprintable()
         return (part.stat().st_size, etag) if strong else (0, "")
     except (OSError, UnicodeDecodeError):
         return 0, ""
@@ -184,11 +197,12 @@ def _is_safe(url: str, before: str = "") -> bool:
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, response, code, message, headers, url):
         if not _is_safe(url, request.full_url):
-            raise UserError(f"{request.full_url}: leads to {url[:200]!r}, and only https is downloaded from")
+            raise UserError(
+                f"{request.full_url}: leads to {url[:200]!r}, and only https is downloaded from")
         return super().redirect_request(request, response, code, message, headers, url)
 
 
-# ----------------------------------------------------------------------------------------------------------------- zips
+# --------------------------------------------------------------------------------------------- zips
 
 
 class _Frugal(io.FileIO):
@@ -217,37 +231,76 @@ def zip_lines(path: Path) -> Iterator[tuple[str, str]]:
                         number, unpacked = number + 1, unpacked + len(line)
                         where = f"{path}:{member.filename}:{number}"
                         if len(line) > LONGEST_LINE or unpacked > UNPACKED:
-                            raise UserError(f"{where}: a line of more than {LONGEST_LINE:,} bytes, or more than "
-                                            f"{UNPACKED:,} in all; no published set is like that")
+                            raise UserError(
+                                f"{where}: a line of more than {LONGEST_LINE:,} bytes, or more than "
+                                f"{UNPACKED:,} in all; no published set is like that")
                         try:
                             yield where, line.decode("utf-8-sig" if number == 1 else "utf-8")
                         except UnicodeDecodeError:
-                            raise UserError(f"{where}: not UTF-8 text; mend or remove that line") from None
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a zip ({error}); put a whole one there") from None
+                            raise UserError(
+                                f"{where}: not UTF-8 text; mend or remove that line") from None
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError,
+            OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read as a zip ({error}); put a whole one there") from None
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The .jsonl files of a zip. (`__MACOSX/` holds what macOS adds beside each file, under the same ending.)"""
     members = archive.infolist()
     if len(members) > MEMBERS:
-        raise UserError(f"{path}: holds {len(members)} files, more than the {MEMBERS} that are read")
+        raise UserError(
+            f"{path}: holds {len(members)} files, more than the {MEMBERS} that are read")
     for member in members:
         parts = member.filename.replace("\\", "/").split("/")
         if not parts[0] or ".." in parts or ":" in parts[0] or not member.filename.isprintable():
-            raise UserError(f"{path}: holds a file named {member.filename[:200]!r}, which leads elsewhere; remove the zip")
+            raise UserError(
+                f"{path}: holds a file named {member.filename[:200]!r}, which leads elsewhere; remove the zip"
+            )
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{path}: {member.filename} is compressed in another way than deflate; pack it again")
-    found = [m for m in members if m.filename.endswith(".jsonl") and not m.filename.startswith("__MACOSX/")]
+            raise UserError(
+                f"{path}: {member.filename} is compressed in another way than deflate; pack it again"
+            )
+    found = [
+        m for m in members
+        if m.filename.endswith(".jsonl") and not m.filename.startswith("__MACOSX/")
+    ]
     if not found:
         raise UserError(f"{path}: holds no .jsonl file")
     return found
 
 
+# ------------------------------------------------------------------------------------------ the hub
+
+
+def hub_error(name: str, caught: Exception, kind: str, page: str, unknown: str,
+              instead: str) -> UserError:
+    """What the hub's client has raised, in one line. `kind` is what was asked for, `page` where one reads about it,
+    `unknown` what `name` is where the hub does not know it, and `instead` what may be done without the hub."""
+    from huggingface_hub import errors
+
+    # "Not in the cache either" is raised from what went wrong with the hub.
+    error = caught.__cause__ or caught if isinstance(caught,
+                                                     errors.LocalEntryNotFoundError) else caught
+    if isinstance(error, errors.GatedRepoError):
+        why = f"this {kind} is gated; accept its terms at {page} and set HF_TOKEN"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        why = f"{unknown} on the hub; check the spelling; a private one needs HF_TOKEN"
+    elif isinstance(error, errors.RemoteEntryNotFoundError):
+        why = f"the {kind} has no such file; its files are listed at {page}/tree/main"
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        why = f"not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or {instead}"
+    elif getattr(getattr(error, "response", None), "status_code", None) == 429:
+        why = "the hub answers 429, too many requests; wait some minutes, or set HF_TOKEN for a higher limit"
+    else:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"cannot be downloaded ({first}); check name and connection, or {instead}"
+    return UserError(f"{name}: {why}")
+
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python download.py https://... FILE")
+        sys.exit("usage: python -m tools.download https://... FILE")
     try:
         download(sys.argv[1], Path(sys.argv[2]))
     except (UserError, KeyboardInterrupt) as error:

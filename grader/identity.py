@@ -1,6 +1,6 @@
 """Whether two exact values are equal, where their forms do not tell: both are computed, at pseudo-random points.
 
-    python identity.py '2^{n+1}' '2 \\cdot 2^n'        # equal
+    python -m grader.identity '2^{n+1}' '2 \\cdot 2^n'        # equal
 
 Sixty digits are carried along, each number with a bound on its error, so that "equal" means: no further apart than the
 bounds, which must be far below the values. Points are drawn from a hash, the same on every machine, and variables take
@@ -14,11 +14,12 @@ import sys
 from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
 from fractions import Fraction
 
-from exact import LARGEST_PRIME, ONE, Algebra, Evaluator, Value, from_key
-from latex import parse
-from scanner import Budget, Unreadable
+from grader.exact import LARGEST_PRIME, ONE, Algebra, Evaluator, Value, from_key
+from grader.latex import parse
+from grader.scanner import Budget, Unreadable
 
-PRECISION = Context(prec=60, Emax=10**6, Emin=-(10**6), traps=[Overflow, DivisionByZero, InvalidOperation])
+PRECISION = Context(prec=60, Emax=10**6, Emin=-(10**6),
+                    traps=[Overflow, DivisionByZero, InvalidOperation])
 UNIT = Decimal("1e-55")
 POINTS = 3
 
@@ -36,9 +37,9 @@ def same(a: Value, b: Value, algebra: Algebra) -> bool:
 def _may_hide(mono: frozenset) -> bool:
     """Whether a monomial has an atom that could equal some other form: all but names, constants and small primes."""
     return any(
-        name[0] not in ("name", "i", "pi", "e", "infinity") and not (name[0] == "prime" and name[1] < LARGEST_PRIME**2)
-        for name, _ in mono
-    )
+        name[0] not in ("name", "i", "pi", "e",
+                        "infinity") and not (name[0] == "prime" and name[1] < LARGEST_PRIME**2)
+        for name, _ in mono)
 
 
 class Numeric:
@@ -62,7 +63,8 @@ class Numeric:
 
     def __mul__(self, other: "Numeric") -> "Numeric":
         error = self.size * other.error + other.size * self.error + self.error * other.error
-        return Numeric(self.re * other.re - self.im * other.im, self.re * other.im + self.im * other.re, error)
+        return Numeric(self.re * other.re - self.im * other.im,
+                       self.re * other.im + self.im * other.re, error)
 
     def inverse(self) -> "Numeric":
         square = self.re * self.re + self.im * self.im
@@ -89,7 +91,8 @@ def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
             if difference.size > difference.error:
                 return False
             # An error that swallows the values would agree with anything.
-            if difference.error > Decimal("1e-30") * max(Decimal(1), left.size) and difference.error:
+            if difference.error > Decimal("1e-30") * max(Decimal(1),
+                                                         left.size) and difference.error:
                 continue
             agreed += 1
             if not points.seen:
@@ -130,7 +133,8 @@ class Points:
         kind, *rest = name
         if kind == "name":
             self.seen.add(rest[0])
-            digest = hashlib.blake2b(f"{self.number_of_point}/{rest[0]}".encode(), digest_size=8).digest()
+            digest = hashlib.blake2b(f"{self.number_of_point}/{rest[0]}".encode(),
+                                     digest_size=8).digest()
             whole = int.from_bytes(digest, "big")
             return Numeric(Decimal(whole % 10**15) / Decimal(10**15) * 3 - Decimal("1.45"))
         if kind == "prime":
@@ -144,7 +148,8 @@ class Points:
         if kind == "root":
             n, inner = rest[0], self.value(from_key(rest[1]))
             if n % 2 and inner.re < 0 and abs(inner.im) <= inner.error:
-                return self._powered(Numeric(-inner.re, error=inner.error), Fraction(1, n)) * Numeric(Decimal(-1))
+                return self._powered(Numeric(-inner.re, error=inner.error), Fraction(
+                    1, n)) * Numeric(Decimal(-1))
             return self._powered(inner, Fraction(1, n))
         values = [self.value(from_key(key)) for key in rest]
         if kind == "power":
@@ -156,7 +161,8 @@ class Points:
         return function(values[0])
 
 
-PI_DIGITS = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
+PI_DIGITS = Decimal(
+    "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 HALF = Numeric(Decimal("0.5"))
 IMAGINARY = Numeric(Decimal(0), Decimal(1))
 
@@ -217,7 +223,8 @@ def _cos(z: Numeric) -> Numeric:
 
 def _arcsin(z: Numeric) -> Numeric:
     inside = Numeric(Decimal(1)) - z * z
-    root = _exp(_ln(inside) * HALF) if inside.size > 4 * inside.error else Numeric(Decimal(0), Decimal(0), inside.error)
+    root = _exp(_ln(inside) * HALF) if inside.size > 4 * inside.error else Numeric(
+        Decimal(0), Decimal(0), inside.error)
     return Numeric(Decimal(0), Decimal(-1)) * _ln(IMAGINARY * z + root)
 
 
@@ -267,16 +274,13 @@ def real_value(value: Value, budget: Budget) -> Decimal | None:
             found = points.value(value)
         except (Unreadable, ArithmeticError):
             return None
-        return (
-            None
-            if points.seen or abs(found.im) > found.error or found.error > UNIT * 10**20 * (1 + found.size)
-            else found.re
-        )
+        return (None if points.seen or abs(found.im) > found.error or found.error > UNIT * 10**20 *
+                (1 + found.size) else found.re)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python identity.py EXPRESSION EXPRESSION")
+        sys.exit("usage: python -m grader.identity EXPRESSION EXPRESSION")
     try:
         algebra = Algebra(Budget(10_000))
         values = [Evaluator(algebra).value(parse(text, algebra.budget)[1]) for text in sys.argv[1:]]

@@ -1,7 +1,7 @@
 """A teacher: any server that speaks OpenAI's chat completions, or one of our own checkpoints, behind one `ask`.
 
-    python teacher.py "Tom has 3 boxes of 12 pens. How many pens has he?" --teacher tiny
-    OPENAI_API_KEY=... python teacher.py --api-base https://HOST/v1 --api-model NAME "..."   # HOST, NAME: your server's
+    python -m recipes.teacher "Tom has 3 boxes of 12 pens. How many pens has he?" --teacher tiny
+    OPENAI_API_KEY=... python -m recipes.teacher --api-base https://HOST/v1 --api-model NAME "..."   # HOST, NAME: your server's
 
 `ask(teacher, chats, folder, samples)` gives every chat its replies. Each raw reply, usable or not, is a line of
 FOLDER/replies.jsonl before anything is read out of it, with the request that it answers and the key
@@ -21,14 +21,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
 
-from huggingface_hub.utils import tqdm
+from tqdm import tqdm
 
 from checkpoint import Run
-from client import ApiFlags, ApiTeacher, Reply, open_api, printable, read_reply
 from data import Problem
 from flags import flag, parse_flags, run_command
-from generate import DecodingFlags, SamplingFlags, generate, load_asked
-from runtime import UsageError, UserError, new_directory
+from generate import ApiFlags, DecodingFlags, SamplingFlags, generate, load_asked
+from recipes.client import ApiTeacher, Reply, open_api, read_reply
+from runtime import UsageError, UserError, new_directory, printable
 from score import cost_line, record_of
 
 LOCAL_BATCH = 4096  # completions that a checkpoint of our own has in hand at a time
@@ -51,14 +51,17 @@ class Answers:
     @property
     def cost(self) -> dict:
         """The part of them that score.cost_line puts into words."""
-        return {"requests": self.asked + self.retries, "retries": self.retries, "seconds": self.seconds,
-                "prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens}
+        return {
+            "requests": self.asked + self.retries, "retries": self.retries, "seconds": self.seconds,
+            "prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens
+        }
 
 
-# --------------------------------------------------------------------------------------------------------------- store
+# -------------------------------------------------------------------------------------------- store
 
 
-def ask(teacher: "ApiTeacher | LocalTeacher", chats: list[list[dict]], folder: Path, samples: int = 1) -> Answers:
+def ask(teacher: "ApiTeacher | LocalTeacher", chats: list[list[dict]], folder: Path,
+        samples: int = 1) -> Answers:
     """The replies of `teacher` to each chat, `samples` of them, from `folder`/replies.jsonl or asked for now.
 
     chats: `{"role", "content"}` each, the last by the user. Equal chats are asked once and share their replies. Raises
@@ -87,7 +90,8 @@ def ask(teacher: "ApiTeacher | LocalTeacher", chats: list[list[dict]], folder: P
         if line["key"] in places and 0 <= line["sample"] < samples:
             take((places[line["key"]], line["sample"]), line)
     stored, total, retries = len(found), len(distinct) * samples, 0
-    bar = tqdm(total=total, initial=stored, desc=f"ask {teacher.name}", leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(total=total, initial=stored, desc=f"ask {teacher.name}", leave=False,
+               disable=not sys.stderr.isatty())
     lines = teacher.answer(distinct, samples, frozenset(found))
     with bar, open(store, "ab") as file, contextlib.closing(lines):
         try:
@@ -99,11 +103,14 @@ def ask(teacher: "ApiTeacher | LocalTeacher", chats: list[list[dict]], folder: P
                 retries += line["attempt"] > 1
                 bar.set_postfix(retries=retries, refresh=False)
         except KeyboardInterrupt:
-            print(f"{len(found)} of {total} replies are in {store}; the same into this folder goes on", file=sys.stderr)
+            print(
+                f"{len(found)} of {total} replies are in {store}; the same into this folder goes on",
+                file=sys.stderr)
             raise
     replies = [[found.get((places[key], sample)) for sample in range(samples)] for key in keys]
     lost = sum(reply is None for group in replies for reply in group)
-    return Answers(replies, keys, total - stored, stored, lost, retries, *spent, perf_counter() - start)
+    return Answers(replies, keys, total - stored, stored, lost, retries, *spent,
+                   perf_counter() - start)
 
 
 def _key(teacher, messages: list[dict]) -> str:
@@ -147,17 +154,22 @@ def completions(teacher, problems: list[Problem], turns: list[dict], folder: Pat
     for number, (problem, replies) in enumerate(zip(problems, answers.replies)):
         if None not in replies:
             records += [
-                record_of(problem, number, sample, reply.text, reply.new_tokens, reply.finish, reply.mean_log_prob)
-                | {"reply_key": answers.keys[number]} for sample, reply in enumerate(replies)]
+                record_of(problem, number, sample, reply.text, reply.new_tokens, reply.finish,
+                          reply.mean_log_prob)
+                | {"reply_key": answers.keys[number]} for sample, reply in enumerate(replies)
+            ]
     wanted = len(problems) * samples
     if not records:
-        raise UserError(f"{answers.lost} of {wanted} replies were lost and no problem is left to count; "
-                        f"{Path(folder) / 'replies.jsonl'} holds what came instead")
+        raise UserError(
+            f"{answers.lost} of {wanted} replies were lost and no problem is left to count; "
+            f"{Path(folder) / 'replies.jsonl'} holds what came instead")
     left_out = len(problems) - len(records) // samples
-    return records, {"lost": answers.lost, "wanted": wanted, "left_out": left_out, "cost": answers.cost}
+    return records, {
+        "lost": answers.lost, "wanted": wanted, "left_out": left_out, "cost": answers.cost
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------- of our own
+# --------------------------------------------------------------------------------------- of our own
 
 
 @dataclass(kw_only=True)
@@ -181,7 +193,8 @@ class LocalTeacher:
         names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def answer(self, chats: list[list[dict]], samples: int, skip: Container[tuple[int, int]]) -> Iterator[tuple]:
+    def answer(self, chats: list[list[dict]], samples: int,
+               skip: Container[tuple[int, int]]) -> Iterator[tuple]:
         """Yield ((chat, sample), line) as the completions end, in the words of a server. A second attempt would say the
         same."""
         tokenizer, step = self.run.tokenizer, max(1, LOCAL_BATCH // samples)
@@ -192,37 +205,55 @@ class LocalTeacher:
             if len(known) == len(places):
                 continue
             prompts = [tokenizer.prompt(chat[-1]["content"], earlier=chat[:-1]) for chat in batch]
-            for done in generate(self.run.model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size,
-                                 prefix=self.run.prefix, samples=samples, skip=known,
-                                 # A sample depends on its place among the chats, in whichever batch that lies.
-                                 **self.settings | {"seed": self.seed + (start << 32)}):
+            for done in generate(
+                    self.run.model,
+                    prompts,
+                    stop_ids=tokenizer.stop_ids,
+                    vocab_size=tokenizer.size,
+                    prefix=self.run.prefix,
+                    samples=samples,
+                    skip=known,
+                    # A sample depends on its place among the chats, in whichever batch that lies.
+                    **self.settings | {"seed": self.seed + (start << 32)}):
                 if not math.isfinite(done.mean_log_prob):
-                    raise UserError(f"{self.name}: gives no finite probabilities; are its weights NaN or infinite?")
-                raw = {"choices": [{"message": {"content": tokenizer.decode(done.ids)}, "finish_reason": done.finish}],
-                       "usage": {"prompt_tokens": len(prompts[done.problem]), "completion_tokens": len(done.ids)}}
+                    raise UserError(
+                        f"{self.name}: gives no finite probabilities; are its weights NaN or infinite?"
+                    )
+                raw = {
+                    "choices": [{
+                        "message": {"content": tokenizer.decode(done.ids)},
+                        "finish_reason": done.finish
+                    }], "usage": {
+                        "prompt_tokens": len(prompts[done.problem]), "completion_tokens": len(
+                            done.ids)
+                    }
+                }
                 request = {"messages": batch[done.problem], **self.settings}
                 yield (start + done.problem, done.sample), {
-                    "request": request, "status": 200, "fault": "", "raw": json.dumps(raw), "attempt": 1,
-                    "mean_log_prob": done.mean_log_prob}
+                    "request": request, "status": 200, "fault": "", "raw": json.dumps(raw),
+                    "attempt": 1, "mean_log_prob": done.mean_log_prob
+                }
 
 
-# ------------------------------------------------------------------------------------------------------------- command
+# ------------------------------------------------------------------------------------------ command
 
 
 @dataclass(kw_only=True)
 class TeacherFlags(ApiFlags, DecodingFlags):
     """The flags of every command that asks a teacher, of either kind."""
 
-    teacher: str | None = flag(None, "one of our own: tiny, a run directory, a checkpoint's folder or a hub id")
+    teacher: str | None = flag(
+        None, "one of our own: tiny, a run directory, a checkpoint's folder or a hub id")
 
 
 @dataclass(kw_only=True)
 class Flags(TeacherFlags):
-    """The flags of `python teacher.py`."""
+    """The flags of `python -m recipes.teacher`."""
 
     question: str = flag(MISSING, "the question; - reads it from stdin", positional=True)
-    output_dir: str | None = flag(None, "folder of the raw replies; what one holds is not asked again "
-                                  "(default: runs/teacher-N)")
+    output_dir: str | None = flag(
+        None, "folder of the raw replies; what one holds is not asked again "
+        "(default: runs/teacher-N)")
 
 
 def open_teacher(flags: TeacherFlags) -> ApiTeacher | LocalTeacher:
@@ -231,20 +262,25 @@ def open_teacher(flags: TeacherFlags) -> ApiTeacher | LocalTeacher:
     if server:
         return server
     if not flags.teacher:
-        raise UsageError("no teacher: name one of our own with --teacher, or a server's with --api-model")
+        raise UsageError(
+            "no teacher: name one of our own with --teacher, or a server's with --api-model")
     is_run = (Path(flags.teacher) / "args.json").exists()
     named = {"run" if is_run else "model": flags.teacher}
-    run = load_asked(SamplingFlags(**{part.name: getattr(flags, part.name) for part in fields(DecodingFlags)}, **named))
-    return LocalTeacher(name=flags.teacher, run=run, temperature=flags.temperature, top_p=flags.top_p,
-                        top_k=flags.top_k, max_new_tokens=flags.max_new_tokens, seed=flags.seed)
+    run = load_asked(
+        SamplingFlags(**{part.name: getattr(flags, part.name)
+                         for part in fields(DecodingFlags)}, **named))
+    return LocalTeacher(name=flags.teacher, run=run, temperature=flags.temperature,
+                        top_p=flags.top_p, top_k=flags.top_k, max_new_tokens=flags.max_new_tokens,
+                        seed=flags.seed)
 
 
 def main(argv: list[str]) -> None:
-    """`python teacher.py`: ask one question, print the replies and what they cost."""
+    """`python -m recipes.teacher`: ask one question, print the replies and what they cost."""
     flags = parse_flags(Flags, argv, __doc__)
     question = (sys.stdin.read() if flags.question == "-" else flags.question).strip()
     if not question:
-        raise UsageError("the question is empty; write it behind the flags, or - and give it on stdin")
+        raise UsageError(
+            "the question is empty; write it behind the flags, or - and give it on stdin")
     teacher = open_teacher(flags)
     begun = flags.output_dir and (Path(flags.output_dir) / "replies.jsonl").exists()
     folder = Path(flags.output_dir) if begun else new_directory(flags.output_dir, "teacher")
@@ -258,7 +294,9 @@ def main(argv: list[str]) -> None:
     print(f"cost       {cost_line(answers.cost)}")
     print(f"files      {folder / 'replies.jsonl'}")
     if answers.lost:
-        raise UserError(f"{answers.lost} of {flags.samples} replies were lost; --output-dir {folder} asks again")
+        raise UserError(
+            f"{answers.lost} of {flags.samples} replies were lost; --output-dir {folder} asks again"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make the embedded model `tiny/`: a small Qwen2.5 of our own, trained from nothing on the embedded data sets.
 
-    python make_tiny.py --output-dir tiny-new                 # tokenizer, then the model; see tiny/README.md for the time
-    python make_tiny.py --output-dir tiny-new --resume        # goes on from the last checkpoint
+    python -m tools.make_tiny --output-dir tiny-new                 # tokenizer, then the model; see tiny/README.md for the time
+    python -m tools.make_tiny --output-dir tiny-new --resume        # goes on from the last checkpoint
 
 It is a *base* model: it has read problems with worked solutions, with bare answers, with slips in the arithmetic, and some
 as chats, most of which give the bare answer. So it can reason, but asked in chat form it seldom does. That is
@@ -15,29 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.utils import tqdm
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
+from tqdm import tqdm
 
 import synthetic
 from checkpoint import checkpoints, save_model, step_of
 from data import Example, parse_record
 from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
-from runtime import (
-    UsageError,
-    append_metrics,
-    describe_machine,
-    keep_freed_memory,
-    new_directory,
-    pick_device,
-    pick_dtype,
-    read_json,
-    trim_metrics,
-    write_json,
-    write_text,
-)
+from runtime import (UsageError, append_metrics, describe_machine, keep_freed_memory, new_directory,
+                     pick_device, pick_dtype, read_json, trim_metrics, write_json, write_text)
 from tokenizer import Tokenizer
 from train import TrainSettings, mean_loss, train
 
@@ -52,27 +42,27 @@ DATA_SEED = 1_000_000  # training documents are numbered from here, far from the
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SPECIAL_TOKENS = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
-    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
-    *("<|image_pad|>", "<|video_pad|>"),
-)
-OTHER_TOKENS = (
-    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
-    *("<|repo_name|>", "<|file_sep|>"),
-)
+SPECIAL_TOKENS = (*("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>",
+                    "<|object_ref_end|>", "<|box_start|>"),
+                  *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+                    "<|vision_end|>", "<|vision_pad|>"), *("<|image_pad|>", "<|video_pad|>"),
+                  )
+OTHER_TOKENS = (*("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>",
+                  "<|fim_suffix|>", "<|fim_pad|>"), *("<|repo_name|>", "<|file_sep|>"),
+                )
 CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}{% endif %}"
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n" + SYSTEM +
+    "<|im_end|>\\n' }}{% endif %}"
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
 
 @dataclass
 class Flags:
-    """The flags of `python make_tiny.py`."""
+    """The flags of `python -m tools.make_tiny`."""
 
-    output_dir: str = flag("tiny-new", "folder for tokenizer/, checkpoints/, metrics.jsonl and the finished model/")
+    output_dir: str = flag(
+        "tiny-new", "folder for tokenizer/, checkpoints/, metrics.jsonl and the finished model/")
     steps: int = flag(4500, "optimiser steps", least=1)
     documents: int = flag(80, "documents a step, about 95 tokens each", least=1)
     learning_rate: float = flag(3e-3, "peak learning rate", alias="--lr", least=0)
@@ -88,10 +78,11 @@ class Flags:
     debug: bool = flag(False, "show the traceback of an error")
 
 
-# ------------------------------------------------------------------------------------------------------------ documents
+# ---------------------------------------------------------------------------------------- documents
 
 
-def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train", style: str | None = None) -> Example:
+def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train",
+             style: str | None = None) -> Example:
     """Document `index` of the training mixture; every token but the first is a target."""
     rng = random.Random(f"document/{split}/{seed}/{index}")
     dataset = "mini-math" if rng.random() < MINI_MATH else "mini-gsm"
@@ -107,7 +98,8 @@ def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train", 
     if style == "answer" or (style == "chat" and rng.random() >= CHAT_STEPS):
         solution = bare
     if style == "chat":
-        turns = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": solution}]
+        turns = [{"role": "user", "content": problem.question},
+                 {"role": "assistant", "content": solution}]
         ids, _ = tokenizer.chat(turns)
     else:
         # Appended as an id: in a text the marker's letters are but letters. A chat ends on the other of the two stops.
@@ -119,12 +111,13 @@ def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train", 
 def held_out_losses(model: Qwen2, tokenizer: Tokenizer, count: int = 300) -> dict[str, float]:
     """Mean loss, in nats a token, on documents of each style made from test problems."""
     return {
-        style: mean_loss(model, [document(tokenizer, index, 0, "test", style) for index in range(count)])
+        style: mean_loss(model,
+                         [document(tokenizer, index, 0, "test", style) for index in range(count)])
         for style in STYLES
     }
 
 
-# ------------------------------------------------------------------------------------------------------------ tokenizer
+# ---------------------------------------------------------------------------------------- tokenizer
 
 
 def make_tokenizer(folder: Path, seed: int, documents: int = 20_000) -> Tokenizer:
@@ -147,9 +140,11 @@ def make_tokenizer(folder: Path, seed: int, documents: int = 20_000) -> Tokenize
     texts = [f"{problem.question}\n{problem.solution}" for problem in problems] + frame
     # A pair that is rare here (min_frequency) would hardly be trained; so the vocabulary ends where pairs get rare.
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, min_frequency=100, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, min_frequency=100,
+                                  show_progress=False)
     fast.train_from_iterator(texts, trainer)
-    fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    fast.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in OTHER_TOKENS])
     end, turn_end = fast.token_to_id("<|endoftext|>"), fast.token_to_id("<|im_end|>")
 
@@ -169,20 +164,23 @@ def make_tokenizer(folder: Path, seed: int, documents: int = 20_000) -> Tokenize
         "unk_token": None,
     }
     write_json(folder / "tokenizer_config.json", settings)
-    write_json(folder / "generation_config.json", {"eos_token_id": [turn_end, end], "pad_token_id": end})
+    write_json(folder / "generation_config.json",
+               {"eos_token_id": [turn_end, end], "pad_token_id": end})
     return Tokenizer(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------- model
+# -------------------------------------------------------------------------------------------- model
 
 
-def new_model(vocab_size: int, hidden_size: int, layers: int, seed: int, compute_dtype: torch.dtype) -> Qwen2:
+def new_model(vocab_size: int, hidden_size: int, layers: int, seed: int,
+              compute_dtype: torch.dtype) -> Qwen2:
     """A Qwen2.5 with fresh fp32 weights: normal, std 0.02, narrower where a layer adds to the residual stream.
 
     The narrower start, 0.02 / sqrt(2 L), keeps the sum over layers near one layer's size (Radford et al. 2019, 2.3).
     """
     config = Config(
-        vocab_size=math.ceil(vocab_size / 64) * 64,  # rows to a round number, as Qwen's; the rest is padding
+        vocab_size=math.ceil(vocab_size / 64) *
+        64,  # rows to a round number, as Qwen's; the rest is padding
         hidden_size=hidden_size,
         intermediate_size=math.ceil(hidden_size * 8 / 3 / 64) * 64,
         num_hidden_layers=layers,
@@ -210,7 +208,8 @@ def main(argv: list[str]) -> None:
     args = parse_flags(Flags, argv, __doc__)
     if args.resume:
         saved = read_json(Path(args.output_dir) / "args.json")
-        args = Flags(**{**saved, "resume": True, "threads": args.threads, "output_dir": args.output_dir})
+        args = Flags(
+            **{**saved, "resume": True, "threads": args.threads, "output_dir": args.output_dir})
     if args.hidden_size % 64:  # heads of 32, and two of them share a key/value head at least
         raise UsageError(f"--hidden-size {args.hidden_size} is no multiple of 64")
     keep_freed_memory()
@@ -239,14 +238,15 @@ def main(argv: list[str]) -> None:
 
     def batch_at(step: int) -> list[Example]:
         first = step * args.documents
-        return [document(tokenizer, index, args.seed) for index in range(first, first + args.documents)]
+        return [
+            document(tokenizer, index, args.seed) for index in range(first, first + args.documents)
+        ]
 
     def log(record: dict) -> None:
         append_metrics(folder / "metrics.jsonl", record)
         print(
             f"step {record['step']:5d}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
-            f"{record['tokens_per_second']:6.0f} tokens/s",
-            flush=True,
+            f"{record['tokens_per_second']:6.0f} tokens/s", flush=True,
         )
 
     bar = tqdm(total=args.steps, unit="step", disable=None)
@@ -266,9 +266,14 @@ def main(argv: list[str]) -> None:
     bar.close()
     losses = held_out_losses(model, tokenizer)
     save_model(model, folder / "model", folder / "tokenizer")
-    result = {**vars(totals), "parameters": sum(p.numel() for p in trainable.values()), "held_out_losses": losses}
+    result = {
+        **vars(totals), "parameters": sum(p.numel() for p in trainable.values()),
+        "held_out_losses": losses
+    }
     write_json(folder / "result.json", result)
-    print(f"{totals.tokens / 1e6:.1f} M tokens in {totals.seconds / 60:.0f} minutes; held-out losses: {losses}")
+    print(
+        f"{totals.tokens / 1e6:.1f} M tokens in {totals.seconds / 60:.0f} minutes; held-out losses: {losses}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The arithmetic that a worked solution carries: GSM8K's marks `<<48/2=24>>`, read, computed and checked exactly.
 
-    python arithmetic.py "She sold 48/2 = <<48/2=24>>24 clips and <<48+24=73>>73 in all."
+    python -m recipes.arithmetic "She sold 48/2 = <<48/2=24>>24 clips and <<48+24=73>>73 in all."
 
 A mark is an expression, `=`, and its value. Expressions have numbers, `+ - * /`, percent signs and brackets, and are
 computed in fractions, or kept as trees, by a parser of forty lines; nothing is ever run, and what is longer or deeper
@@ -18,7 +18,10 @@ LONGEST = 200  # characters of an expression, and 20 of a number: published mark
 DEEPEST = 20  # brackets and signs around each other
 PLACES = 4  # decimal places of a number that is written
 DIGITS = "0123456789"
-SAME = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", ":": "/", "−": "-", "–": "-", "[": "(", "]": ")"}
+SAME = {
+    "x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", ":": "/", "−": "-", "–": "-", "[": "(",
+    "]": ")"
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:
 def evaluate(tree: Tree, operands: list[Fraction], trail: list[Fraction]) -> Fraction:
     """The value of a tree; the value of each operation is appended to `trail`. Raises ValueError."""
     if isinstance(tree, tuple):
-        trail.append(apply(tree[0], evaluate(tree[1], operands, trail), evaluate(tree[2], operands, trail)))
+        trail.append(
+            apply(tree[0], evaluate(tree[1], operands, trail), evaluate(tree[2], operands, trail)))
         return trail[-1]
     return operands[tree] if isinstance(tree, int) else tree
 
@@ -212,7 +216,7 @@ class _TreeParser(_Parser):
         return operator, left, right
 
 
-# ------------------------------------------------------------------------------------------------ numbers in a text
+# -------------------------------------------------------------------------------- numbers in a text
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,8 @@ def places_of(value: Fraction) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python arithmetic.py TEXT")
+        sys.exit("usage: python -m recipes.arithmetic TEXT")
     for mark in marks(sys.argv[1]):
-        print(f"{mark.left} = {mark.value}: { {True: 'right', False: 'wrong', None: 'cannot be read'}[check(mark)]}")
+        print(
+            f"{mark.left} = {mark.value}: { {True: 'right', False: 'wrong', None: 'cannot be read'}[check(mark)]}"
+        )

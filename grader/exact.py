@@ -1,6 +1,6 @@
 r"""From the tree of an expression to its exact value.
 
-    python exact.py '\frac{6}{\sqrt{12}}'        # 1 * 3^(1/2)
+    python -m grader.exact '\frac{6}{\sqrt{12}}'        # 1 * 3^(1/2)
 
 A value is a quotient of two polynomials with rational coefficients over atoms: variables, pi, e, i, the roots of
 primes (2^(1/2), 5^(2/3), ...), and whatever has no simpler form (sin x, 2^n, the root of a sum). Terms with the same
@@ -15,8 +15,8 @@ import math
 import sys
 from fractions import Fraction
 
-from latex import parse
-from scanner import Budget, Unreadable
+from grader.latex import parse
+from grader.scanner import Budget, Unreadable
 
 LARGEST_BITS = 1 << 13  # of an integer on the way
 LARGEST_PRIME = 1000  # factors of a number under a root are looked for up to here
@@ -72,7 +72,7 @@ def atom(name: tuple, exponent: Number = 1) -> Value:
     return Value({mono: c})
 
 
-# -------------------------------------------------------------------------------------------------------------- algebra
+# ------------------------------------------------------------------------------------------ algebra
 
 
 class Algebra:
@@ -182,7 +182,8 @@ class Algebra:
             return value
         mono, c = value.single or (frozenset(), 0)
         variables = [e for a, e in mono if a not in POSITIVE and a[0] != "prime"]
-        if not c or n > 1000 or variables and (len(mono) > 1 or variables != [1] or c < 0) or c < 0 and n % 2 == 0 and n > 2:
+        if not c or n > 1000 or variables and (len(mono) > 1 or variables != [1]
+                                               or c < 0) or c < 0 and n % 2 == 0 and n > 2:
             return atom(("root", n, value.key()))
         result = number(1)
         for a, e in [*mono, *self._factors(abs(c))]:
@@ -206,7 +207,8 @@ class Algebra:
             self.budget.take(1 + prime // 8)
             if rest > 1:
                 side = math.isqrt(rest)
-                found.append((("prime", side), 2 * sign) if side * side == rest else (("prime", rest), sign))
+                found.append((("prime", side), 2 * sign) if side * side == rest else (("prime",
+                                                                                       rest), sign))
         return found
 
 
@@ -233,7 +235,7 @@ def _merge(a: frozenset, b: frozenset) -> tuple[frozenset, Number]:
     return frozenset(exponents.items()), c
 
 
-# ------------------------------------------------------------------------------------------------------- from the tree
+# ------------------------------------------------------------------------------------ from the tree
 
 
 class Evaluator:
@@ -277,7 +279,8 @@ class Evaluator:
     def root(self, degree: tuple, radicand: tuple) -> Value:
         n = self.value(degree).rational
         if n is None or n.denominator != 1 or n < 2:
-            return self.algebra.power(self.value(radicand), self.algebra.divide(number(1), self.value(degree)))
+            return self.algebra.power(self.value(radicand),
+                                      self.algebra.divide(number(1), self.value(degree)))
         return self.algebra.root(self.value(radicand), int(n))
 
     def negative(self, inner: tuple) -> Value:
@@ -328,7 +331,7 @@ class Evaluator:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python exact.py EXPRESSION")
+        sys.exit("usage: python -m grader.exact EXPRESSION")
     try:
         budget = Budget(10_000)
         tree = parse(sys.argv[1], budget)

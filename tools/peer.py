@@ -1,6 +1,6 @@
 """The same work by the standard stack: transformers with peft, as users set them up. bench.py runs it beside mathft.
 
-    python bench.py --case lora --peer       # this module's work in processes of its own
+    python -m tools.bench --case lora --peer       # this module's work in processes of its own
 
 The one module that needs transformers and peft; it is imported in the peer's process alone, so that neither costs the
 others time or memory. Its functions are given token ids, never text: both sides do exactly the same problems.
@@ -30,7 +30,8 @@ IGNORED = -100  # the label of a token that is no target, in transformers
 CLIP = 1.0  # largest norm of the gradient, the Trainer's default
 
 
-def load(folder: Path | str, device: torch.device, dtype: torch.dtype) -> transformers.PreTrainedModel:
+def load(folder: Path | str, device: torch.device,
+         dtype: torch.dtype) -> transformers.PreTrainedModel:
     """The checkpoint in `folder`, all of its weights in `dtype`."""
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
 
@@ -39,13 +40,15 @@ def pad(rows: list[list[int]], filler: int, device: torch.device, left: bool = F
     """Rows of ids side by side, [B, S], the short ones filled up on the right or on the left."""
     longest = max(map(len, rows))
     fills = [[filler] * (longest - len(row)) for row in rows]
-    return torch.tensor([fill + row if left else row + fill for fill, row in zip(fills, rows)], device=device)
+    return torch.tensor([fill + row if left else row + fill for fill, row in zip(fills, rows)],
+                        device=device)
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
-def training_step(task, device: torch.device, dtype: torch.dtype) -> Callable[[list[Example]], float]:
+def training_step(task, device: torch.device,
+                  dtype: torch.dtype) -> Callable[[list[Example]], float]:
     """A function that does one optimiser step and returns the mean loss before it, in nats a target.
 
     `task` is a bench.Task; the folder `prefix` in its work folder holds what prefix training starts from.
@@ -56,13 +59,16 @@ def training_step(task, device: torch.device, dtype: torch.dtype) -> Callable[[l
         model.gradient_checkpointing_enable()
     if task.case == "lora":
         usual = Flags()
-        settings = peft.LoraConfig(r=usual.lora_rank, lora_alpha=usual.lora_alpha, target_modules=list(TARGETS),
-                                   bias="none", lora_dropout=0.0, task_type="CAUSAL_LM")
+        settings = peft.LoraConfig(r=usual.lora_rank, lora_alpha=usual.lora_alpha,
+                                   target_modules=list(TARGETS), bias="none", lora_dropout=0.0,
+                                   task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, settings)
     elif task.case == "prefix":
         settings = peft.PeftConfig.from_pretrained(Path(task.work) / "prefix", inference_mode=False)
-        model = peft.get_peft_model(model, settings)  # PeftModel.from_pretrained refuses to train a prefix
-        peft.set_peft_model_state_dict(model, peft.load_peft_weights(Path(task.work) / "prefix", str(device)))
+        model = peft.get_peft_model(model,
+                                    settings)  # PeftModel.from_pretrained refuses to train a prefix
+        peft.set_peft_model_state_dict(
+            model, peft.load_peft_weights(Path(task.work) / "prefix", str(device)))
     model.train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=task.learning_rate)
@@ -80,7 +86,8 @@ def training_step(task, device: torch.device, dtype: torch.dtype) -> Callable[[l
 
 def training_batch(examples: list[Example], device: torch.device) -> dict[str, Tensor]:
     """Ids, mask and labels, [B, S] each, padded on the right; transformers itself shifts the labels by one."""
-    labels = [[i if target else IGNORED for i, target in zip(e.ids, e.is_target, strict=True)] for e in examples]
+    labels = [[i if target else IGNORED for i, target in zip(e.ids, e.is_target, strict=True)]
+              for e in examples]
     return {
         "input_ids": pad([e.ids for e in examples], 0, device),  # any id will do: the mask hides it
         "attention_mask": pad([[1] * len(e.ids) for e in examples], 0, device),
@@ -88,7 +95,7 @@ def training_batch(examples: list[Example], device: torch.device) -> dict[str, T
     }
 
 
-# ----------------------------------------------------------------------------------------------------------- generation
+# --------------------------------------------------------------------------------------- generation
 
 
 def generator(task, device: torch.device, dtype: torch.dtype, rows: int = 64) -> Callable:
@@ -98,9 +105,11 @@ def generator(task, device: torch.device, dtype: torch.dtype, rows: int = 64) ->
     a static batch cannot let go of one. `decoded` tokens came after `start`, the clock at the second forward pass (of
     the last batch): all but the first of each row, which the pass over the prompts has given.
     """
-    model, stops = load(task.model, device, dtype).eval(), sorted(Tokenizer(Path(task.model)).stop_ids)
+    model, stops = load(task.model, device, dtype).eval(), sorted(
+        Tokenizer(Path(task.model)).stop_ids)
     # Instead of the checkpoint's own, which may hold a repetition penalty.
-    model.generation_config = transformers.GenerationConfig(eos_token_id=stops, pad_token_id=stops[0])
+    model.generation_config = transformers.GenerationConfig(eos_token_id=stops,
+                                                            pad_token_id=stops[0])
     passes: list[float] = []  # when the first two forward passes of a batch began
 
     def note(module: nn.Module, args: tuple) -> None:
@@ -119,11 +128,13 @@ def generator(task, device: torch.device, dtype: torch.dtype, rows: int = 64) ->
             ids = pad(batch, stops[0], device, left=True)  # [B, S]
             mask = pad([[1] * len(prompt) for prompt in batch], 0, device, left=True)
             passes.clear()
-            found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=longest, min_new_tokens=longest,
-                                   num_return_sequences=samples, use_cache=True, do_sample=bool(how), **how)
+            found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=longest,
+                                   min_new_tokens=longest, num_return_sequences=samples,
+                                   use_cache=True, do_sample=bool(how), **how)
             # [B · samples, S + longest]
             if found.shape[1] != ids.shape[1] + longest:
-                raise ValueError(f"{found.shape[1] - ids.shape[1]} new tokens came, {longest} were asked for")
+                raise ValueError(
+                    f"{found.shape[1] - ids.shape[1]} new tokens came, {longest} were asked for")
             first += found[::samples, ids.shape[1]].tolist()
         return first, samples * (sum(lengths) - len(lengths)), passes[-1]
 

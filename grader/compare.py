@@ -1,6 +1,6 @@
 """Equality of two answers by their kinds: values, tuples, intervals, lists, equations, matrices, numerals, words.
 
-    python compare.py '-2 \\le x \\le 7' '[-2, 7]'        # equal
+    python -m grader.compare '-2 \\le x \\le 7' '[-2, 7]'        # equal
 
 Both answers are trees (latex.py). Coordinates have an order, members of a list have none, brackets of an interval
 matter. A variable that only names the answer (`x = 5`) is dropped where the other side has none. Expressions are
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
 
-from exact import Algebra, Evaluator, Value, number
-from identity import PRECISION, real_value, same
-from latex import MARKS, parse
-from scanner import Budget, Unreadable
+from grader.exact import Algebra, Evaluator, Value, number
+from grader.identity import PRECISION, real_value, same
+from grader.latex import MARKS, parse
+from grader.scanner import Budget, Unreadable
 
 SIGNIFICANT = 6  # digits from which a decimal may stand for an exact value
 SEVERAL = {"list", "set", "values"}  # kinds that stand for several answers in any order
@@ -43,7 +43,8 @@ class Comparison:
         kinds = {a[0], b[0]}
         if kinds == {"based", "value"}:
             based, value = (a, b) if a[0] == "based" else (b, a)
-            return value[1][0] == "number" and value[1][2] is None and value[1][1] == int(based[1]) and not value[2]
+            return value[1][0] == "number" and value[1][2] is None and value[1][1] == int(
+                based[1]) and not value[2]
         if len(kinds) > 1:
             return False
         return getattr(self, "_" + a[0])(a, b)
@@ -75,8 +76,8 @@ class Comparison:
     def _matrix(self, a: tuple, b: tuple) -> bool:
         shapes = [[len(row) for row in rows] for rows in (a[1], b[1])]
         return shapes[0] == shapes[1] and all(
-            self._value(("value", x, None), ("value", y, None)) for p, q in zip(a[1], b[1]) for x, y in zip(p, q)
-        )
+            self._value(("value", x, None), ("value", y, None)) for p, q in zip(a[1], b[1])
+            for x, y in zip(p, q))
 
     def _based(self, a: tuple, b: tuple) -> bool:
         return a[1:] == b[1:]
@@ -88,7 +89,8 @@ class Comparison:
         if (a[1] == ["in"]) != (b[1] == ["in"]):  # x in [1, 2] and 1 <= x <= 2, of the same x
             names = [_named(tree) for tree in (a, b)]
             a, b = (_without_name(tree, ()) for tree in (a, b))
-            return names[0] == names[1] and not _has_relation(a) and not _has_relation(b) and self.equal(a, b)
+            return names[0] == names[1] and not _has_relation(a) and not _has_relation(
+                b) and self.equal(a, b)
         if len(a[1]) != len(b[1]) or len(a[1]) > 1 or "in" in a[1] + b[1]:
             return self._chain(a, b) or self._chain(a, _turned(b))
         (sign_a,), (sign_b,) = a[1], b[1]
@@ -124,7 +126,8 @@ class Comparison:
         if unit_a and unit_b and unit_a != unit_b:
             return False
         left, right = (Evaluator(self.algebra).value(tree[1]) for tree in (a, b))
-        if same(left, right, self.algebra) or self._rounded(a[1], right, b[1]) or self._rounded(b[1], left, a[1]):
+        if same(left, right, self.algebra) or self._rounded(a[1], right, b[1]) or self._rounded(
+                b[1], left, a[1]):
             return True
         if unit_a == unit_b or "%" not in (unit_a, unit_b):
             return False
@@ -161,7 +164,8 @@ def _decimal(tree: tuple) -> tuple[Fraction, int, int] | None:
 
 
 def _has_relation(tree: tuple) -> bool:
-    return tree[0] == "relation" or tree[0] in ("list", "set") and any(item[0] == "relation" for item in tree[1])
+    return tree[0] == "relation" or tree[0] in ("list", "set") and any(item[0] == "relation"
+                                                                       for item in tree[1])
 
 
 def _without_name(tree: tuple, other: tuple) -> tuple:
@@ -185,7 +189,8 @@ def _without_name(tree: tuple, other: tuple) -> tuple:
 def _named(relation: tuple) -> str:
     """The variable that a relation speaks of; x_1 and x_2 are two values of x."""
     side = next((side for side in relation[2] if _is_name(side)), relation)
-    return side[1][1].partition("_")[0] if side[0] == "value" and side[1][0] == "name" else repr(side)
+    return side[1][1].partition("_")[0] if side[0] == "value" and side[1][0] == "name" else repr(
+        side)
 
 
 def _is_name(side: tuple) -> bool:
@@ -211,7 +216,9 @@ def _interval(signs: list, sides: list) -> tuple | None:
     infinity = ("name", "infty")
     low, high = ("value", ("negative", infinity), None), ("value", infinity, None)
     if len(sides) == 3 and _is_name(sides[1]):
-        return ("tuple", ("[" if signs[0] == "<=" else "(") + ("]" if signs[1] == "<=" else ")"), [sides[0], sides[2]])
+        return ("tuple", ("[" if signs[0] == "<=" else "(") + ("]" if signs[1] == "<=" else ")"), [
+            sides[0], sides[2]
+        ])
     if len(sides) == 2 and _is_name(sides[0]):
         return ("tuple", "(" + ("]" if signs[0] == "<=" else ")"), [low, sides[1]])
     if len(sides) == 2 and _is_name(sides[1]):
@@ -221,7 +228,8 @@ def _interval(signs: list, sides: list) -> tuple | None:
 
 def _turned(relation: tuple) -> tuple:
     """The relation read from right to left."""
-    return ("relation", [TURNED.get(sign, sign) for sign in reversed(relation[1])], relation[2][::-1])
+    return ("relation", [TURNED.get(sign, sign) for sign in reversed(relation[1])],
+            relation[2][::-1])
 
 
 def _members(tree: tuple) -> list[tuple]:
@@ -229,7 +237,10 @@ def _members(tree: tuple) -> list[tuple]:
     if tree[0] == "values":
         return [("value", _signed(tree[1], sign), tree[2]) for sign in (1, -1)]
     if tree[0] in SEVERAL:
-        return [member for item in tree[1] for member in (_members(item) if item[0] == "values" else [item])]
+        return [
+            member for item in tree[1]
+            for member in (_members(item) if item[0] == "values" else [item])
+        ]
     return [tree]
 
 
@@ -245,7 +256,7 @@ def _signed(tree, sign: int):
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python compare.py ANSWER ANSWER")
+        sys.exit("usage: python -m grader.compare ANSWER ANSWER")
     try:
         budget = Budget(10_000)
         trees = [parse(text, budget) for text in sys.argv[1:]]

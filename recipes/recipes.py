@@ -23,15 +23,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from answers import extract_answer
-from arithmetic import check, marks
-from client import ApiTeacher, Reply
 from data import Problem
-from dedup import words
-from perturb import perturb
-from program import Unfit
+from recipes.arithmetic import check, marks
+from recipes.client import ApiTeacher, Reply
+from recipes.dedup import words
+from recipes.perturb import perturb
+from recipes.program import Unfit
+from recipes.teacher import LocalTeacher, ask
+from recipes.tutor import retro, tutor
 from score import verdict
-from teacher import LocalTeacher, ask
-from tutor import retro, tutor
 from vote import choose, cluster
 
 Teacher = ApiTeacher | LocalTeacher
@@ -50,8 +50,11 @@ EXPAND = {
     "same method": "Write a problem about something else altogether that is solved by the same method.",
 }
 PERTURB = {
-    False: {"simple": "Change its numbers so that the answer changes but the same way of solving it still works."},
-    True: {"hard": "Make a small change to it after which the old way of solving it no longer works and another is needed."},
+    False: {
+        "simple": "Change its numbers so that the answer changes but the same way of solving it still works."
+    }, True: {
+        "hard": "Make a small change to it after which the old way of solving it no longer works and another is needed."
+    },
 }
 NEW_QUESTION = """Here is a mathematics problem:
 
@@ -94,11 +97,15 @@ class Kitchen:
     dropped: Counter = field(default_factory=Counter)  # reason -> how many
     cost: Counter = field(default_factory=Counter)  # as score.cost_line tells it
 
-    def ask(self, chats: list[str], samples: int = 1, who: Teacher | None = None) -> list[list[Reply]]:
+    def ask(self, chats: list[str], samples: int = 1,
+            who: Teacher | None = None) -> list[list[Reply]]:
         """Replies to each of some questions; the lost and the cut ones are counted and left out."""
-        answers = ask(who or self.teacher, [[{"role": "user", "content": text}] for text in chats], self.folder, samples)
+        answers = ask(who or self.teacher, [[{"role": "user", "content": text}] for text in chats],
+                      self.folder, samples)
         self.cost.update(answers.cost)
-        return [[reply for reply in replies if self._is_usable(reply)] for replies in answers.replies]
+        return [
+            [reply for reply in replies if self._is_usable(reply)] for replies in answers.replies
+        ]
 
     def _is_usable(self, reply: Reply | None) -> bool:
         reason = "lost" if reply is None else "cut at --max-new-tokens" if reply.finish != "stop" else ""
@@ -108,7 +115,8 @@ class Kitchen:
 
     def made(self, problem: Problem, kind: str, **changes) -> Problem:
         """A new problem from `problem`, with another id and its origin; `kind` tells it from its siblings."""
-        origin = {"recipe": self.recipe, "parent": problem.id, "kind": kind, "seed": self.seed} | changes.pop("origin", {})
+        origin = {"recipe": self.recipe, "parent": problem.id, "kind": kind, "seed": self.seed
+                  } | changes.pop("origin", {})
         if "overlap" in problem.origin:
             origin["overlap"] = problem.origin["overlap"]
         if changes:  # the texts of a chat are no longer its own
@@ -117,11 +125,14 @@ class Kitchen:
 
     def taught(self, problem: Problem, kind: str, **changes) -> Problem:
         """As `made`, of what the teacher said."""
-        return self.made(problem, kind, **changes | {"origin": {"teacher": self.teacher.name} | changes.get("origin", {})})
+        return self.made(
+            problem, kind,
+            **changes | {"origin": {"teacher": self.teacher.name} | changes.get("origin", {})})
 
     def ruled(self, parent: Problem, child: Problem, kind: str, **origin) -> Problem:
         """As `made`, of what a rule has made of `parent`; no teacher had a part in it."""
-        return self.made(parent, kind, question=child.question, solution=child.solution, answer=child.answer, origin=origin)
+        return self.made(parent, kind, question=child.question, solution=child.solution,
+                         answer=child.answer, origin=origin)
 
     def random(self, problem: Problem, copy: int = 0) -> random.Random:
         """Random numbers of one problem, whatever stands before it in the file."""
@@ -141,12 +152,13 @@ def _solution_key(text: str) -> tuple:
     return tuple("".join(mark.left.split()) for mark in found) if found else tuple(words(text))
 
 
-# ------------------------------------------------------------------------------------------- solutions to old questions
+# ----------------------------------------------------------------------- solutions to old questions
 
 
 def responses(kitchen: Kitchen) -> Iterator[Problem]:
     """A teacher's answers to the training questions, each sample that the grader agrees with."""
-    for problem, number, text in solutions(kitchen, [problem.question for problem in kitchen.problems], kitchen.check):
+    for problem, number, text in solutions(
+            kitchen, [problem.question for problem in kitchen.problems], kitchen.check):
         yield kitchen.taught(problem, str(number), solution=text)
 
 
@@ -155,7 +167,8 @@ def rft(kitchen: Kitchen) -> Iterator[Problem]:
     for problem in kitchen.problems:
         yield kitchen.made(problem, "gold")
     worked = {problem.id for problem in kitchen.problems if marks(problem.solution)}
-    for made in new_solutions(kitchen, [problem.question for problem in kitchen.problems], check_answer=True):
+    for made in new_solutions(kitchen, [problem.question for problem in kitchen.problems],
+                              check_answer=True):
         if made.origin["parent"] in worked and not marks(made.solution):
             kitchen.dropped["a bare answer, where the gold solution calculates"] += 1
         else:
@@ -164,11 +177,15 @@ def rft(kitchen: Kitchen) -> Iterator[Problem]:
 
 def diversify(kitchen: Kitchen) -> Iterator[Problem]:
     """Other ways to solve the same question, shown the gold one."""
-    chats = [ANOTHER_WAY.format(question=problem.question, solution=problem.solution) for problem in kitchen.problems]
+    chats = [
+        ANOTHER_WAY.format(question=problem.question, solution=problem.solution)
+        for problem in kitchen.problems
+    ]
     yield from new_solutions(kitchen, chats, kitchen.check)
 
 
-def solutions(kitchen: Kitchen, chats: list[str], check_answer: bool) -> Iterator[tuple[Problem, int, str]]:
+def solutions(kitchen: Kitchen, chats: list[str],
+              check_answer: bool) -> Iterator[tuple[Problem, int, str]]:
     """(problem, number of the sample, text) of what the teacher says to each problem's chat; with `check_answer`, what
     the grader agrees with."""
     for problem, replies in zip(kitchen.problems, kitchen.ask(chats, kitchen.samples)):
@@ -194,16 +211,20 @@ def new_solutions(kitchen: Kitchen, chats: list[str], check_answer: bool) -> Ite
             yield kitchen.taught(problem, str(number), solution=text)
 
 
-# -------------------------------------------------------------------------------------------------------- new questions
+# ------------------------------------------------------------------------------------ new questions
 
 
-def changed_questions(kitchen: Kitchen, problems: list[Problem], changes: dict[str, str]) -> Iterator[Problem]:
+def changed_questions(kitchen: Kitchen, problems: list[Problem],
+                      changes: dict[str, str]) -> Iterator[Problem]:
     """New questions that the teacher makes of old ones, one for each change, answered by majority.
 
     The solution is the first sample that gives the majority's answer; its share of all samples is the confidence.
     """
     asked = [(problem, kind) for problem in problems for kind in changes]
-    chats = [NEW_QUESTION.format(question=problem.question, change=changes[kind]) for problem, kind in asked]
+    chats = [
+        NEW_QUESTION.format(question=problem.question, change=changes[kind])
+        for problem, kind in asked
+    ]
     fresh, seen = [], {tuple(words(problem.question)) for problem in kitchen.problems}
     for (problem, kind), texts in zip(asked, kitchen.ask(chats)):
         for reply in texts:
@@ -215,7 +236,9 @@ def changed_questions(kitchen: Kitchen, problems: list[Problem], changes: dict[s
             else:
                 seen.add(tuple(words(question)))
                 fresh.append((problem, kind, question))
-    for (problem, kind, question), texts in zip(fresh, kitchen.ask([f[2] for f in fresh], kitchen.samples)):
+    for (problem, kind, question), texts in zip(fresh,
+                                                kitchen.ask([f[2] for f in fresh],
+                                                            kitchen.samples)):
         answers = [verdict("", reply.text, "stop")["answer"] for reply in texts]
         clusters = cluster(answers)
         best = choose(clusters, [1.0] * len(answers))
@@ -223,8 +246,8 @@ def changed_questions(kitchen: Kitchen, problems: list[Problem], changes: dict[s
         if best is None or share < kitchen.agreement:
             kitchen.dropped["no majority for an answer"] += 1
             continue
-        yield kitchen.taught(problem, kind, question=question, solution=texts[best].text, answer=answers[best], level="",
-                           origin={"confidence": share})
+        yield kitchen.taught(problem, kind, question=question, solution=texts[best].text,
+                             answer=answers[best], level="", origin={"confidence": share})
 
 
 def looks_asked(text: str) -> bool:
@@ -264,7 +287,7 @@ def perturbed(kitchen: Kitchen) -> Iterator[Problem]:
         yield from changed_questions(kitchen, left, PERTURB[kitchen.hard])
 
 
-# --------------------------------------------------------------------------------------------------- mistakes made good
+# ------------------------------------------------------------------------------- mistakes made good
 
 
 def too_early(kitchen: Kitchen) -> Iterator[Problem]:
@@ -272,7 +295,8 @@ def too_early(kitchen: Kitchen) -> Iterator[Problem]:
     for problem in kitchen.problems:
         for copy in range(kitchen.samples):
             try:
-                yield kitchen.ruled(problem, retro(problem, kitchen.random(problem, copy)), str(copy))
+                yield kitchen.ruled(problem, retro(problem, kitchen.random(problem, copy)),
+                                    str(copy))
             except Unfit as reason:
                 kitchen.dropped[str(reason)] += 1
 
@@ -280,7 +304,8 @@ def too_early(kitchen: Kitchen) -> Iterator[Problem]:
 def tutored(kitchen: Kitchen) -> Iterator[Problem]:
     """Weak attempts of a student, corrected at their first wrong step: by rule where solutions have marks, else, where
     there is a teacher, by the teacher, if the corrected attempt then ends in the gold answer."""
-    replies = kitchen.ask([problem.question for problem in kitchen.problems], kitchen.samples, kitchen.student)
+    replies = kitchen.ask([problem.question for problem in kitchen.problems], kitchen.samples,
+                          kitchen.student)
     left = []
     for problem, texts in zip(kitchen.problems, replies):
         for number, text in enumerate(dict.fromkeys(reply.text for reply in texts)):
@@ -288,7 +313,8 @@ def tutored(kitchen: Kitchen) -> Iterator[Problem]:
                 kitchen.dropped["the attempt is right"] += 1
                 continue
             try:
-                yield kitchen.ruled(problem, tutor(problem, text), str(number), student=kitchen.student.name)
+                yield kitchen.ruled(problem, tutor(problem, text), str(number),
+                                    student=kitchen.student.name)
             except Unfit as reason:
                 kitchen.dropped[str(reason)] += 1
                 left.append((problem, number, text))
@@ -296,11 +322,14 @@ def tutored(kitchen: Kitchen) -> Iterator[Problem]:
         yield from _tutored_by_teacher(kitchen, left)
 
 
-def _tutored_by_teacher(kitchen: Kitchen, attempts: list[tuple[Problem, int, str]]) -> Iterator[Problem]:
+def _tutored_by_teacher(kitchen: Kitchen, attempts: list[tuple[Problem, int,
+                                                               str]]) -> Iterator[Problem]:
     chats = []
     for problem, _, text in attempts:
-        numbered = "\n".join(f"{number}. {line}" for number, line in enumerate(text.splitlines(), 1))
-        chats.append(CORRECT.format(question=problem.question, answer=problem.answer, numbered=numbered))
+        numbered = "\n".join(
+            f"{number}. {line}" for number, line in enumerate(text.splitlines(), 1))
+        chats.append(
+            CORRECT.format(question=problem.question, answer=problem.answer, numbered=numbered))
     for (problem, number, text), replies in zip(attempts, kitchen.ask(chats)):
         for reply in replies:
             first, _, rest = reply.text.strip().partition("\n")
@@ -312,7 +341,8 @@ def _tutored_by_teacher(kitchen: Kitchen, attempts: list[tuple[Problem, int, str
                 kitchen.dropped["the correction does not end in the gold answer"] += 1
                 continue
             solution = "\n".join([*lines[: int(said)], rest.strip()])
-            yield kitchen.taught(problem, f"{number} by teacher", solution=solution, origin={"student": kitchen.student.name})
+            yield kitchen.taught(problem, f"{number} by teacher", solution=solution,
+                                 origin={"student": kitchen.student.name})
 
 
 RECIPES: dict[str, Recipe] = {

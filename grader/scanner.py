@@ -1,6 +1,6 @@
 r"""From characters to tokens: the first half of reading an answer.
 
-    python scanner.py '\left[\frac12, 10{,}080\right)'
+    python -m grader.scanner '\left[\frac12, 10{,}080\right)'
 
 The scanner drops what only says how a value looks (`\left`, `\,`, dollar signs), spells one thing one way (`\dfrac` is
 `\frac`, U+2212 is `-`, `5²` is `5^{2}`), and joins digit groups: `10{,}080` is one number. Work is counted against a
@@ -17,48 +17,56 @@ END = "end of text"
 
 # Characters that have a plain or a LaTeX spelling; full-width digits; direction marks and zero-width ones vanish.
 SPELLINGS = {
-    "−": "-", "–": "-", "（": "(", "）": ")", "，": ",", "′": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
-    "×": r" \times ", "·": r" \cdot ", "⋅": r" \cdot ", "÷": r" \div ", "±": r" \pm ", "∓": r" \mp ", "√": r" \surd ",
-    "π": r" \pi ", "θ": r" \theta ", "α": r" \alpha ", "β": r" \beta ", "∞": r" \infty ", "°": r"^\circ ",
-    "∪": r" \cup ", "∩": r" \cap ", "∈": r" \in ", "≤": r" \le ", "≥": r" \ge ", "≈": r" \approx ", "≠": r" \ne ", "∅": r" \emptyset ",
-    "½": r" \frac12 ", "¼": r" \frac14 ", "¾": r" \frac34 ", "⅓": r" \frac13 ", "⅔": r" \frac23 ",
-    "ℝ": r" \mathbb{R} ", "⟨": r" \langle ", "⟩": r" \rangle ",
+    "−": "-", "–": "-", "（": "(", "）": ")", "，": ",", "′": "'", "\u00a0": " ", "\u2009": " ",
+    "\u202f": " ", "×": r" \times ", "·": r" \cdot ", "⋅": r" \cdot ", "÷": r" \div ",
+    "±": r" \pm ", "∓": r" \mp ", "√": r" \surd ", "π": r" \pi ", "θ": r" \theta ",
+    "α": r" \alpha ", "β": r" \beta ", "∞": r" \infty ", "°": r"^\circ ", "∪": r" \cup ",
+    "∩": r" \cap ", "∈": r" \in ", "≤": r" \le ", "≥": r" \ge ", "≈": r" \approx ", "≠": r" \ne ",
+    "∅": r" \emptyset ", "½": r" \frac12 ", "¼": r" \frac14 ", "¾": r" \frac34 ", "⅓": r" \frac13 ",
+    "⅔": r" \frac23 ", "ℝ": r" \mathbb{R} ", "⟨": r" \langle ", "⟩": r" \rangle ",
 }  # fmt: skip
 VANISHING = (0x200B, 0x200E, 0x200F, 0x202A, 0x202C, 0x2060, 0x2061, 0x2062, 0xFEFF)
-UNICODE = {ord(character): spelling for character, spelling in SPELLINGS.items()} | dict.fromkeys(VANISHING)
+UNICODE = {ord(character): spelling
+           for character, spelling in SPELLINGS.items()} | dict.fromkeys(VANISHING)
 UNICODE |= {0xFF10 + i: digit for i, digit in enumerate(DIGITS)}
 SUPERSCRIPTS = {ord(mark): digit for mark, digit in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")}
 
 # Commands, without their backslash.
 INVISIBLE = set(
     "left right middle big Big bigl bigr Bigl Bigr bigg Bigg biggl biggr displaystyle textstyle limits boldsymbol mathbf "
-    "bf rm it boxed fbox angle ( ) [ ]".split()
-)
+    "bf rm it boxed fbox angle ( ) [ ]".split())
 SPACE = {*", ! ; : > quad qquad hspace phantom".split(), " ", "\n"}
 TEXT = set("text textbf textit textrm texttt mathrm mathit mbox hbox operatorname".split())
 SAME = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "simeq": "approx", "geq": "ge",
-    "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "ast": "*", "times": "*", "cdot": "*",
-    "div": "/", "backslash": "setminus", "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
-    "degree": "circ", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lg": "log",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
+    "leq": "le", "simeq": "approx", "geq": "ge", "leqslant": "le", "geqslant": "ge", "neq": "ne",
+    "lt": "<", "gt": ">", "ast": "*", "times": "*", "cdot": "*", "div": "/",
+    "backslash": "setminus", "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|",
+    "mid": "|", "degree": "circ", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
+    "lg": "log",
 }  # fmt: skip
-FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp gcd lcm min max".split())
+FUNCTIONS = set(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp gcd lcm min max".split(
+    ))
 GREEK = set(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega "
-    "Gamma Delta Theta Lambda Sigma Phi Psi Omega ell pi infty".split()
-)
+    "Gamma Delta Theta Lambda Sigma Phi Psi Omega ell pi infty".split())
 OPEN, CLOSE = {"(", "[", r"\{", "langle"}, {")", "]", r"\}", "rangle"}
 # What models also type without a backslash. `sqrt12` is the root of 12; TeX's `\sqrt12` would be that of 1, beside a 2.
-SPELLED = {name: name for name in [*FUNCTIONS, "pi", "infty", "theta", "alpha", "beta", "and", "or"]}
+SPELLED = {
+    name: name
+    for name in [*FUNCTIONS, "pi", "infty", "theta", "alpha", "beta", "and", "or"]
+}
 SPELLED |= {"sqrt": "surd", "infinity": "infty"}
 # Units whose name is not simply the word without its plural s.
 UNITS = {
-    "feet": "foot", "ft": "foot", "in": "inch", "inches": "inch", "yd": "yard", "mi": "mile", "lb": "pound", "lbs": "pound",
-    "oz": "ounce", "hr": "hour", "hrs": "hour", "h": "hour", "min": "minute", "mins": "minute", "sec": "second",
-    "secs": "second", "s": "second", "meter": "m", "meters": "m", "metre": "m", "metres": "m", "centimeter": "cm",
-    "centimeters": "cm", "kilometers": "km", "gram": "g", "grams": "g", "kilograms": "kg", "liter": "l", "liters": "l",
-    "litres": "l", "deg": "degree", "percent": "%", "sq": "square", "cm": "cm", "mm": "mm", "km": "km", "kg": "kg",
-    "mg": "mg", "ml": "ml",
+    "feet": "foot", "ft": "foot", "in": "inch", "inches": "inch", "yd": "yard", "mi": "mile",
+    "lb": "pound", "lbs": "pound", "oz": "ounce", "hr": "hour", "hrs": "hour", "h": "hour",
+    "min": "minute", "mins": "minute", "sec": "second", "secs": "second", "s": "second",
+    "meter": "m", "meters": "m", "metre": "m", "metres": "m", "centimeter": "cm",
+    "centimeters": "cm", "kilometers": "km", "gram": "g", "grams": "g", "kilograms": "kg",
+    "liter": "l", "liters": "l", "litres": "l", "deg": "degree", "percent": "%", "sq": "square",
+    "cm": "cm", "mm": "mm", "km": "km", "kg": "kg", "mg": "mg", "ml": "ml",
 }  # fmt: skip
 
 
@@ -98,7 +106,8 @@ def scan(text: str, budget: Budget) -> list[Token]:
         if character.isspace() or character in "$~":
             spaced, at = spaced or character != "$", at + 1
             continue
-        if character in DIGITS or character == "." and text[at + 1 : at + 2].isdigit() and text[at + 1] in DIGITS:
+        if character in DIGITS or character == "." and text[at + 1:at +
+                                                            2].isdigit() and text[at + 1] in DIGITS:
             one = character != "." and _takes_one_digit(tokens)
             number, at = (character, at + 1) if one else _read_number(text, at, depth)
             tokens.append(Token("number", number, spaced))
@@ -107,14 +116,18 @@ def scan(text: str, budget: Budget) -> list[Token]:
             tokens += _read_letters(text[start:at], spaced, tokens, text[at : at + 1])
         elif character == "\\":
             name, at = _read_command(text, at)
-            if name == "\\" and text[at : at + 1] == "[":  # a matrix row with more space below: \\[4pt]
+            if name == "\\" and text[at:at +
+                                     1] == "[":  # a matrix row with more space below: \\[4pt]
                 at = text.find("]", at) + 1 or len(text)
             if name in SPACE or name in INVISIBLE:
                 spaced = spaced or name in SPACE
                 continue
             if name in TEXT:
                 content, at = _read_braces(text, at)
-                tokens.append(Token("text", content.replace("~", " ").replace(r"\,", " ").replace(r"\ ", " "), spaced))
+                tokens.append(
+                    Token("text",
+                          content.replace("~", " ").replace(r"\,", " ").replace(r"\ ", " "),
+                          spaced))
             elif name in "{}$%|\\#&_" or name == "":
                 tokens.append(Token("\\" + name, "", spaced))
             else:
@@ -127,7 +140,8 @@ def scan(text: str, budget: Budget) -> list[Token]:
         if tokens:
             depth += (tokens[-1].kind in OPEN) - (tokens[-1].kind in CLOSE)
         spaced = False
-    return [*tokens, Token(END), Token(END)]  # the second is never taken: one may always look at what is next
+    return [*tokens, Token(END),
+            Token(END)]  # the second is never taken: one may always look at what is next
 
 
 def _raise_superscripts(text: str) -> str:
@@ -145,7 +159,9 @@ def _raise_superscripts(text: str) -> str:
 def _takes_one_digit(tokens: list[Token]) -> bool:
     r"""Whether TeX would take but one digit here: `\frac12` is a half."""
     last = [token.kind for token in tokens[-2:]]
-    return last[-1:] in (["frac"], ["binom"]) or last[:1] in (["frac"], ["binom"]) and last[-1] in ("number", "letter")
+    return last[-1:] in (["frac"], [
+        "binom"
+    ]) or last[:1] in (["frac"], ["binom"]) and last[-1] in ("number", "letter")
 
 
 def _end_of_run(text: str, at: int, characters: str) -> int:
@@ -182,7 +198,8 @@ def _read_number(text: str, at: int, depth: int) -> tuple[str, int]:
             number, end = number + text[end:finish], finish
             if text[end : end + 1] == "." and text[end + 1 : end + 2] in [*DIGITS]:
                 raise Unreadable("a number with two points")
-        elif text.startswith((r".\overline", r".\bar"), end):  # 0.333...: the parser reads what stands under the bar
+        elif text.startswith((r".\overline", r".\bar"),
+                             end):  # 0.333...: the parser reads what stands under the bar
             number, end = number + ".", end + 1
     if len(number) > LONGEST_INTEGER:
         raise Unreadable("a number too long")
@@ -204,7 +221,8 @@ def _read_letters(run: str, spaced: bool, before: list[Token], following: str) -
 
 
 def _read_command(text: str, at: int) -> tuple[str, int]:
-    end = max(_end_of_run(text, at + 1, ascii_letters), at + 2)  # no letter: the one character behind the backslash
+    end = max(_end_of_run(text, at + 1, ascii_letters),
+              at + 2)  # no letter: the one character behind the backslash
     return text[at + 1 : end], end
 
 
@@ -230,7 +248,7 @@ def _read_braces(text: str, at: int) -> tuple[str, int]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python scanner.py TEXT")
+        sys.exit("usage: python -m grader.scanner TEXT")
     try:
         for token in scan(sys.argv[1], Budget(10_000)):
             print(token.kind, token.text)
