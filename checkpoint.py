@@ -13,17 +13,18 @@ Source: the layout of Qwen2.5's published checkpoints, as transformers 4 and 5 w
 
 import shutil
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lora import load_lora
+from fast import accelerate
+from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
-from prefix import load_prefix
-from runtime import UserError, read_json, whole_folder, write_json, write_tensors
+from runtime import (UsageError, UserError, dtype_name, pick_dtype, read_json, whole_folder,
+                     write_json, write_tensors)
 from tokenizer import Tokenizer
 
 # All that is used of a repository on the hub. The first four are also what a saved model takes over from its source.
@@ -136,12 +137,13 @@ def _number(path: Path, values: dict, name: str, kind: type = int) -> float:
 
 
 def load_model(
-    folder: Path, device: torch.device | str, compute_dtype: torch.dtype, weight_dtype: torch.dtype
-) -> Qwen2:
-    """The model in `folder`, its parameters in `weight_dtype` on `device`, its products in `compute_dtype`.
+        folder: Path, device: torch.device | str, compute_dtype: torch.dtype,
+        weight_dtype: torch.dtype, plain: bool = False) -> Qwen2:
+    """The model in `folder`: parameters in `weight_dtype`, products in `compute_dtype`.
 
-    Tensors are mapped, not read, and cast one at a time: where the file has `weight_dtype` already, no copy is made.
-    Raises UserError where settings and tensors are not those of one whole Qwen2.5.
+    `plain` leaves out the tricks of fast.py. Tensors are mapped, not read, and cast one at a time:
+    if the file has `weight_dtype` already, no copy is made. Raises UserError if settings and tensors
+    are not those of one whole Qwen2.5.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -154,7 +156,7 @@ def load_model(
             for name in weights.keys():
                 tensors[name] = weights.get_tensor(name).to(device, weight_dtype)
     model.load_state_dict(tensors, strict=True, assign=True)
-    return model
+    return model if plain else accelerate(model)
 
 
 def _find_tensors(folder: Path) -> dict[str, Path]:
@@ -243,52 +245,59 @@ def _check_tensors(file: Path, weights, expected: dict[str, Tensor]) -> None:
 # ------------------------------------------------------------------------------------------- saving
 
 
-def save_model(model: Qwen2, folder: Path, source: Path,
-               dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write the model as a folder that mathft and transformers (4 and 5) open; text files come from `source`.
+def save_model(model: Qwen2, folder: Path, source: Path, dtype: torch.dtype = torch.bfloat16,
+               system: str | None = None) -> None:
+    """Write the model in `dtype` as a folder that mathft and transformers open; merge adapters first.
 
-    Only the model's own parameters are written, in `dtype`: merge a LoRA first. Raises UserError as `whole_folder`.
+    The text files come from `source`. With `system`, that prompt is the template's default, and
+    generation_config.json names every token that ends an answer, and no penalty or sampling.
     """
-    config, source = model.config, Path(source)
+    tokenizer = Tokenizer(source)
+    with whole_folder(folder) as temporary:
+        for name in TEXT_FILES:
+            if (Path(source) / name).exists():
+                shutil.copyfile(Path(source) / name, temporary / name)
+        if system is not None:
+            tokenizer.write_default_system(temporary, system)
+            write_json(temporary / "generation_config.json", {
+                "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": min(tokenizer.stop_ids)})
+        write_json(temporary / "config.json", _settings(model.config, tokenizer.end_id, dtype))
+        tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+        write_tensors(temporary / "model.safetensors", tensors, {"format": "pt"})
+
+
+def _settings(config: Config, end_id: int, dtype: torch.dtype) -> dict:
+    """config.json: transformers 5 reads the second spelling of rope and dtype, older ones the first."""
     spelled = str(dtype).removeprefix("torch.")
-    settings = {
+    return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         **asdict(config),
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "use_sliding_window": False,
-        "eos_token_id": Tokenizer(source).end_id,
-        # transformers 5 reads the second spelling of each, everything older (and most servers) the first.
+        "eos_token_id": end_id,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "torch_dtype": spelled,
         "dtype": spelled,
     }
-    tensors = {
-        name: tensor.to(dtype)
-        for name, tensor in model.state_dict().items() if ".lora_" not in name
-    }
-    with whole_folder(folder) as temporary:
-        for name in TEXT_FILES:
-            if (source / name).exists():
-                shutil.copyfile(source / name, temporary / name)
-        write_json(temporary / "config.json", settings)
-        write_tensors(temporary / "model.safetensors", tensors, {"format": "pt"})
 
 
-def as_saved(model: Qwen2) -> Qwen2:
-    """The model with its weights in the dtype of its products, as it will be saved: wide weights would be cast anew for
-    every token that is generated."""
+def as_saved(model: Qwen2, plain: bool = False) -> Qwen2:
+    """The model with its weights in the dtype of its products, as it will be saved.
+
+    Wider weights would be cast anew for every token that is generated.
+    """
     if model.head_weight.dtype == model.compute_dtype:
         return model
     with torch.device("meta"):
         copy = Qwen2(model.config, model.compute_dtype)
-    weights = {
-        name: tensor.detach().to(model.compute_dtype)
-        for name, tensor in model.state_dict().items()
-    }
+    weights = {name: w.detach().to(model.compute_dtype) for name, w in model.state_dict().items()}
     copy.load_state_dict(weights, strict=True, assign=True)
-    return copy
+    return copy if plain else accelerate(copy)
+
+
+# ----------------------------------------------------------------------------------- training state
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], info: dict) -> None:
@@ -327,53 +336,54 @@ def drop_old_checkpoints(folder: Path, keep: int) -> None:
         old.rmdir()
 
 
-# ----------------------------------------------------------------------------------- a run's result
+# ------------------------------------------------------------------------------------------ command
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run of mathft.py has made: model and adapter, and how it wants to be asked."""
+@dataclass
+class ExportFlags:
+    """The flags of `python checkpoint.py export`."""
 
-    model: Qwen2
-    tokenizer: Tokenizer
-    prefix: Tensor | None  # [L, 2, P, K, h]
-    system: str
-    args: dict
+    run: str = flag(MISSING, "run directory of mathft.py", positional=True)
+    folder: str = flag(MISSING, "folder to write, in Hugging Face's layout", positional=True)
+    dtype: str = flag("auto", "of the weights: auto (as the base model stores them), bf16 or fp32")
+    debug: bool = flag(False, "show the traceback of an error")
 
 
-def load_run(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Run:
-    """The result in a run directory, ready to generate: weights and products in `dtype`.
+def export(argv: list[str]) -> None:
+    """`python checkpoint.py export RUN OUT`: one plain model that every other program opens."""
+    from methods import load_run, read_run  # here: only this command needs what stands behind
 
-    Raises UserError where the folder is no run directory, or its run has not come to its end.
-    """
-    folder = Path(folder)
-    if not (folder / "args.json").exists():
-        raise UserError(f"{folder}: no run directory of mathft.py (it has no args.json)")
-    args = read_json(folder / "args.json")
-    method, name, system = (args.get(key) for key in ("method", "model", "system"))
-    if method not in ("sft", "lora",
-                      "prefix") or not isinstance(name, str) or not isinstance(system, str | None):
-        raise UserError(
-            f"{folder / 'args.json'}: method, model or system is missing or of the wrong kind")
-    result = folder / ("model" if method == "sft" else "adapter")
-    if not result.is_dir():
-        raise UserError(
-            f"{result}: no such folder, the run has not ended; go on: python mathft.py --resume {folder}"
-        )
-    base = result if method == "sft" else find_model(name)
-    model, tokenizer, prefix = load_model(base, device, dtype, dtype), Tokenizer(base), None
-    if method == "lora":
-        load_lora(result, model)
-    if method == "prefix":
-        prefix = load_prefix(result, model.config).to(device)
-    return Run(model, tokenizer, prefix, tokenizer.default_system if system is None else system,
-               args)
+    flags = parse_flags(ExportFlags, argv, export.__doc__)
+    args, method = read_run(Path(flags.run))
+    run = load_run(Path(flags.run), "cpu", torch.float32)
+    method.merge(run.model)  # in fp32; save_model casts once
+    source = run.tokenizer.folder
+    stored = torch.bfloat16 if _stored_dtypes(source) == {"BF16"} else torch.float32
+    dtype = stored if flags.dtype == "auto" else pick_dtype(flags.dtype, torch.device("cpu"))
+    save_model(run.model, Path(flags.folder), source, dtype, run.system)
+    print(f"written    {flags.folder}: {args['model']} with {args['method']} of {flags.run}, "
+          f"{dtype_name(dtype)}")
+
+
+def _stored_dtypes(folder: Path) -> set[str]:
+    """The dtypes of a checkpoint's tensors, as safetensors spells them."""
+    found = set()
+    for file in set(_find_tensors(folder).values()):
+        with _open(file) as weights:
+            found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}
+    return found
+
+
+def main(argv: list[str]) -> None:
+    """`python checkpoint.py NAME` or `python checkpoint.py export RUN OUT`."""
+    if argv[:1] == ["export"]:
+        return export(argv[1:])
+    if len(argv) > 1 or argv[:1] in (["-h"], ["--help"]):
+        raise UsageError("usage: python checkpoint.py [MODEL], or python checkpoint.py export RUN OUT")
+    folder = find_model(argv[0] if argv else "tiny")
+    model = load_model(folder, "meta", torch.float32, torch.float32)
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters\n{model.config}")
 
 
 if __name__ == "__main__":
-    try:
-        place = find_model(sys.argv[1] if len(sys.argv) > 1 else "tiny")
-        shown = load_model(place, "meta", torch.float32, torch.float32)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(f"{place}: {sum(p.numel() for p in shown.parameters()):,} parameters\n{shown.config}")
+    sys.exit(run_command(main))

@@ -29,11 +29,16 @@ class Terminated(KeyboardInterrupt):
 
 
 def flag(default, help: str, *, alias: str | None = None, choices: Sequence | None = None,
-         least: float | None = None, most: float | None = None, positional: bool = False):
-    """A dataclass field that is a flag. `least` and `most` are inclusive bounds of a number; a positional argument with
-    a default may be left out, and `default=dataclasses.MISSING` makes a flag required."""
+         least: float | None = None, most: float | None = None, positional: bool = False,
+         free: bool = False):
+    """A dataclass field that is a flag.
+
+    `least` and `most` are inclusive bounds of a number. A positional argument with a default may be
+    left out; `default=dataclasses.MISSING` makes a flag required. `free` flags of a method may change
+    when an earlier result is trained further.
+    """
     names = dict(help=help, alias=alias, choices=choices, least=least, most=most,
-                 positional=positional)
+                 positional=positional, free=free)
     return dataclasses.field(default=default, metadata=names)
 
 
@@ -67,41 +72,51 @@ def parse_flags(cls: type, argv: list[str], description: str | None = None):
     return cls(**given_flags(cls, argv, description))
 
 
-def given_flags(cls: type, argv: list[str], description: str | None = None) -> dict:
-    """The flags of the dataclass `cls` that stand on the command line, by field name.
+def given_flags(cls: type | tuple[type, ...], argv: list[str], description: str | None = None) -> dict:
+    """The flags of the dataclass `cls` (or of several) that stand on the command line, by field name.
 
-    Types are str, int, float, bool (--name / --no-name) and each of them `| None`. Raises UsageError for an unknown
-    flag or a value that does not fit; `--help` prints and exits.
+    Types are str, int, float, bool (--name / --no-name) and each of them `| None`. Each dataclass
+    after the first is a group of its own in --help, under the first line of its docstring. Raises
+    UsageError for an unknown flag or a value that does not fit; `--help` prints and exits.
     """
     # Abbreviations are refused, or a flag added later would change what an old command means.
     parser = _Parser(description=description, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        about, kind = field.metadata, hints[field.name]
-        if isinstance(kind, types.UnionType):  # "int | None" reads as int
-            kind = next(part for part in typing.get_args(kind) if part is not type(None))
-        required = field.default is dataclasses.MISSING
-        help = about["help"].replace("%", "%%")
-        if not required and field.default not in (None, ""):
-            shown = ("on" if field.default else "off") if kind is bool else field.default
-            help += f" (default: {shown})"
-        # SUPPRESS: what is not given is left to the dataclass.
-        options = {"help": help, "default": argparse.SUPPRESS}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options["type"] = str if kind is str else _number(kind, about["least"], about["most"])
-            options["choices"] = about["choices"]
-            if not about["choices"]:
-                options["metavar"] = {str: "TEXT", int: "N", float: "X"}[kind]
-        if about["positional"]:
-            options.update(metavar=field.name.upper(), nargs=None if required else "?")
-            parser.add_argument(field.name, **options)
-        else:
-            names = [f"--{field.name.replace('_', '-')}"] + [about["alias"]] * bool(about["alias"])
-            parser.add_argument(*names, dest=field.name, required=required, **options)
+    classes = cls if isinstance(cls, tuple) else (cls,)
+    for number, kind in enumerate(classes):
+        title = (kind.__doc__ or kind.__name__).split("\n")[0].rstrip(".")
+        group = parser.add_argument_group(title) if number else parser
+        hints = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            _add_flag(group, field, hints[field.name])
     return vars(parser.parse_args(argv))
+
+
+def _add_flag(parser, field: dataclasses.Field, kind: type) -> None:
+    """Add a field of type `kind` to a parser, or to a group of one."""
+    about = field.metadata
+    if isinstance(kind, types.UnionType):  # "int | None" reads as int
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    required = field.default is dataclasses.MISSING
+    help = about["help"].replace("%", "%%")
+    if not required and field.default not in (None, ""):
+        shown = ("on" if field.default else "off") if kind is bool else field.default
+        help += f" (default: {shown})"
+    # SUPPRESS: what is not given is left to the dataclass.
+    options = {"help": help, "default": argparse.SUPPRESS}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options["type"] = str if kind is str else _number(kind, about["least"], about["most"])
+        options["choices"] = about["choices"]
+        if not about["choices"]:
+            options["metavar"] = {str: "TEXT", int: "N", float: "X"}[kind]
+    if about["positional"]:
+        options.update(metavar=field.name.upper(), nargs=None if required else "?")
+        parser.add_argument(field.name, **options)
+    else:
+        names = [f"--{field.name.replace('_', '-')}"] + [about["alias"]] * bool(about["alias"])
+        parser.add_argument(*names, dest=field.name, required=required, **options)
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:

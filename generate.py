@@ -30,9 +30,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention import PackedAttention
-from checkpoint import Run, find_model, load_model, load_run
+from checkpoint import find_model, load_model
 from data import Example, pack, shared_beginning
 from flags import flag, parse_flags, run_command
+from methods import Run, load_run
 from model import Config, Qwen2
 from runtime import UsageError, keep_freed_memory, pick_device, pick_dtype, round_up, rows_in_cache
 from tokenizer import Tokenizer

@@ -1,11 +1,16 @@
-"""Fine-tune Qwen2.5 on mathematics and say what it cost and brought: measure, train, measure again, save, report.
+"""Fine-tune Qwen2.5 on mathematics and say what it cost and brought.
 
-    python mathft.py --method prefix                                  # embedded model and data, minutes on a laptop
+    python mathft.py --method prefix                 # embedded model and data, minutes on a laptop
     python mathft.py --method lora --model Qwen/Qwen2.5-0.5B-Instruct --dataset gsm8k
-    python mathft.py --resume runs/lora-gsm8k-1                       # goes on after Ctrl-C
+    python mathft.py --method lora --objective cpt --dataset texts.jsonl --eval-dataset mini-gsm
+    python mathft.py --from runs/lora-mini-gsm-1     # a new run starts at that run's end
+    python mathft.py --resume runs/lora-gsm8k-1      # goes on after Ctrl-C
 
-The three methods differ in `prepare` alone: which parameters train, and whether a prefix stands before every document.
-All that a run does is in its folder: settings, machine, loss by step, every completion before and after, the result.
+1. Measure the model. 2. Train what the method says on what the objective says. 3. Measure again.
+4. Save and report.
+
+All that a run does is in its folder: settings, machine, loss by step, every completion before and
+after, the result.
 """
 
 import dataclasses
@@ -14,109 +19,102 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-import sources
-import synthetic
+import fast
+from adapters import Tuning
 from checkpoint import as_saved, checkpoints, find_model, load_model, save_model, step_of
-from data import (Example, Problem, batch_indices, chat_examples, hold_out, known_names,
-                  load_problems, show)
+from data import (Example, Problem, batch_indices, chat_examples, document_examples, show,
+                  test_set_of, train_and_test)
 from evaluate import evaluate
 from flags import Terminated, deferred_interrupts, flag, given_flags, run_command
-from lora import TARGETS, add_lora, save_lora
+from methods import METHODS, find_method, flags_of, load_run, read_run, result_folder
 from model import Qwen2
-from prefix import Prefix, save_prefix, start_prefix
-from recipes.curate import drop_overlap
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
                      keep_freed_memory, new_directory, peak_memory_mib, pick_device, pick_dtype,
-                     read_json, trim_metrics, write_json)
+                     printable, read_json, trim_metrics, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
-from train import TrainSettings, TrainTotals, train
+from train import Loss, TrainSettings, TrainTotals, summed_loss, train
 
-# What a flag that is not given means, by method: for the embedded model and for real ones (learning rates: full tuning
-# 1e-5 to 2e-5, LoRA ten times that, prefixes from a real text 5e-3; a model of 2.5 M parameters takes far larger ones).
-TINY = {
-    "steps": 100, "batch_size": 32, "micro_batch_tokens": 4096, "max_length": 512,
-    "max_new_tokens": 256
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Which examples a step sees, and what the loss is."""
+
+    # (tokenizer, problems, system, max_length) -> (examples, how many were too long)
+    examples: Callable[[Tokenizer, list[Problem], str, int], tuple[list[Example], int]]
+    loss: Loss
+
+
+OBJECTIVES = {
+    "supervised": Objective(chat_examples, summed_loss),  # chats: the answers are the targets
+    "cpt": Objective(document_examples, summed_loss),  # continued pre-training: every token is one
 }
-REAL = {
-    "epochs": 2.0, "batch_size": 16, "micro_batch_tokens": 2048, "max_length": 1024,
-    "max_new_tokens": 1024
-}
+# What a flag that is not given means, for the embedded model and for real ones. A method's own
+# defaults come on top: a model of 2.5 M parameters takes far larger learning rates.
 DEFAULTS = {
-    "tiny": {
-        "sft": {"learning_rate": 1e-3, **TINY},
-        "lora": {"learning_rate": 3e-3, **TINY},
-        "prefix": {"learning_rate": 2e-2, **TINY},
-    },
-    "real": {
-        # Gradients and moments stand between what each micro-batch needs: in pieces the heap tears, and takes more.
-        "sft": {"learning_rate": 1e-5, **REAL, "micro_batch_tokens": 4096},
-        "lora": {"learning_rate": 2e-4, **REAL},
-        "prefix": {"learning_rate": 5e-3, **REAL},
-    },
+    "tiny": {"steps": 100, "batch_size": 32, "micro_batch_tokens": 4096, "max_length": 512,
+             "max_new_tokens": 256},
+    "real": {"epochs": 2.0, "batch_size": 16, "micro_batch_tokens": 2048, "max_length": 1024,
+             "max_new_tokens": 1024},
 }
-METHODS = tuple(DEFAULTS["real"])
 LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
-# What may differ when a run goes on; every other setting is the run's own.
-FREE_ON_RESUME = (*LENGTHS, "resume", "device", "model", "dataset", "eval_dataset", "debug")
+# What may differ if a run goes on; every other setting is the run's own.
+FREE_ON_RESUME = (*LENGTHS, "resume", "device", "model", "dataset", "eval_dataset", "plain", "debug")
 WRONG_SHOWN = 3
 
 
 @dataclasses.dataclass
 class Flags:
-    """The flags of `python mathft.py`."""
+    """The flags of every method."""
 
-    method: str | None = flag(
-        None, "what trains: all weights, LoRA matrices, or a key/value prefix", choices=METHODS)
-    model: str = flag("tiny",
-                      "tiny (embedded), a folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct")
-    dataset: str = flag("mini-gsm", f"training problems: one of {known_names()}")
-    eval_dataset: str | None = flag(
-        None, "test problems (default: the set's own; math500 for math and aug-math, gsm8k "
-        "for aug-gsm8k; of a file a tenth is held out)")
-    train_on_overlap: bool = flag(
-        False, "keep training problems that repeat a test problem, wholly or in 13 words")
+    method: str | None = flag(None, "which parameters train", choices=tuple(METHODS))
+    objective: str = flag("supervised", "what they learn: the answers of problems, or (cpt, continued "
+                          "pre-training) every token of plain texts", choices=tuple(OBJECTIVES))
+    model: str = flag("tiny", "tiny (embedded), a folder, or a hub id such as "
+                      "Qwen/Qwen2.5-0.5B-Instruct")
+    from_run: str | None = flag(None, "start at the end of the run in this folder, with the same "
+                                "method or another", alias="--from")
+    dataset: str = flag("mini-gsm", "training problems: a set's name (python sources.py lists them), "
+                        "hub:owner/name/path.jsonl, or a JSON or JSONL file")
+    eval_dataset: str | None = flag(None, "test problems (default: the set's own; math500 for math "
+                                    "and aug-math, gsm8k for aug-gsm8k; of a file a tenth is held out)")
+    train_on_overlap: bool = flag(False, "keep training problems that repeat a test problem, wholly "
+                                  "or in 13 words")
     limit: int | None = flag(None, "use at most so many training problems", least=1)
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure",
                                   least=0)
     steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1)
     epochs: float | None = flag(None, "passes over the training problems (instead of --steps)",
                                 least=0.001)
-    tokens: int | None = flag(
-        None, "about so many training tokens (instead of --steps), to compare sets", least=1)
-    batch_size: int | None = flag(None, "problems an optimiser step sees", least=1)
-    micro_batch_tokens: int | None = flag(
-        None, "tokens computed at once; bounds memory, changes no result", least=1)
+    tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to compare "
+                              "sets", least=1)
+    batch_size: int | None = flag(None, "examples an optimiser step sees", least=1)
+    micro_batch_tokens: int | None = flag(None, "tokens computed at once; bounds memory, changes no "
+                                          "result", least=1)
     learning_rate: float | None = flag(None, "peak learning rate", alias="--lr", least=0)
     warmup: float = flag(0.03, "share of the steps that raise the learning rate", least=0, most=1)
-    weight_decay: float = flag(
-        0.01, "of the model's matrices under sft; LoRA and prefixes have none", least=0)
     clip: float = flag(1.0, "largest norm of the gradient", least=1e-6)
-    max_length: int | None = flag(None, "longer examples are dropped, in tokens", least=2)
+    max_length: int | None = flag(None, "longest example in tokens: longer chats are dropped, longer "
+                                  "texts are cut into windows", least=3)
     max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1)
-    grad_checkpoint: bool = flag(
-        False, "compute each layer twice instead of keeping it: less memory, a third slower")
-    lora_rank: int = flag(16, "rank r of the LoRA matrices", least=1)
-    lora_alpha: float = flag(32.0, "LoRA's scale is alpha / r", least=0)
-    lora_targets: str = flag(",".join(TARGETS),
-                             "linear maps that LoRA adapts, by name, with commas")
-    prefix_length: int = flag(16, "positions P of the prefix", least=1)
-    prefix_init: str = flag("text", "start of the prefix: text, text:STRING, zero or random")
-    prefix_projection: bool = flag(False, "train an MLP that makes the prefix (Li & Liang 2021)")
+    grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less memory, "
+                                 "a third slower")
+    plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
+                       "more memory")
     system: str | None = flag(None, "system prompt (default: the one in the checkpoint's template)")
-    seed: int = flag(
-        0, "seed of the order, of fresh weights, and of the problems of an embedded set", least=0)
+    seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded set",
+                     least=0)
     output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)")
     resume: str | None = flag(None, "go on with the run in this folder, with its settings")
     keep: int = flag(1, "checkpoints kept", least=1)
-    save_every: int = flag(0, "steps between checkpoints; 0: at the end and when interrupted",
-                           least=0)
+    save_every: int = flag(0, "steps between checkpoints; 0: at the end and when interrupted", least=0)
     log_every: int = flag(10, "steps between lines of the log", least=1)
     dtype: str = flag("auto", "precision of products and frozen weights: auto, bf16 or fp32")
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
@@ -126,9 +124,10 @@ class Flags:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: the settings and everything that was read before the model."""
+    """One run: the settings and everything that is read before the model."""
 
     args: Flags
+    own: object  # the method's flags
     folder: Path
     device: torch.device
     machine: dict
@@ -140,11 +139,15 @@ class Job:
     overlap: int  # training problems that repeat a test problem
 
     @property
+    def method(self) -> ModuleType:
+        """The module of --method."""
+        return find_method(self.args.method)
+
+    @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         args, count = self.args, len(self.examples)
-        epochs = args.epochs or (args.tokens or 0) / sum(
-            len(example.ids) for example in self.examples)
+        epochs = args.epochs or (args.tokens or 0) / sum(len(e.ids) for e in self.examples)
         return args.steps or max(1, round(epochs * count / args.batch_size))
 
     @property
@@ -157,123 +160,167 @@ class Job:
 
 
 def defaults_table() -> str:
-    """The table above as text, for --help."""
+    """What a flag that is not given means, as text for --help."""
     lines = ["Defaults by model and method:"]
-    for model, methods in DEFAULTS.items():
-        for method, values in methods.items():
-            flags = "  ".join(
-                f"--{name.replace('_', '-')} {value}" for name, value in values.items())
-            lines.append(f"  {model:5s}{method:7s}{flags}")
+    for size in DEFAULTS:
+        for name, method in METHODS.items():
+            values = DEFAULTS[size] | method.DEFAULTS[size]
+            flags = "  ".join(f"{spelled(key)} {value}" for key, value in values.items())
+            lines.append(f"  {size:5s}{name:7s}{flags}")
     return "\n".join(lines)
 
 
-def read_flags(argv: list[str]) -> Flags:
-    """The flags with defaults filled in, or with --resume those of the run. Raises UsageError where they contradict."""
-    words = given_flags(Flags, argv, __doc__ + "\n" + defaults_table())
-    given, lengths = Flags(**words), [name for name in LENGTHS if name in words]
+def spelled(name: str) -> str:
+    """A field as the flag that a user types."""
+    return "--" + name.replace("_", "-")
+
+
+def read_flags(argv: list[str]) -> tuple[Flags, object]:
+    """The flags and the method's own, with defaults filled in, or with --resume those of the run.
+
+    Raises UsageError if they contradict, or one belongs to another method.
+    """
+    kinds = (Flags, *(method.Flags for method in METHODS.values()))
+    words = given_flags(kinds, argv, __doc__ + "\n" + defaults_table())
+    lengths = [name for name in LENGTHS if name in words]
     if len(lengths) > 1:
         raise UsageError(f"--{lengths[0]} and --{lengths[1]} exclude each other")
-    if given.resume:
-        saved = read_json(Path(given.resume) / "args.json")
-        try:
-            run = Flags(**saved)
-        except TypeError:
-            raise UserError(
-                f"{given.resume}/args.json: not the settings of a run of this version") from None
-        for name, value in words.items():
-            if name not in FREE_ON_RESUME and value != getattr(run, name):
-                spelled = "--" + name.replace("_", "-")
-                raise UsageError(
-                    f"{spelled} {value}: the run in {given.resume} has {getattr(run, name)}; leave it out"
-                )
-        if lengths:
-            run = dataclasses.replace(run, **dict.fromkeys(LENGTHS))
-        return dataclasses.replace(
-            run, **{name: value
-                    for name, value in words.items() if name in FREE_ON_RESUME})
-    if given.method is None:
-        raise UsageError(
-            f"--method is missing: one of {', '.join(METHODS)}; --help lists the flags")
-    chosen = DEFAULTS["tiny" if given.model == "tiny" else "real"][given.method]
-    chosen = chosen | {"eval_dataset": sources.test_set_of(given.dataset)}
-    fill = {
-        name: value
-        for name, value in chosen.items()
-        if getattr(given, name) is None and not (lengths and name in LENGTHS)
-    }
-    return dataclasses.replace(given, **fill)
+    if words.get("resume"):
+        return resumed(words, lengths)
+    size = "tiny" if words.get("model", "tiny") == "tiny" else "real"
+    if words.get("from_run"):
+        words, size = continued(words)
+    if words.get("method") is None:
+        raise UsageError(f"--method is missing: one of {', '.join(METHODS)}; --help lists the flags")
+    method = find_method(words["method"])
+    refuse_other_methods(words, method)
+    usual = DEFAULTS[size] | method.DEFAULTS[size]
+    usual["eval_dataset"] = test_set_of(words.get("dataset", Flags.dataset))
+    if lengths:
+        usual = {name: value for name, value in usual.items() if name not in LENGTHS}
+    return base_flags(usual | words), flags_of(method, words)
 
 
-# --------------------------------------------------------------------------------------------- data
+def base_flags(values: dict) -> Flags:
+    """The flags of every method, from settings that hold a method's own too."""
+    names = {field.name for field in dataclasses.fields(Flags)}
+    return Flags(**{name: value for name, value in values.items() if name in names})
 
 
-def load_data(args: Flags) -> tuple[list[Problem], list[Problem], int]:
-    """Training and test problems, and how many training problems repeat a test problem: these are left out, but with
-    --train-on-overlap. Of an embedded test set, whose templates repeat, only the same question is a repetition."""
-    tested_on = args.eval_dataset or args.dataset
-    if args.eval_dataset or args.dataset in synthetic.DATASETS:
-        train_problems = load_problems(args.dataset, "train", seed=args.seed)
-        test_problems = load_problems(tested_on, "test")
-    else:
-        train_problems, test_problems = hold_out(load_problems(args.dataset))
-    tested = {problem.question for problem in test_problems}
-    if tested_on in synthetic.DATASETS:
-        clean = [problem for problem in train_problems if problem.question not in tested]
-    else:
-        clean = drop_overlap(train_problems, {tested_on: tested}).problems
-    overlap = len(train_problems) - len(clean)
-    if overlap and not clean and not args.train_on_overlap:
-        raise UserError(
-            f"{args.dataset}: all {overlap} problems repeat test problems; --train-on-overlap keeps them"
-        )
-    return (train_problems if args.train_on_overlap else
-            clean)[:args.limit], test_problems[:args.eval_limit], overlap
+def refuse_other_methods(words: dict, method: ModuleType) -> None:
+    """Raise UsageError for a flag that belongs to another method."""
+    own = {field.name for kind in (Flags, method.Flags) for field in dataclasses.fields(kind)}
+    for name in words.keys() - own:
+        theirs = [other for other, module in METHODS.items()
+                  if name in {field.name for field in dataclasses.fields(module.Flags)}]
+        raise UsageError(f"{spelled(name)} is a flag of --method {' or '.join(theirs)}, not of "
+                         f"{words['method']}; leave it out")
 
 
-# ------------------------------------------------------------------------------------------ methods
+def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object]:
+    """The settings of the run that goes on, with what may differ taken from the command."""
+    path = Path(words["resume"]) / "args.json"
+    saved = read_json(path)
+    known = {"history"} | {field.name for kind in (Flags, *(m.Flags for m in METHODS.values()))
+                           for field in dataclasses.fields(kind)}
+    if saved.keys() - known or "method" not in saved:
+        raise UserError(f"{path}: not the settings of a run of this version")
+    method = find_method(saved["method"])
+    refuse_other_methods(words | {"method": saved["method"]}, method)
+    for name, value in words.items():
+        if name not in FREE_ON_RESUME and value != saved.get(name):
+            raise UsageError(f"{spelled(name)} {value}: the run in {words['resume']} has "
+                             f"{saved.get(name)}; leave it out")
+    if lengths:
+        saved |= dict.fromkeys(LENGTHS)
+    free = {name: value for name, value in words.items() if name in FREE_ON_RESUME}
+    return base_flags(saved | free), flags_of(method, saved)
 
 
-def prepare(args: Flags, model: Qwen2,
-            tokenizer: Tokenizer) -> tuple[dict[str, nn.Parameter], Callable | None]:
-    """What trains, by name, and the prefix as a function of it (None where the method has none)."""
-    if args.method == "sft":
-        return dict(model.named_parameters()), None
-    model.requires_grad_(False)
-    if args.method == "lora":
-        targets = [name.strip() for name in args.lora_targets.split(",")]
-        return add_lora(model, args.lora_rank, args.lora_alpha, targets, seed=args.seed), None
-    start = start_prefix(model, tokenizer, args.prefix_init, args.prefix_length, args.system,
-                         args.seed)
-    prefix = Prefix(start, args.prefix_projection, args.seed)
-    return dict(prefix.named_parameters()), prefix
+def continued(words: dict) -> tuple[dict, str]:
+    """The words of a run that starts at another's end, and the size of its model: tiny or real.
+
+    With the same method its adapter goes on training, so that what shapes it is the earlier run's.
+    """
+    folder = words["from_run"]
+    earlier, method = read_run(Path(folder))
+    if "model" in words:
+        raise UsageError("--from and --model exclude each other: a run names its own model")
+    first = earlier["history"][0]["model"] if earlier.get("history") else earlier["model"]
+    words = {"system": earlier["system"], "method": earlier["method"], **words}
+    if words["method"] == earlier["method"]:
+        for field in dataclasses.fields(method.Flags):
+            if words.get(field.name, earlier.get(field.name)) != earlier.get(field.name):
+                if not field.metadata["free"]:
+                    raise UsageError(f"{spelled(field.name)} {words[field.name]}: the run in {folder} "
+                                     f"has {earlier.get(field.name)}; leave it out")
+            elif field.name in earlier:
+                words[field.name] = earlier[field.name]
+    if method.PEFT_TYPE is None:
+        words["model"] = str(result_folder(Path(folder), method))
+    else:  # of another method's adapter, `start_folder` makes the base
+        words["model"] = earlier["model"]
+    return words, "tiny" if first == "tiny" else "real"
 
 
-def save_result(job: Job, model: Qwen2, prefix: Callable[[], Tensor] | None) -> Path:
-    """Write what was trained where `load_run` finds it, and return that folder."""
-    method, base_name = job.args.method, job.args.model
-    place = job.folder / ("model" if method == "sft" else "adapter")
-    shutil.rmtree(
-        place, ignore_errors=True)  # a run that was interrupted behind this point has left the same
-    if method == "sft":
-        save_model(model, place, job.source, model.compute_dtype)
-    elif method == "lora":
-        save_lora(place, model, base_name)
-    else:
-        save_prefix(place, prefix().detach(), base_name)
-    return place
+def history_of(args: Flags) -> list[dict]:
+    """The runs that this one goes on from, the first first: what each started from and did."""
+    if not args.from_run:
+        return []
+    earlier, _ = read_run(Path(args.from_run))
+    told = ("model", "method", "objective", "dataset", "steps", "epochs", "tokens", "seed")
+    done = {"run": args.from_run, **{key: earlier.get(key) for key in told}}
+    return [*earlier.get("history", []), done]
+
+
+# -------------------------------------------------------------------------------------------- model
+
+
+def start_folder(args: Flags, own: object) -> Path:
+    """Make the folder of a new run, and in it args.json; a run that goes on has both.
+
+    If the run starts from the adapter of another method, that adapter is merged here, and the merged
+    model is written to `base/`: it is this run's --model.
+    """
+    method = find_method(args.method)
+    earlier = read_run(Path(args.from_run))[1] if args.from_run else method
+    merged = None
+    if earlier is not method and earlier.PEFT_TYPE is not None:
+        merged = load_run(Path(args.from_run), "cpu", torch.float32, args.plain)
+        earlier.merge(merged.model)  # raises UserError if it cannot be merged
+    middle = "" if args.objective == "supervised" else f"{args.objective}-"
+    folder = new_directory(args.output_dir, f"{args.method}-{middle}{Path(args.dataset).stem}")
+    if merged:
+        dtype = pick_dtype(args.dtype, pick_device(args.device))
+        save_model(merged.model, folder / "base", merged.tokenizer.folder, dtype)
+        args.model = str(folder / "base")
+    settings = dataclasses.asdict(args) | dataclasses.asdict(own)
+    write_json(folder / "args.json", settings | {"output_dir": str(folder),
+                                                 "history": history_of(args)})
+    return folder
+
+
+def goes_on_training(args: Flags) -> bool:
+    """Whether the run starts from an adapter of its own method."""
+    return bool(args.from_run) and read_run(Path(args.from_run))[0]["method"] == args.method
+
+
+def start_tuning(job: Job, model: Qwen2) -> Tuning:
+    """What trains: fresh, or what an earlier run of the same method has trained."""
+    if goes_on_training(job.args):
+        return job.method.load(result_folder(Path(job.args.from_run), job.method), model, job.own)
+    return job.method.start(model, job.tokenizer, job.own, job.args.system, job.args.seed)
 
 
 # ----------------------------------------------------------------------------------------- training
 
 
-def run_training(job: Job, model: Qwen2, trainable: dict[str, nn.Parameter],
-                 prefix: Callable[[], Tensor] | None) -> TrainTotals:
-    """Train as the flags say, with a line for each logged step. Raises KeyboardInterrupt once a checkpoint is written."""
-    args, count, steps, last = job.args, len(job.examples), job.steps, job.last_checkpoint
+def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
+    """Train as the flags say. Raises KeyboardInterrupt once a checkpoint is written."""
+    args, steps, last = job.args, job.steps, job.last_checkpoint
     settings = TrainSettings(
         steps=steps, learning_rate=args.learning_rate, warmup=args.warmup, clip=args.clip,
-        weight_decay=args.weight_decay if args.method == "sft" else 0.0,
-        micro_batch_tokens=args.micro_batch_tokens, grad_checkpoint=args.grad_checkpoint,
+        weight_decay=tuning.weight_decay, micro_batch_tokens=args.micro_batch_tokens,
         log_every=args.log_every, save_every=args.save_every, keep=args.keep)
     done = step_of(last) if last else 0
     trim_metrics(job.folder / "metrics.jsonl", done)
@@ -281,27 +328,30 @@ def run_training(job: Job, model: Qwen2, trainable: dict[str, nn.Parameter],
         shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
 
     def batch_at(step: int) -> list[Example]:
-        return [job.examples[i] for i in batch_indices(step, args.batch_size, count, args.seed)]
-
-    def log(record: dict) -> None:
-        append_metrics(job.folder / "metrics.jsonl", record)
-        tqdm.write(
-            f"step {record['step']:4d}/{steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
-            f"grad norm {record['grad_norm']:.3f}  {record['target_tokens_per_second']:.0f} target tokens/s  "
-            f"{record['memory_mib']:.0f} MiB")
-        sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
+        indices = batch_indices(step, args.batch_size, len(job.examples), args.seed)
+        return [job.examples[i] for i in indices]
 
     bar = tqdm(total=steps, desc="train", unit="step", leave=False, disable=not sys.stderr.isatty())
     with deferred_interrupts() as received, bar:
-        totals = train(model, trainable, batch_at, settings, job.folder, prefix=prefix,
-                       resume_from=last, stop=lambda: bool(received), on_log=log,
-                       on_step=lambda step: bar.update(step - bar.n))
+        totals = train(
+            model, tuning.trainable, batch_at, settings, job.folder,
+            loss=OBJECTIVES[args.objective].loss, prefix=tuning.prefix,
+            rate_factors=tuning.rate_factors, resume_from=last, stop=lambda: bool(received),
+            on_log=lambda record: log(job, record), on_step=lambda step: bar.update(step - bar.n))
     if received:
-        print(
-            f"stopped after step {totals.steps} of {steps}; the checkpoint is in {job.folder / 'checkpoints'}"
-        )
+        print(f"stopped after step {totals.steps} of {steps}; "
+              f"the checkpoint is in {job.folder / 'checkpoints'}")
         raise Terminated if signal.SIGTERM in received else KeyboardInterrupt
     return totals
+
+
+def log(job: Job, record: dict) -> None:
+    """Write a logged step to metrics.jsonl and to stdout."""
+    append_metrics(job.folder / "metrics.jsonl", record)
+    tqdm.write("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
+               "grad norm {grad_norm:.3f}  {target_tokens_per_second:.0f} target tokens/s  "
+               "{memory_mib:.0f} MiB".format(steps=job.steps, **record))
+    sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -309,7 +359,7 @@ def run_training(job: Job, model: Qwen2, trainable: dict[str, nn.Parameter],
 
 def result_of(job: Job, sizes: dict[str, int], totals: TrainTotals, before: Report | None,
               after: Report | None) -> dict:
-    """The figures of result.json; null where nothing was measured."""
+    """The figures of result.json; null if nothing was measured."""
 
     def pair(name: str) -> dict:
         reports = (("before", before), ("after", after))
@@ -317,20 +367,23 @@ def result_of(job: Job, sizes: dict[str, int], totals: TrainTotals, before: Repo
 
     args, measured = job.args, before is not None and after is not None
     return {
-        "method": args.method, "model": args.model, "dataset": args.dataset,
-        "eval_dataset": args.eval_dataset or args.dataset,
+        "method": args.method, "objective": args.objective, "model": args.model,
+        "dataset": args.dataset, "eval_dataset": args.eval_dataset or args.dataset,
         "n": len(job.test_problems) if measured else None, "train_overlap": job.overlap,
-        **pair("accuracy"), **pair("ci95"), **pair("no_answer_rate"),
-        **pair("truncated_rate"), **pair("ended_with_answer_rate"), "mcnemar_p": mcnemar(
-            before.verdicts, after.verdicts) if measured else None,
+        **pair("accuracy"), **pair("ci95"), **pair("no_answer_rate"), **pair("truncated_rate"),
+        **pair("ended_with_answer_rate"),
+        "mcnemar_p": mcnemar(before.verdicts, after.verdicts) if measured else None,
         "gain": split_gain(before.result, after.result) if measured else None,
-        **sizes, "train_seconds": totals.seconds, "eval_seconds": before.result["eval_seconds"] +
-        after.result["eval_seconds"] if measured else None, "steps": totals.steps,
-        "train_tokens": totals.tokens, "target_tokens": totals.target_tokens,
+        **sizes,
+        "train_seconds": totals.seconds,
+        "eval_seconds": before.result["eval_seconds"] + after.result["eval_seconds"]
+        if measured else None,
+        "steps": totals.steps, "train_tokens": totals.tokens, "target_tokens": totals.target_tokens,
         "tokens_per_second": totals.tokens / totals.seconds,
         "target_tokens_per_second": totals.target_tokens / totals.seconds,
-        "peak_memory_mib": peak_memory_mib(job.device), "device": job.machine["device"],
-        "dtype": job.machine["dtype"], "seed": args.seed, "version": VERSION,
+        "peak_memory_mib": peak_memory_mib(job.device),
+        "device": job.machine["device"], "dtype": job.machine["dtype"], "seed": args.seed,
+        "version": VERSION,
     }
 
 
@@ -338,21 +391,21 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
     """What a person wants to know at the end, the most important first."""
     if after is not None:
         print("after training", *report_lines(after.result), sep="\n  ")
-        gain, points = result["gain"], 100 * (result["accuracy_after"] - result["accuracy_before"])
-        print(
-            f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more answers, "
-            f"{100 * gain['more_right_answers']:+.1f} by more right ones; McNemar p = {result['mcnemar_p']:.2g}"
-        )
+        gain = result["gain"]
+        points = 100 * (result["accuracy_after"] - result["accuracy_before"])
+        print(f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more answers, "
+              f"{100 * gain['more_right_answers']:+.1f} by more right ones; "
+              f"McNemar p = {result['mcnemar_p']:.2g}")
     trained, total = result["trainable_params"], result["total_params"]
     print(f"trained    {trained:,} parameters, {trained / total:.2%} of the model's {total:,}")
-    print(
-        f"cost       {result['train_seconds']:.1f} s for {result['steps']} steps, "
-        f"{result['target_tokens_per_second']:.0f} target tokens/s, peak memory {result['peak_memory_mib']:.0f} MiB"
-    )
+    print(f"cost       {result['train_seconds']:.1f} s for {result['steps']} steps, "
+          f"{result['target_tokens_per_second']:.0f} target tokens/s, "
+          f"peak memory {result['peak_memory_mib']:.0f} MiB")
     wrong = [record for record in after.records if not record["correct"]] if after else []
-    for record in wrong[:WRONG_SHOWN]:
-        print(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; the model wrote:")
-        print(*(f"  | {line}" for line in record["text"].splitlines()), sep="\n")
+    for record in wrong[:WRONG_SHOWN]:  # raw texts could move a terminal's cursor
+        print(printable(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; "
+                        "the model wrote:"))
+        print(*(f"  | {printable(line)}" for line in record["text"].splitlines()), sep="\n")
     print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, evals/)")
     print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7")
 
@@ -360,35 +413,67 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
 # --------------------------------------------------------------------------------------------- main
 
 
-def run(job: Job, model: Qwen2) -> None:
-    """Measure, train, measure again, save, report, in a folder that may hold a part of this already."""
+def read_data(args: Flags, tokenizer: Tokenizer) -> tuple[list[Example], int, list[Problem], int]:
+    """Training examples, how many were too long, test problems, and how many problems overlap them."""
+    measured = args.eval_limit != 0
+    problems, tests, repeated = train_and_test(args.dataset, args.eval_dataset, args.seed, measured)
+    clean = [problem for problem in problems if problem.id not in repeated]
+    if repeated and not clean and not args.train_on_overlap:
+        raise UserError(f"{args.dataset}: all {len(problems)} problems repeat test problems; "
+                        "--train-on-overlap keeps them")
+    chosen = (problems if args.train_on_overlap else clean)[: args.limit]
+    make = OBJECTIVES[args.objective].examples
+    examples, dropped = make(tokenizer, chosen, args.system, args.max_length)
+    if not examples:
+        raise UserError(f"{args.dataset}: no problem with a solution fits into --max-length "
+                        f"{args.max_length} tokens; plain texts need --objective cpt")
+    return examples, dropped, tests[: args.eval_limit], len(problems) - len(clean)
+
+
+def print_start(job: Job, total: int) -> None:
+    """Machine, model and data, before anything is computed."""
     args = job.args
-    total = sum(parameter.numel() for parameter in model.parameters())
-    print(f"model      {args.model}, {total:,} parameters; method {args.method}")
+    print("machine    {machine}, {device}, {dtype}, {threads} threads".format(**job.machine))
+    start = f", from {args.from_run}" if args.from_run else ""
+    print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
+          f"objective {args.objective}{start}")
     dropped = f" ({job.dropped} longer than {args.max_length} tokens dropped)" if job.dropped else ""
     what = "are trained on all the same" if args.train_on_overlap else "are left out"
     overlap = f" ({job.overlap} overlap the test problems and {what})" if job.overlap else ""
     print(f"data       {args.dataset}: {len(job.examples)} training examples{dropped}, "
           f"{len(job.test_problems)} test problems{overlap}", flush=True)
 
-    def measure(label: str, prefix: Tensor | None = None) -> Report | None:
+
+def run(job: Job, model: Qwen2) -> None:
+    """Measure, train, measure again, save, report, in a folder that may hold a part of this."""
+    args = job.args
+
+    def measure(label: str, tuning: Tuning | None) -> Report | None:
         if args.eval_limit == 0:
             return None
-        begun_with = read_json(
-            job.folder / "args.json")["model"]  # the model's folder may have moved since
-        return evaluate(as_saved(model), job.tokenizer, job.test_problems,
+        prefix = tuning.prefix().detach() if tuning and tuning.prefix else None
+        begun_with = read_json(job.folder / "args.json")["model"]  # the folder may have moved since
+        return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems,
                         job.folder / "evals" / label, dataset=args.eval_dataset or args.dataset,
                         system=args.system, prefix=prefix, max_new_tokens=args.max_new_tokens,
                         seed=args.seed, about={"model": begun_with, "dtype": job.machine["dtype"]})
 
-    before = measure("before")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print_start(job, total)
+    trained_before = start_tuning(job, model) if goes_on_training(args) else None
+    before = measure("before", trained_before)
     if before:
         print("before training", *report_lines(before.result), sep="\n  ", flush=True)
-    trainable, prefix = prepare(args, model, job.tokenizer)
-    totals = run_training(job, model, trainable, prefix)
-    place = save_result(job, model, prefix)
-    after = measure("after", prefix().detach() if prefix else None)
-    sizes = {"trainable_params": sum(p.numel() for p in trainable.values()), "total_params": total}
+    tuning = trained_before or start_tuning(job, model)
+    if args.grad_checkpoint:
+        fast.checkpoint_layers(model)
+    totals = run_training(job, model, tuning)
+    place = result_folder(job.folder, job.method)
+    shutil.rmtree(place, ignore_errors=True)  # a run that was interrupted behind this point left it
+    job.method.save(place, model, tuning, args.model, job.source)
+    after = measure("after", tuning)
+    trained = sum(p.numel() for p in tuning.trainable.values())
+    sizes = {"trainable_params": trained, "total_params": total}
     result = result_of(job, sizes, totals, before, after)
     write_json(job.folder / "result.json", result)
     print_report(job, result, after, place)
@@ -396,38 +481,30 @@ def run(job: Job, model: Qwen2) -> None:
 
 def main(argv: list[str]) -> None:
     """Read the flags and the data, make the run's folder, and run."""
-    args = read_flags(argv)
+    args, own = read_flags(argv)
     keep_freed_memory()
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
-    train_problems, test_problems, overlap = load_data(args)
-    examples, dropped = chat_examples(tokenizer, train_problems, args.system, args.max_length)
-    if not examples:
-        raise UserError(
-            f"{args.dataset}: no problem with a solution fits into --max-length {args.max_length} tokens"
-        )
+    examples, dropped, tests, overlap = read_data(args, tokenizer)
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
     # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
-    model = load_model(source, device, dtype, torch.float32 if args.method == "sft" else dtype)
-    if args.resume:
-        folder = Path(args.resume)
-    else:  # only now, so that a model that cannot be loaded leaves no folder behind
-        folder = new_directory(args.output_dir, f"{args.method}-{Path(args.dataset).stem}")
-        write_json(folder / "args.json", {**dataclasses.asdict(args), "output_dir": str(folder)})
+    weight_dtype = torch.float32 if find_method(args.method).PEFT_TYPE is None else dtype
+    model = load_model(source, device, dtype, weight_dtype, args.plain)
+    # Only now, so that a model that cannot be loaded leaves no folder behind.
+    folder = Path(args.resume) if args.resume else start_folder(args, own)
+    if find_model(args.model) != source:  # an earlier adapter was merged
+        source = find_model(args.model)
+        model = load_model(source, device, dtype, weight_dtype, args.plain)
     machine = describe_machine(device, dtype)
     write_json(folder / "env.json", machine)
-    print(
-        f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads"
-    )
+    job = Job(args, own, folder, device, machine, source, tokenizer, examples, dropped, tests, overlap)
     try:
-        run(
-            Job(args, folder, device, machine, source, tokenizer, examples, dropped, test_problems,
-                overlap), model)
+        run(job, model)
     except KeyboardInterrupt:
         print(f"to go on:  python mathft.py --resume {folder}")
         raise

@@ -69,6 +69,7 @@ class Product(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
+    product = staticmethod(lambda x, w, b: F.linear(x, w.to(x.dtype), None if b is None else b.to(x.dtype)))
     """A linear map that multiplies in the dtype of its input: fp32 weights that train are cast when used."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -291,6 +292,10 @@ class Qwen2(nn.Module):
     def head_weight(self) -> Tensor:
         """The [V, D] matrix that turns hidden states into logits."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def summed_loss(self, hidden, targets, weights=None):
+        losses = F.cross_entropy(self.logits(hidden[: len(targets)]).float(), targets, reduction="none")
+        return (losses if weights is None else losses * weights).sum()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""

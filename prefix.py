@@ -1,35 +1,55 @@
-"""Prefix tuning: P trained keys and values per layer stand before every document, and the model stays frozen.
+"""Prefix tuning: P trained keys and values a layer stand before every document; the model is frozen.
+
+    layer l:   [ k_1 … k_P | keys of the document ]      a query of the document sees both
+               [ v_1 … v_P | values ………………………… ]
+    positions    0 … P-1     P, P+1, …
 
     python mathft.py --method prefix              # train one on the embedded model
     python -m pytest tests/test_prefix.py -v      # what a prefix is, shown by equalities
 
-A prefix is one tensor [L, 2, P, K, h] (0 = keys, 1 = values) in fp32. Its keys are kept as they are after rotation and
-are never rotated again; real tokens begin at position P. `attention.PackedAttention` and the generator take it as an
-argument, so that the model itself knows nothing of it: freezing is `model.requires_grad_(False)`, and what trains is
-`Prefix.parameters()`.
+A prefix is one tensor [L, 2, P, K, h] (0 = keys, 1 = values) in fp32. Its keys are stored after
+rotation and are never rotated again. `attention.PackedAttention` and the generator take it as an
+argument, and the model itself does not know of it.
 
-A prefix need not start from noise. The keys and values of a real text at positions 0..P-1 make the model behave as if
-that text stood before the prompt, and training goes on from there; random starts train badly.
+1. Start: the keys and values that the model computes for a real text at positions 0 … P-1. The
+   model then behaves as if that text stood before the prompt. (Random starts train badly.)
+2. Train the tensor itself; or, with --prefix-projection, an MLP whose output is added to the start.
+3. Store the plain tensor in PEFT's form. It cannot be folded into the weights.
 
-Differs from the papers: the start from a text is Li & Liang's for few data (section 7.4), here the default. With the
-MLP the prefix is start + MLP(embedding), not the MLP alone, so that both ideas go together.
+Differs from the papers: the start from a text is Li & Liang's for few data (section 7.4), here the
+default. The prefix is start + MLP(embedding), not the MLP alone, so that both ideas go together.
 
 Sources: Li and Liang 2021 (arXiv 2101.00190); P-Tuning v2, Liu et al. 2021 (arXiv 2110.07602).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from adapters import Tuning, check_settings, check_tensors, read_adapter, save_adapter
 from attention import PackedAttention
-from lora import check_tensors, read_adapter
+from flags import flag
 from model import Config, Qwen2
-from runtime import UsageError, UserError, whole_folder, write_json, write_tensors
+from runtime import UsageError, UserError
 
 # Follows the system prompt in the default text to start from.
 INSTRUCTION = "Solve the problem step by step, check every calculation, and end with the final answer."
 RANDOM_STD = 0.02  # as the weights of a fresh Qwen2
+
+PEFT_TYPE = "PREFIX_TUNING"
+DEFAULTS = {"tiny": {"learning_rate": 2e-2}, "real": {"learning_rate": 5e-3}}
+PASSES = 2  # over each map: forward, and backward to its input
+
+
+@dataclass
+class Flags:
+    """Flags of --method prefix."""
+
+    prefix_length: int = flag(16, "positions P of the prefix", least=1)
+    prefix_init: str = flag("text", "start of the prefix: text, text:STRING, zero or random")
+    prefix_projection: bool = flag(False, "train an MLP that makes the prefix (Li & Liang 2021)")
 
 
 # ------------------------------------------------------------------------------------------- starts
@@ -122,26 +142,34 @@ class Prefix(nn.Module):
         return self.start + change
 
 
-# ------------------------------------------------------------------------------------- PEFT's files
+# -------------------------------------------------------------------------------------- the method
 
-PREFIX_READ = {
-    "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
-    "num_transformer_submodules"
-}
+READ = {"num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
+        "num_transformer_submodules"}
 # About training alone: what is stored is always the plain prefix, whatever MLP made it.
-PREFIX_NEUTRAL = {"encoder_hidden_size", "prefix_projection", "init_weights"}
+PASSED_OVER = {"encoder_hidden_size", "prefix_projection", "init_weights"}
 
 
-def save_prefix(folder: Path, prefix: Tensor, base_name: str) -> None:
-    """Write a prefix [L, 2, P, K, h] into `folder` as peft opens it. `base_name` is the model it belongs to."""
+def _tuning(model: Qwen2, prefix: Prefix) -> Tuning:
+    model.requires_grad_(False)
+    return Tuning(dict(prefix.named_parameters()), prefix)
+
+
+def start(model: Qwen2, tokenizer, flags: Flags, system: str, seed: int) -> Tuning:
+    """A prefix before every document; the model is frozen."""
+    first = start_prefix(model, tokenizer, flags.prefix_init, flags.prefix_length, system, seed)
+    return _tuning(model, Prefix(first, flags.prefix_projection, seed))
+
+
+def save(folder: Path, model: Qwen2, tuning: Tuning, base_name: str,
+         source: Path | None = None) -> None:
+    """Write the prefix as peft opens it."""
+    prefix = tuning.prefix().detach()
     layers, _, length, heads, head_dim = prefix.shape
-    flat = prefix.float().permute(2, 0, 1, 3, 4).reshape(length,
-                                                         -1)  # [P, L, 2, K, h] -> [P, L·2·K·h]
-    settings = {
-        "peft_type": "PREFIX_TUNING",
-        "task_type": "CAUSAL_LM",  # without it peft passes over the prefix, and says nothing
-        "base_model_name_or_path": base_name,
-        "inference_mode": True,
+    # [L, 2, P, K, h] -> [P, L, 2, K, h] -> [P, L·2·K·h]
+    flat = prefix.float().permute(2, 0, 1, 3, 4).reshape(length, -1)
+    save_adapter(folder, {
+        "peft_type": PEFT_TYPE,  # with task_type: without it, peft ignores the prefix and says nothing
         "num_virtual_tokens": length,
         "token_dim": heads * head_dim,
         "num_attention_heads": heads,  # the key/value heads
@@ -149,39 +177,37 @@ def save_prefix(folder: Path, prefix: Tensor, base_name: str) -> None:
         "num_transformer_submodules": 1,
         "encoder_hidden_size": heads * head_dim,
         "prefix_projection": False,
-    }
-    with whole_folder(folder) as temporary:
-        write_tensors(temporary / "adapter_model.safetensors", {"prompt_embeddings": flat},
-                      {"format": "pt"})
-        write_json(temporary / "adapter_config.json", settings)
+    }, {"prompt_embeddings": flat}, base_name)
 
 
-def load_prefix(folder: Path, config: Config) -> Tensor:
-    """The prefix [L, 2, P, K, h] in `folder` (ours or peft's), fp32 on the CPU.
+def load(folder: Path, model: Qwen2, flags: Flags) -> Tuning:
+    """The prefix in `folder` (ours or peft's), ready to train on."""
+    return _tuning(model, Prefix(read_prefix(folder, model.config).to(model.head_weight.device)))
 
-    Raises UserError where the files are not whole, ask for what we do not do, or belong to a model of another shape.
+
+def merge(model: Qwen2) -> None:
+    """Raise UserError: a prefix is no part of the weights."""
+    raise UserError("a prefix stands before the documents and cannot be folded into the model's weights; "
+                    "go on with --method prefix, or train a LoRA instead")
+
+
+def read_prefix(folder: Path, config: Config) -> Tensor:
+    """The prefix [L, 2, P, K, h] in `folder`, fp32 on the CPU.
+
+    Raises UserError if the files are not whole, ask for what mathft does not do, or belong to a
+    model of another shape.
     """
-    settings, tensors = read_adapter(folder, "PREFIX_TUNING", PREFIX_READ | PREFIX_NEUTRAL)
-    path = Path(folder) / "adapter_config.json"
+    settings, tensors = read_adapter(folder, PEFT_TYPE, READ | PASSED_OVER)
     length = settings.get("num_virtual_tokens")
-    if type(length) is not int or length < 1:
-        raise UserError(
-            f"{path}: num_virtual_tokens is {length!r}; a whole number above 0 is needed")
-    layers, _, _, heads, head_dim = _shape(config, length)
+    layers, _, _, heads, head_dim = _shape(config, 0)
     # Each by itself: 12 layers of 4 heads and 24 of 2 make a row of the same width.
-    needed = {
-        "num_layers": layers,
-        "num_attention_heads": heads,
-        "token_dim": heads * head_dim,
-        "num_transformer_submodules": 1,
-    }
-    for name, value in needed.items():
-        if settings.get(name) != value:
-            raise UserError(
-                f"{path}: {name} is {settings.get(name)!r}, where this base model needs {value}")
+    needed = {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * head_dim,
+              "num_transformer_submodules": 1}
+    check_settings(Path(folder) / "adapter_config.json", settings, {
+        "num_virtual_tokens": (type(length) is int and length > 0, "a whole number above 0")
+    } | {name: (settings.get(name) == n, f"{n} with this base model") for name, n in needed.items()})
     width = layers * 2 * heads * head_dim
-    check_tensors(
-        Path(folder) / "adapter_model.safetensors", tensors, {"prompt_embeddings": (length, width)})
-    rows = tensors["prompt_embeddings"].float().view(length, layers, 2, heads,
-                                                     head_dim)  # [P, L·2·K·h] -> split
-    return rows.permute(1, 2, 0, 3, 4).contiguous()  # [P, L, 2, K, h] -> [L, 2, P, K, h]
+    check_tensors(folder, tensors, {"prompt_embeddings": (length, width)})
+    # [P, L·2·K·h] -> [P, L, 2, K, h] -> [L, 2, P, K, h]
+    rows = tensors["prompt_embeddings"].float().view(length, layers, 2, heads, head_dim)
+    return rows.permute(1, 2, 0, 3, 4).contiguous()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from runtime import UserError, read_json
+from runtime import UserError, read_json, write_json, write_text
 
 ROLES = ("system", "user", "assistant")
 
@@ -58,8 +58,9 @@ class Tokenizer:
             )
         self.end_id = self._id(eos)
         self._start_turn, self._end_turn = self._id("<|im_start|>"), self._id("<|im_end|>")
-        self.stop_ids = frozenset(
-            {self.end_id, self._end_turn, self._id("<|endoftext|>")} | self._declared_stops())
+        self.end_of_text = self._id("<|endoftext|>")  # ends a plain document
+        ends = {self.end_id, self._end_turn, self.end_of_text}
+        self.stop_ids = frozenset(ends | self._declared_stops())
 
     def _id(self, token: str) -> int:
         number = self._fast.token_to_id(token)
@@ -102,6 +103,20 @@ class Tokenizer:
                 f"{file}: holds no chat template with a default system prompt; give one with --system"
             )
         return system
+
+    def write_default_system(self, folder: Path, system: str) -> None:
+        """Make `system` the default prompt of the template in `folder`, a copy of this tokenizer's."""
+        file = folder / "chat_template.jinja"
+        settings = read_json(folder / "tokenizer_config.json")
+        template = file.read_text("utf-8") if file.exists() else settings.get("chat_template")
+        changed = with_default_system(template, system) if isinstance(template, str) else None
+        if changed is None:
+            raise UserError(f"{self.folder}: its chat template cannot carry the system prompt "
+                            f"{system[:60]!r} as a default")
+        if file.exists():
+            write_text(file, changed)
+        else:
+            write_json(folder / "tokenizer_config.json", settings | {"chat_template": changed})
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; nothing is added, and no text becomes a special token."""
@@ -174,6 +189,23 @@ def find_default_system(template: str) -> str | None:
         # Jinja reads the escapes of a string just so (jinja2/lexer.py).
         return text.encode("ascii", "backslashreplace").decode("unicode-escape") if quote else text
     return None
+
+
+def with_default_system(template: str, system: str) -> str | None:
+    """The template with another default system prompt, or None if it has none or cannot say this one."""
+    old = find_default_system(template)
+    if not old:
+        return None
+
+    def escaped(text: str, quote: str = "") -> str:  # as Jinja spells it inside a string
+        return text.replace("\\", "\\\\").replace("\n", "\\n").replace(quote, "\\" + quote)
+
+    # Inside a string in either kind of quotes, then as plain text of the template.
+    for spell in (lambda text: escaped(text, "'"), lambda text: escaped(text, '"'), lambda text: text):
+        new = template.replace(spell(old), spell(system))
+        if new != template and find_default_system(new) == system:
+            return new
+    return template if old == system else None
 
 
 if __name__ == "__main__":

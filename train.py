@@ -1,15 +1,18 @@
-"""The loss and the one loop that trains everything: all weights, LoRA's matrices, a prefix, and the embedded model itself.
+"""The loss and the one loop that trains everything: a method's parameters on an objective's examples.
 
     python mathft.py --method lora              # the loop at work, with a line for every tenth step
     python -m pytest tests/test_train.py -v     # what it promises, one by one
 
-What differs between methods is which parameters train and whether a prefix stands before every document; both are arguments.
+1. `batch_at(step)` gives the examples of a step, a function of the step alone.
+2. The examples are cut into micro-batches, each a packed row. `loss(model, examples, prefix)` gives
+   the sum over a micro-batch's targets, and their count; the gradients of the sums are added up.
+3. The gradient is divided by the count of the whole step, clipped, and AdamW takes its step.
 
-The loss is a sum over target tokens divided by all target tokens of the optimiser step. However the step's examples are cut
-into micro-batches, the gradient is the same. (A mean of micro-batch means would give the tokens of a short answer more weight.)
+However the step's examples are cut into micro-batches, the gradient is the same. (A mean of
+micro-batch means would give the tokens of a short answer more weight.)
 
-Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule with warm-up, Loshchilov & Hutter 2017
-(arXiv 1608.03983); chunked cross-entropy with its gradient in the forward pass, after Wijmans et al. 2024 (arXiv 2411.09009).
+Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule with warm-up, Loshchilov
+& Hutter 2017 (arXiv 1608.03983).
 """
 
 import math
@@ -22,15 +25,15 @@ from torch import Tensor, nn
 
 from attention import PackedAttention
 from checkpoint import drop_old_checkpoints, load_state, save_state
-from data import Example, pack, split_by_tokens
+from data import Example, count_targets, pack, split_by_tokens
 from model import Qwen2
-from runtime import UserError, clock, peak_memory_mib, round_up, rows_in_cache
+from runtime import UserError, clock, peak_memory_mib
 
-BETAS = (
-    0.9, 0.95
-)  # a shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one
-LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
-TOKENS_AT_ONCE = 1 << 14  # rows of the head whose gradient is computed in one product
+# A shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one.
+BETAS = (0.9, 0.95)
+
+# loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets, count)
+Loss = Callable[[Qwen2, list[Example], Tensor | None], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,11 @@ class TrainSettings:
     steps: int
     learning_rate: float
     warmup: float = 0.03  # share of the steps
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of matrices
     clip: float = 1.0  # largest norm of the gradient
     micro_batch_tokens: int = 4096
-    grad_checkpoint: bool = False
     log_every: int = 10  # steps
-    save_every: int = 0  # steps; 0: only where the run ends or is interrupted
+    save_every: int = 0  # steps; 0: only if the run ends or is interrupted
     keep: int = 1  # checkpoints
 
 
@@ -59,104 +61,55 @@ class TrainTotals:
     target_tokens: int = 0
     interrupted: bool = False
 
+    def add(self, examples: list[Example], seconds: float) -> None:
+        """Count one more step."""
+        self.steps += 1
+        self.seconds += seconds
+        self.tokens += sum(len(example.ids) for example in examples)
+        self.target_tokens += count_targets(examples)
+
 
 # --------------------------------------------------------------------------------------------- loss
 
 
-class SummedCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(hidden · weightᵀ)[target], the logits never whole in memory.
+def summed_loss(model: Qwen2, examples: list[Example],
+                prefix: Tensor | None = None) -> tuple[Tensor, int]:
+    """The loss of supervised tuning and of continued pre-training, for a micro-batch in one row.
 
-    For each chunk of rows the forward pass computes the logits, their loss and at once, in the same memory, their
-    gradient; backward only scales it. hidden [N or more, D], of which the first N count, weight [V, D], targets [N] ->
-    a scalar in fp32.
+    Sum of the cross-entropy in nats over all targets, each times its weight; and how many they are.
     """
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        matrix = weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None
-        total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        chunks = math.ceil(len(hidden) / max(256, LOGITS_AT_ONCE // len(weight)))
-        rows = round_up(math.ceil(
-            len(hidden) / max(1, chunks)))  # alike in all: few rows left over are slow
-        buffer = hidden.new_empty(rows, len(weight))
-        for start in range(0, len(hidden), max(1, rows)):
-            part, wanted = hidden[start : start + rows], targets[start : start + rows]
-            logits = torch.mm(part, matrix.T, out=buffer[: len(part)])  # [rows, V]
-            total += _loss_then_gradient(logits[: len(wanted)], wanted)
-            logits[len(wanted) :] = 0
-            if wants_hidden:
-                torch.mm(logits, matrix, out=grad_hidden[start : start + rows])
-            if wants_weight:
-                # In place and some rows at a time: this matrix is the largest there is, and its product as large again.
-                for sums, columns in zip(grad_weight.split(TOKENS_AT_ONCE),
-                                         logits.split(TOKENS_AT_ONCE, dim=1)):
-                    sums.add_(columns.T @ part)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        return *(None if grad is None else grad.mul_(grad_output)
-                 for grad in ctx.saved_tensors), None
-
-
-def _loss_then_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of logits [n, V] and targets [n]; the logits become its gradient, softmax - one-hot."""
-    total = torch.zeros((), device=logits.device, dtype=torch.float32)
-    rows = rows_in_cache(logits)
-    for part, wanted in zip(logits.split(rows), targets[:, None].split(rows)):
-        log_probs = part.log_softmax(-1, dtype=torch.float32)
-        total -= log_probs.gather(1, wanted).sum()
-        part.copy_(log_probs.exp_().scatter_add_(1, wanted,
-                                                 -torch.ones_like(wanted, dtype=torch.float32)))
-    return total
-
-
-def summed_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = None,
-                grad_checkpoint: bool = False) -> Tensor:
-    """Sum of the cross-entropy, in nats, over all target tokens of the examples, packed into one row."""
     device = model.head_weight.device
     batch = pack(examples, device)
     attention = PackedAttention(batch.lengths, prefix, device, batch.shared)
-    hidden = model(batch.ids, attention.positions, attention, batch.predictors,
-                   grad_checkpoint)  # [N, D]
-    return SummedCrossEntropy.apply(hidden, model.head_weight, batch.targets)
+    hidden = model(batch.ids, attention.positions, attention, batch.predictors)  # [N or more, D]
+    return model.summed_loss(hidden, batch.targets, batch.weights), len(batch.targets)
 
 
-def accumulate_gradient(model: Qwen2, examples: list[Example], settings: TrainSettings,
-                        prefix: Callable[[], Tensor] | None = None) -> float:
-    """Add the gradient of the mean loss a target to what trains, one micro-batch at a time; returns this loss."""
-    targets = count_targets(examples)
-    loss = 0.0
-    for part in split_by_tokens(examples, settings.micro_batch_tokens):
-        part_loss = summed_loss(model, part,
-                                prefix() if prefix else None, settings.grad_checkpoint) / targets
-        part_loss.backward()
-        loss += part_loss.item()
-        del part_loss  # and what it holds of the graph
-        for p in model.parameters(
-        ):  # only now, with the activations gone; further parts are added to it in p's dtype
+def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], examples: list[Example],
+                        micro_batch_tokens: int, prefix: Callable[[], Tensor] | None = None,
+                        loss: Loss = summed_loss) -> float:
+    """Give what trains the gradient of the mean loss a target; returns this loss."""
+    total, count = 0.0, 0
+    for part in split_by_tokens(examples, micro_batch_tokens):
+        part_sum, part_count = loss(model, part, prefix() if prefix else None)
+        part_sum.backward()
+        total, count = total + part_sum.item(), count + part_count
+        del part_sum  # and what it holds of the graph
+        for p in trainable.values():  # only now, with the activations gone: narrow gradients widen
             if p.grad is not None and p.grad.dtype != p.dtype:
                 p.grad = p.grad.to(p.dtype)
-    return loss
+    for p in trainable.values():
+        if p.grad is not None:
+            p.grad /= max(1, count)
+    return total / max(1, count)
 
 
 def mean_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = None,
               micro_batch_tokens: int = 4096) -> float:
     """Mean cross-entropy a target token, in nats, without a gradient."""
     with torch.no_grad():
-        total = sum(
-            summed_loss(model, part, prefix).item()
-            for part in split_by_tokens(examples, micro_batch_tokens))
-    return total / count_targets(examples)
-
-
-def count_targets(examples: list[Example]) -> int:
-    """Target tokens of the examples; a document's first token cannot be one, since nothing stands before it."""
-    return sum(sum(example.is_target[1:]) for example in examples)
+        parts = [summed_loss(model, part, prefix) for part in split_by_tokens(examples, micro_batch_tokens)]
+    return sum(total.item() for total, _ in parts) / sum(count for _, count in parts)
 
 
 # ---------------------------------------------------------------------------------------- optimiser
@@ -171,28 +124,29 @@ def learning_rate_at(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(trainable: dict[str, nn.Parameter],
-                   settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: a norm's scale or a bias has no reason to be drawn to zero."""
-    matrices = [p for p in trainable.values() if p.ndim >= 2]
-    vectors = [p for p in trainable.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=True)
-    for p in trainable.values(
-    ):  # now: made in the first step, they would lie among the blocks that steps take and free
-        p.grad_dtype = None  # any: model.Product's is as narrow as its input, until accumulate_gradient widens it
-        zero = torch.zeros((), device=p.device)
-        optimizer.state[p] = {
-            "step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)
-        }
+def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings,
+                   rate_factors: dict[str, float] | None = None) -> torch.optim.AdamW:
+    """AdamW in groups of parameters that share weight decay and learning-rate factor.
+
+    Only matrices decay: a norm's scale or a bias has no reason to be drawn to zero.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in trainable.items():
+        decay = settings.weight_decay if p.ndim >= 2 else 0.0
+        groups.setdefault((decay, (rate_factors or {}).get(name, 1.0)), []).append(p)
+    optimizer = torch.optim.AdamW(
+        [{"params": ps, "weight_decay": decay, "factor": factor} for (decay, factor), ps in groups.items()],
+        lr=settings.learning_rate, betas=BETAS, fused=True)
+    for p in trainable.values():  # allocate the moments now, so that they do not fragment the heap
+        p.grad_dtype = None  # a gradient may be narrower than p until accumulate_gradient widens it
+        optimizer.state[p] = {"step": torch.zeros((), device=p.device),
+                              "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
     return optimizer
 
 
-def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.AdamW,
-                    totals: TrainTotals) -> None:
-    """Everything that the rest of the run depends on, to the last bit: the order of the data follows from the step."""
+def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
+                    optimizer: torch.optim.AdamW, totals: TrainTotals) -> None:
+    """Write all that the rest of the run depends on; the order of the data follows from the step."""
     tensors = {f"param.{name}": p for name, p in trainable.items()}
     for name, p in trainable.items():
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[p].items()}
@@ -201,91 +155,87 @@ def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter], optimizer:
 
 def load_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
                     optimizer: torch.optim.AdamW) -> TrainTotals:
-    """Put a saved state back in place. Raises UserError where it belongs to other parameters."""
+    """Put a saved state back in place. Raises UserError if it belongs to other parameters."""
     tensors, info = load_state(folder)
     if {n.removeprefix("param.") for n in tensors if n.startswith("param.")} != set(trainable):
-        raise UserError(
-            f"{folder}: holds the state of other parameters than this method trains; give another --resume"
-        )
+        raise UserError(f"{folder}: holds the state of other parameters than this method trains; "
+                        "give another --resume")
     with torch.no_grad():
         for name, p in trainable.items():
             p.copy_(tensors[f"param.{name}"])
-            optimizer.state[p] = {
-                key: tensors[f"{key}.{name}"]
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-    for p in trainable.values(
-    ):  # moments live where their parameter does; fused AdamW wants its counter there too
-        optimizer.state[p] = {key: value.to(p.device) for key, value in optimizer.state[p].items()}
+            # Moments live where their parameter does; fused AdamW wants its counter there too.
+            optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(p.device)
+                                  for key in ("step", "exp_avg", "exp_avg_sq")}
     return TrainTotals(**info)
 
 
 # --------------------------------------------------------------------------------------------- loop
 
 
-def train(
-    model: Qwen2,
-    trainable: dict[str, nn.Parameter],
-    batch_at: Callable[[int], list[Example]],
-    settings: TrainSettings,
-    folder: Path,
-    *,
-    prefix: Callable[[], Tensor] | None = None,
-    resume_from: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    on_log: Callable[[dict], None] = lambda record: None,
-    on_step: Callable[[int], None] = lambda step: None,
-) -> TrainTotals:
-    """Train for `settings.steps` optimiser steps, or until `stop()`; writes checkpoints below `folder`/checkpoints.
+def train(model: Qwen2, trainable: dict[str, nn.Parameter],
+          batch_at: Callable[[int], list[Example]], settings: TrainSettings, folder: Path, *,
+          loss: Loss = summed_loss, prefix: Callable[[], Tensor] | None = None,
+          rate_factors: dict[str, float] | None = None, resume_from: Path | None = None,
+          stop: Callable[[], bool] = lambda: False,
+          on_log: Callable[[dict], None] = lambda record: None,
+          on_step: Callable[[int], None] = lambda step: None) -> TrainTotals:
+    """Train for `settings.steps` steps, or until `stop()`; writes checkpoints below `folder`.
 
-    `batch_at(step)` gives the examples of a step, as a function of the step alone. `prefix()` gives [L, 2, P, K, h].
-    `on_log` receives a record every `log_every` steps, `on_step` the number of finished steps after each.
-    Raises UserError where the loss or the gradient is no finite number, naming the step; the parameters are then those
-    of the step before.
+    `batch_at(step)` gives the examples of a step, a function of the step alone; `prefix()` gives
+    [L, 2, P, K, h]. `on_log` receives a record every `log_every` steps, `on_step` the number of
+    finished steps after each. Raises UserError that names the step if loss or gradient is no finite
+    number; the parameters are then those of the step before.
     """
     device = model.head_weight.device
-    parameters = list(trainable.values())
-    optimizer = make_optimizer(trainable, settings)
+    optimizer = make_optimizer(trainable, settings, rate_factors)
     totals = load_checkpoint(resume_from, trainable, optimizer) if resume_from else TrainTotals()
-    totals.interrupted = False
-    since_log = TrainTotals()
+    totals.interrupted, since_log = False, TrainTotals()
 
     while totals.steps < settings.steps and not totals.interrupted:
         started = clock(device)
-        step = totals.steps
-        rate = learning_rate_at(step, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate_at(totals.steps, settings)
+        examples = batch_at(totals.steps)
+        mean = accumulate_gradient(model, trainable, examples, settings.micro_batch_tokens, prefix, loss)
+        grad_norm = nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
+        check_finite(mean, grad_norm, totals.steps + 1, examples)
+        update(optimizer, rate)
 
-        examples = batch_at(step)
-        loss = accumulate_gradient(model, examples, settings, prefix)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, settings.clip).item()
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            names = ", ".join(example.name for example in examples)
-            raise UserError(
-                f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}; lower --lr, or look at the "
-                f"problems of this batch: {names}")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-        for count in (totals, since_log):
-            count.steps += 1
-            count.seconds += clock(device) - started
-            count.tokens += sum(len(example.ids) for example in examples)
-            count.target_tokens += count_targets(examples)
+        seconds = clock(device) - started
+        totals.add(examples, seconds)
+        since_log.add(examples, seconds)
         totals.interrupted = stop()
+        ended = totals.interrupted or totals.steps == settings.steps
         if totals.steps % settings.log_every == 0 or totals.steps == settings.steps:
-            on_log({
-                "step": totals.steps, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm,
-                "tokens_per_second": since_log.tokens / since_log.seconds,
-                "target_tokens_per_second": since_log.target_tokens / since_log.seconds,
-                "memory_mib": peak_memory_mib(device),
-            })
+            on_log(log_record(totals.steps, mean, rate, grad_norm, since_log, device))
             since_log = TrainTotals()
         on_step(totals.steps)
-        due = settings.save_every and totals.steps % settings.save_every == 0
-        if due or totals.interrupted or totals.steps == settings.steps:
-            save_checkpoint(folder / "checkpoints" / f"step-{totals.steps}", trainable, optimizer,
-                            totals)
+        if ended or settings.save_every and totals.steps % settings.save_every == 0:
+            path = folder / "checkpoints" / f"step-{totals.steps}"
+            save_checkpoint(path, trainable, optimizer, totals)
             drop_old_checkpoints(folder, settings.keep)
     return totals
+
+
+def check_finite(loss: float, grad_norm: float, step: int, examples: list[Example]) -> None:
+    """Raise UserError that names the step and its problems if one of the two is not finite."""
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        names = ", ".join(example.name for example in examples)
+        raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}; lower --lr, "
+                        f"or look at the problems of this batch: {names}")
+
+
+def update(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """One step of AdamW; each group's learning rate is its factor times `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def log_record(step: int, loss: float, rate: float, grad_norm: float, since: TrainTotals,
+               device: torch.device) -> dict:
+    """A line of metrics.jsonl; speeds are those `since` the line before."""
+    return {"step": step, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm,
+            "tokens_per_second": since.tokens / since.seconds,
+            "target_tokens_per_second": since.target_tokens / since.seconds,
+            "memory_mib": peak_memory_mib(device)}

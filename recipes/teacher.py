@@ -23,7 +23,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from checkpoint import Run
+from methods import Run
 from data import Problem
 from flags import flag, parse_flags, run_command
 from generate import ApiFlags, DecodingFlags, SamplingFlags, generate, load_asked

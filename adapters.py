@@ -1,0 +1,218 @@
+"""What the methods share: what a method trains, linear maps that are adapted, and PEFT's folders.
+
+    python -m pytest tests/test_adapters.py -v      # swapped, merged, written and read again
+
+An adapted map is an `AdaptedLinear`: it stands in the place of a linear map, keeps that map's frozen
+weight and adds something that trains. `merge` folds every adapted map into a plain one again:
+
+    base map  --swap-->  adapted map (base weight frozen, new parameters)  --merge-->  plain map
+
+A folder in PEFT's form is `adapter_config.json` beside `adapter_model.safetensors`. A setting that is
+unknown here is refused: an adapter half understood gives wrong numbers without a word.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model import Linear
+from runtime import UserError, read_json, whole_folder, write_json, write_tensors
+
+# The linear maps of one layer, by the last part of their name.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class Tuning:
+    """What a method trains on a model."""
+
+    trainable: dict[str, nn.Parameter]  # by name
+    prefix: Callable[[], Tensor] | None = None  # gives what stands before each document: [L, 2, P, K, h]
+    weight_decay: float = 0.0  # of the matrices among them
+    rate_factors: dict[str, float] = field(default_factory=dict)  # learning rate = factor · --lr, by name
+
+
+@dataclass
+class NoFlags:
+    """The flags of a method that has none."""
+
+
+# ------------------------------------------------------------------------------------ adapted maps
+
+
+class AdaptedLinear(Linear):
+    """A linear map with the weight and bias of `base`, which stay frozen. Subclasses add what trains."""
+
+    def __init__(self, base: Linear):
+        # On the meta device nothing is allocated: the weight is the base's own tensor, not a copy.
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.product = base.product  # plain or fast, as the model has it
+
+    @property
+    def extra_flop(self) -> int:
+        """Operations a token in training beyond those of the base map."""
+        return 0
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [out, in] and bias [out] in fp32 of the plain map that computes the same."""
+        raise NotImplementedError
+
+
+def find_targets(model: nn.Module, targets: Iterable[str]) -> dict[str, Linear]:
+    """The linear maps that the targets name, by their full names, in the model's order.
+
+    A target is the end of a module's name: `q_proj` is that map in every layer,
+    `layers.0.self_attn.q_proj` in the first alone. Raises UserError for a target that no layer has.
+    """
+    targets = list(targets)
+    maps = {name: m for name, m in model.named_modules() if name.rpartition(".")[2] in TARGETS}
+    # The dots keep whole parts of a name together: `proj` or `self_attn` is no target.
+    chosen = {end: [name for name in maps if f".{name}".endswith(f".{end}")] for end in targets}
+    unknown = [target for target, names in chosen.items() if not names]
+    if unknown or not targets:
+        what = f"unknown target {', '.join(unknown)}" if unknown else "no target is given"
+        raise UserError(f"{what}; known are {', '.join(TARGETS)}")
+    return {name: m for name, m in maps.items() if any(name in names for names in chosen.values())}
+
+
+def short_targets(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The shortest targets that name just these maps, sorted: servers look for short names."""
+    short = {name.rpartition(".")[2] for name in names}
+    return sorted(short if find_targets(model, short).keys() == set(names) else names)
+
+
+def swap(model: nn.Module, maps: dict[str, Linear],
+         adapt: Callable[[str, Linear], AdaptedLinear]) -> dict[str, nn.Parameter]:
+    """Freeze the model, put `adapt(name, map)` in the place of each map; returns what trains, by name."""
+    model.requires_grad_(False)
+    for name, base in maps.items():
+        model.set_submodule(name, adapt(name, base))
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adapted_maps(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """The adapted maps of a model, by their full names."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Put a plain map in the place of each adapted one: summed in fp32, cast once to the base's dtype."""
+    for name, adapted in adapted_maps(model).items():
+        weight, bias = adapted.merged()
+        plain = Linear(adapted.in_features, adapted.out_features, bias is not None, device="meta")
+        plain.weight = nn.Parameter(weight.to(adapted.weight.dtype), requires_grad=False)
+        if bias is not None:
+            plain.bias = nn.Parameter(bias.to(adapted.bias.dtype), requires_grad=False)
+        plain.product = adapted.product
+        model.set_submodule(name, plain)
+
+
+# ------------------------------------------------------------------------------------ PEFT's files
+
+# Settings that say nothing about how an adapter is applied.
+NEUTRAL = set("peft_type peft_version task_type auto_mapping base_model_name_or_path revision "
+              "inference_mode target_modules".split())
+
+
+def save_adapter(folder: Path, settings: dict, tensors: dict[str, Tensor], base_name: str) -> None:
+    """Write an adapter of the model `base_name` as peft opens it."""
+    settings = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "revision": None,
+                "inference_mode": True, **settings}
+    with whole_folder(folder) as temporary:
+        write_tensors(temporary / "adapter_model.safetensors", tensors, {"format": "pt"})
+        write_json(temporary / "adapter_config.json", settings)
+
+
+def peft_key(name: str) -> str:
+    """What PEFT calls a parameter of ours."""
+    return f"base_model.model.{name}"
+
+
+def save_adapted(folder: Path, model: nn.Module, tuning: Tuning, base_name: str, settings: dict,
+                 key_of: Callable[[str], str] = peft_key) -> None:
+    """Write what trains of a model's adapted maps; `settings` are the method's own."""
+    targets = {"target_modules": short_targets(model, adapted_maps(model))}
+    tensors = {key_of(name): p for name, p in tuning.trainable.items()}
+    save_adapter(folder, settings | targets, tensors, base_name)
+
+
+def read_adapter(folder: Path, peft_type: str,
+                 understood: set[str]) -> tuple[dict, dict[str, Tensor]]:
+    """Settings and tensors of a PEFT folder; `understood` are the settings that the caller knows."""
+    path = Path(folder) / "adapter_config.json"
+    weights = Path(folder) / "adapter_model.safetensors"
+    settings = read_json(path)
+    found = settings.get("peft_type")
+    if found != peft_type:
+        raise UserError(f"{path}: peft_type is {found!r}, and {peft_type!r} is expected")
+    unknown = sorted(key for key, value in settings.items() if value and key not in NEUTRAL | understood)
+    if unknown:
+        raise UserError(f"{path}: sets {', '.join(unknown)}, which mathft does not support")
+    try:
+        return settings, load_file(weights)
+    except FileNotFoundError:
+        raise UserError(f"{weights}: no such file (only safetensors adapters are read)") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights}: not a whole safetensors file ({error}); "
+                        "copy or save it again") from None
+
+
+def check_settings(path: Path, settings: dict, needs: dict[str, tuple[bool, str]]) -> None:
+    """Raise UserError for the first setting that does not fit; needs: name -> (fits, what is needed)."""
+    for name, (fits, need) in needs.items():
+        if not fits:
+            raise UserError(f"{path}: {name} is {settings.get(name)!r}; mathft needs {need}")
+
+
+def target_maps(folder: Path, settings: dict, model: nn.Module) -> dict[str, Linear]:
+    """The maps that `target_modules` names. Raises UserError if it is a pattern or fits no layer."""
+    path, targets = Path(folder) / "adapter_config.json", settings.get("target_modules")
+    listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    need = "a list of module names, not a pattern"
+    check_settings(path, settings, {"target_modules": (listed, need)})
+    try:
+        return find_targets(model, targets)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_tensors(folder: Path, tensors: dict[str, Tensor],
+                  shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise UserError unless a PEFT folder holds just the tensors named, each in its shape."""
+    path = Path(folder) / "adapter_model.safetensors"
+    misfit = "it does not fit adapter_config.json and this base model"
+    lacking, extra = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
+    for verb, names in (("lacks", lacking), ("also holds", extra)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{path}: {verb} {min(names)}{more}; {misfit}")
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            found = list(tensors[name].shape)
+            raise UserError(f"{path}: {name} is {found}, not {list(shape)}; {misfit}")
+
+
+def load_adapted(model: nn.Module, folder: Path, tensors: dict[str, Tensor], maps: dict[str, Linear],
+                 adapt: Callable[[str, Linear], AdaptedLinear],
+                 key_of: Callable[[str], str] = peft_key) -> dict[str, nn.Parameter]:
+    """Swap the maps and fill what trains from the tensors, which PEFT calls `key_of(name)`.
+
+    Raises UserError, with the model untouched, if names or shapes differ.
+    """
+    made = {name: adapt(name, base) for name, base in maps.items()}
+    frozen = {id(p) for base in maps.values() for p in base.parameters()}
+    check_tensors(folder, tensors, {
+        key_of(f"{name}.{part}"): tuple(p.shape) for name, adapted in made.items()
+        for part, p in adapted.named_parameters() if id(p) not in frozen})
+    trainable = swap(model, maps, lambda name, base: made[name])
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(tensors[key_of(name)])
+    return trainable

@@ -1,0 +1,3 @@
+"""Shim."""
+def accelerate(model): return model
+def checkpoint_layers(model): pass

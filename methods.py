@@ -1,0 +1,122 @@
+"""The methods of tuning, and what a run of any of them leaves behind.
+
+    python mathft.py --help             # the flags and defaults of every method
+    python -m pytest tests/test_methods.py -v
+
+A method is a module that says which parameters train and how the result is stored:
+
+    Flags                                            a dataclass; its fields join the command's flags
+    DEFAULTS                                         {"tiny": {...}, "real": {...}}, by flag
+    PEFT_TYPE                                        the kind in PEFT's files; None: a whole model
+    PASSES                                           over each linear map in training, 2 or 3
+    start(model, tokenizer, flags, system, seed)     freeze, add what trains -> adapters.Tuning
+    save(folder, model, tuning, base_name, source)   write the result
+    load(folder, model, flags)                       put it on its base again -> adapters.Tuning
+    merge(model)                                     fold it into plain weights, or UserError
+
+To add a method, write such a module and add it to the table below. No other file names a method.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+import ia3
+import lora
+import prefix
+import sft
+from checkpoint import find_model, load_model
+from model import Qwen2
+from runtime import UserError, read_json
+from tokenizer import Tokenizer
+
+METHODS: dict[str, ModuleType] = {"sft": sft, "lora": lora, "prefix": prefix, "ia3": ia3}
+
+
+def find_method(name) -> ModuleType:
+    """The module of a method. Raises UserError for an unknown name."""
+    if name not in METHODS:
+        raise UserError(f"method {name!r} is unknown; known are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def flags_of(method: ModuleType, values: dict):
+    """The method's own flags from settings that hold other ones too."""
+    return method.Flags(**{field.name: values[field.name] for field in fields(method.Flags)
+                           if field.name in values})
+
+
+def result_folder(run: Path, method: ModuleType) -> Path:
+    """Where a run keeps what was trained."""
+    return Path(run) / ("model" if method.PEFT_TYPE is None else "adapter")
+
+
+# ------------------------------------------------------------------------------------ a run's result
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model that is ready to answer: the result of a run, an adapter on its base, or a plain model."""
+
+    model: Qwen2
+    tokenizer: Tokenizer
+    prefix: Tensor | None  # [L, 2, P, K, h]
+    system: str
+    args: dict  # the run's settings; empty without a run
+
+
+def read_run(folder: Path) -> tuple[dict, ModuleType]:
+    """Settings and method of a run directory. Raises UserError if it is none, or has not ended."""
+    folder = Path(folder)
+    path = folder / "args.json"
+    if not path.exists():
+        raise UserError(f"{folder}: no run directory of mathft.py (it has no args.json)")
+    args = read_json(path)
+    name, system = args.get("model"), args.get("system")
+    if not isinstance(name, str) or not isinstance(system, str | None):
+        raise UserError(f"{path}: model or system is missing or of the wrong kind")
+    try:
+        method = find_method(args.get("method"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    result = result_folder(folder, method)
+    if not result.is_dir():
+        raise UserError(f"{result}: no such folder, the run has not ended; "
+                        f"go on: python mathft.py --resume {folder}")
+    return args, method
+
+
+def load_run(folder: Path, device: torch.device | str, dtype: torch.dtype,
+             plain: bool = False) -> Run:
+    """The result in a run directory, weights and products in `dtype`."""
+    args, method = read_run(folder)
+    result = result_folder(folder, method)
+    base = result if method.PEFT_TYPE is None else find_model(args["model"])
+    return _load(base, result, method, args, device, dtype, plain)
+
+
+def load_adapter(folder: Path, model: str, device: torch.device | str, dtype: torch.dtype,
+                 plain: bool = False) -> Run:
+    """An adapter in PEFT's form, whoever made it, on the model of that name.
+
+    Raises UserError if no method here reads that kind of adapter.
+    """
+    kind = read_json(Path(folder) / "adapter_config.json").get("peft_type")
+    known = {method.PEFT_TYPE: method for method in METHODS.values() if method.PEFT_TYPE}
+    if kind not in known:
+        raise UserError(f"{folder}/adapter_config.json: peft_type is {kind!r}; "
+                        f"mathft reads {', '.join(known)}")
+    return _load(find_model(model), folder, known[kind], {}, device, dtype, plain)
+
+
+def _load(base: Path, result: Path, method: ModuleType, args: dict, device: torch.device | str,
+          dtype: torch.dtype, plain: bool) -> Run:
+    model, tokenizer = load_model(base, device, dtype, dtype, plain), Tokenizer(base)
+    tuning = method.load(result, model, flags_of(method, args))
+    front = tuning.prefix().detach() if tuning.prefix else None
+    system = args.get("system")
+    system = tokenizer.default_system if system is None else system
+    return Run(model.requires_grad_(False), tokenizer, front, system, args)
