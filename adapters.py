@@ -42,6 +42,11 @@ class NoFlags:
     """The flags of a method that has none."""
 
 
+def no_extra_flop(maps: dict[str, nn.Linear], flags) -> int:
+    """Operations a token of what a method adds, if it multiplies no matrices."""
+    return 0
+
+
 # ------------------------------------------------------------------------------------ adapted maps
 
 
@@ -53,11 +58,6 @@ class AdaptedLinear(Linear):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.product = base.product  # plain or fast, as the model has it
-
-    @property
-    def extra_flop(self) -> int:
-        """Operations a token in training beyond those of the base map."""
-        return 0
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """Weight [out, in] and bias [out] in fp32 of the plain map that computes the same."""

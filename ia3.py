@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters import (AdaptedLinear, NoFlags as Flags, Tuning, find_targets, load_adapted, merge,
-                      read_adapter, save_adapted, swap, target_maps)
+                      no_extra_flop as extra_flop, read_adapter, save_adapted, swap, target_maps)
 
 PEFT_TYPE = "IA3"
 DEFAULTS = {"tiny": {"learning_rate": 5e-2}, "real": {"learning_rate": 5e-3}}

@@ -80,11 +80,6 @@ class LoRALinear(AdaptedLinear):
         """y [T, out] of the base and inner = x Aᵀ [T, r] -> [T, out]. Adds into `y`, in one pass."""
         return y.addmm_(inner * self.scale, self.lora_B.T.to(y.dtype))
 
-    @property
-    def extra_flop(self) -> int:
-        """Three passes over A and B, two operations an element."""
-        return 6 * (self.lora_A.numel() + self.lora_B.numel())
-
     def merged(self) -> tuple[Tensor, Tensor | None]:
         return self.weight.float() + self.scale * (self.lora_B @ self.lora_A), self.bias
 
@@ -147,6 +142,13 @@ def start(model, tokenizer, flags: Flags, system: str, seed: int) -> Tuning:
     targets = [name.strip() for name in flags.lora_targets.split(",")]
     variant = flags.lora_variant
     return _tuning(add_lora(model, flags.lora_rank, flags.lora_alpha, targets, variant, seed), flags)
+
+
+def extra_flop(maps: dict[str, nn.Linear], flags: Flags) -> int:
+    """Operations a token in training: three passes over A and B, two for each of their elements."""
+    targets = flags.lora_targets.split(",")
+    adapted = [m for name, m in maps.items() if name.endswith(tuple(targets))]
+    return 6 * flags.lora_rank * sum(m.in_features + m.out_features for m in adapted)
 
 
 # PiSSA, OLoRA and their kin also change the base weights, which are not in the file.

@@ -9,6 +9,7 @@ A method is a module that says which parameters train and how the result is stor
     DEFAULTS                                         {"tiny": {...}, "real": {...}}, by flag
     PEFT_TYPE                                        the kind in PEFT's files; None: a whole model
     PASSES                                           over each linear map in training, 2 or 3
+    extra_flop(maps, flags)                          operations a token of what it adds
     start(model, tokenizer, flags, system, seed)     freeze, add what trains -> adapters.Tuning
     save(folder, model, tuning, base_name, source)   write the result
     load(folder, model, flags)                       put it on its base again -> adapters.Tuning

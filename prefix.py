@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adapters import Tuning, check_settings, check_tensors, read_adapter, save_adapter
+from adapters import (Tuning, check_settings, check_tensors, no_extra_flop as extra_flop,
+                      read_adapter, save_adapter)
 from attention import PackedAttention
 from flags import flag
 from model import Config, Qwen2

@@ -9,7 +9,7 @@ AdamW's two moments are fp32 too: 16 bytes a parameter with the gradient.
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import Tuning, merge  # merge: there is nothing to fold, and it does nothing
+from adapters import Tuning, merge, no_extra_flop as extra_flop  # merge: does nothing here
 from checkpoint import save_model
 from flags import flag
 

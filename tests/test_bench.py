@@ -13,7 +13,7 @@ from flags import run_command
 from runtime import UsageError, UserError
 from tokenizer import Tokenizer
 from tools import bench
-from tools.bench import (SHAPES, Flags, flop_per_token, main, summarise, table, tasks_of,
+from tools.bench import (SHAPES, Flags, case_lines, flop_per_token, main, summarise_cases, tasks_of,
                          write_random)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,8 @@ def test_operations_of_the_half_billion_shape():
     """Counted by hand: 357.8 M elements in the layers' maps, 136.1 M in the head, 8.8 M in LoRA; 58 % are targets."""
     share = 0.58
     counted = {case: flop_per_token(case, SHAPES["0.5B"], share) / 1e9 for case in bench.TRAINING}
-    assert counted == pytest.approx({"prefix": 1.75, "lora": 1.80, "sft": 2.62}, abs=0.005)
+    assert counted == pytest.approx(
+        {"prefix": 1.75, "lora": 1.80, "sft": 2.62, "ia3": 1.75}, abs=0.005)
     for case in bench.GENERATING:
         assert flop_per_token(case, SHAPES["0.5B"]) / 1e9 == pytest.approx(0.99, abs=0.005)
 
@@ -59,11 +60,11 @@ def test_sides_are_compared_turn_by_turn():
         record("ours", **fast),
         record("peer", **fast)
     ]
-    found = summarise(records, "bf16")["lora"]
+    found = summarise_cases(records, "bf16")["lora"]
     assert found["speed_ratio"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
     assert found["ours"]["tokens_per_second"] == {"median": 60.0, "lowest": 60.0, "highest": 60.0}
     assert found["memory_ratio"] == {"median": 0.75, "lowest": 0.5, "highest": 1.0}
-    assert "2.00 (1.00 to 3.00)" in "\n".join(table({"lora": found}))
+    assert "2.00 (1.00 to 3.00)" in "\n".join(case_lines({"lora": found}))
 
 
 @pytest.mark.parametrize(("case", "ours", "theirs", "said"), [
@@ -76,9 +77,9 @@ def test_sides_are_compared_turn_by_turn():
                                              }, ["first tokens differ: 2 of 3 are equal"]),
 ])
 def test_sides_that_do_not_agree_are_told(case, ours, theirs, said):
-    found = summarise([record("ours", case, **ours), record("peer", case, **theirs)], "bf16")
+    found = summarise_cases([record("ours", case, **ours), record("peer", case, **theirs)], "bf16")
     assert found[case]["differs"] == said
-    assert all(any(line in row for row in table(found)) for line in said)
+    assert all(any(line in row for row in case_lines(found)) for line in said)
 
 
 # -------------------------------------------------------------------------------- the whole command

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from data import Example
-from prefix import save_prefix
 from tools import bench, peer
 from tools.bench import Flags, Task
 
@@ -29,9 +28,7 @@ def some_examples() -> list[Example]:
 
 @pytest.mark.parametrize("case", bench.TRAINING)
 def test_both_sides_begin_at_the_same_loss_and_lower_it(tiny_folder, tmp_path, case):
-    if case == "prefix":
-        *_, prefix = bench.prepare("prefix", tiny_folder, CPU, torch.float32, seed=0)
-        save_prefix(tmp_path / "prefix", prefix(), str(tiny_folder))
+    bench.write_start(case, tiny_folder, tmp_path, Flags(device="cpu", dtype="fp32"))
     task = make_task(tiny_folder, tmp_path, case)
     steps = [side.training_step(task, CPU, torch.float32) for side in (bench, peer)]
     ours, theirs = ([step(some_examples()) for _ in range(3)] for step in steps)

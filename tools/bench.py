@@ -1,19 +1,21 @@
-"""Speed and memory of mathft, and with `--peer` of transformers and peft on the same work in the same run.
+"""Speed and memory of mathft, and with `--peer` of transformers and peft on the same work.
 
-    python -m tools.bench                               # the embedded model and data, every case, ours alone; under a minute
-    python -m tools.bench --shape 0.5B --tokenizer DIR --dataset train.jsonl --eval-dataset test.jsonl --peer --repeat 3
+    python -m tools.bench                      # the embedded model and data, every case, ours alone
+    python -m tools.bench --shape 0.5B --tokenizer DIR --dataset train.jsonl \\
+        --eval-dataset test.jsonl --peer --repeat 3
     python -m tools.bench --model DIR --case lora,decode --peer
 
-`sft`, `lora` and `prefix` do one optimiser step after another through the training set, in its order; tokens are all of
-the problems', also those that our side computes once for several.
-`decode` continues prompts greedily, all by as many tokens. In `ending` each completion is as long as its problem's gold
-solution, so that rows end at different times; `samples` is the same with several samples a prompt. There tokens are new
-tokens, and the time includes the reading of the prompts.
+A case is a method, or a way to generate. A method does one optimiser step after another through the
+training set, in its order; tokens are all of the problems', also those that our side computes once
+for several. `decode` continues prompts greedily, all by as many tokens. In `ending` each completion
+is as long as its problem's gold solution, so that rows end at different times; `samples` is the same
+with several samples a prompt. There tokens are new tokens, and the time includes reading the prompts.
 
-Each measurement is a process of its own, so that its peak memory is its own (its libraries included). The sides take
-turns and are compared turn by turn, so that a slow hour falls on both. Each process also measures the machine, by one
-large product before and after: `of limit` is the speed as a share of what products at that rate would allow for the
-linear maps alone, without attention, norms, sampling and the reading of prompts. The last line printed is JSON.
+Each measurement is a process of its own, so that its peak memory is its own (its libraries included).
+The sides take turns and are compared turn by turn, so that a slow hour falls on both. Each process
+also measures the machine, by one large product before and after. `of limit` is the speed as a share
+of what products at that rate allow for the linear maps alone, without attention, norms, sampling and
+reading of prompts. The last line printed is JSON.
 """
 
 import json
@@ -30,18 +32,19 @@ from statistics import median
 import torch
 from torch import nn
 
-import mathft
+import fast
+from adapters import Tuning
 from checkpoint import find_model, load_model, read_config, save_model
-from data import Example, chat_examples
+from data import Example, chat_examples, count_targets, test_set_of, train_and_test
 from flags import flag, parse_flags, run_command
 from generate import KVCache, generate
+from mathft import DEFAULTS
+from methods import METHODS, find_method
 from model import Config, Linear, Qwen2
-from prefix import save_prefix
 from runtime import (UsageError, UserError, clock, describe_machine, keep_freed_memory,
                      peak_memory_mib, pick_device, pick_dtype, read_json, write_json)
-from sources import test_set_of
 from tokenizer import Tokenizer
-from train import TrainSettings, accumulate_gradient, count_targets, make_optimizer
+from train import TrainSettings, accumulate_gradient, make_optimizer, update
 
 # Qwen2.5 as published, in the order of Config's fields.
 SHAPES = {
@@ -49,13 +52,14 @@ SHAPES = {
     "1.5B": Config(151_936, 1536, 8960, 28, 12, 2, 128, 1e-6, 1e6, 32_768,
                    tie_word_embeddings=True),
 }
-TRAINING = mathft.METHODS
+TRAINING = tuple(METHODS)
 # First test prompts, new tokens of each (None: its gold solution's and one for the end), samples, temperature.
 GENERATING = {
     "decode": (64, 128, 1, 0.0),
     "ending": (256, None, 1, 0.0),
     "samples": (32, None, 8, 0.7),
 }
+ROOM_FOR_PREFIX = 64  # positions that examples leave free
 CASES = (*TRAINING, *GENERATING)
 LOSS_TOLERANCE = {"bf16": 1e-2, "fp32": 1e-3}  # relative
 LEAST_EQUAL = 0.7  # share of first tokens: bf16 decides some near ties the other way, and random weights have many
@@ -85,6 +89,7 @@ class Flags:
         None, "tokens computed at once in training (default: mathft.py's; the peer: all)", least=1)
     grad_checkpoint: bool = flag(
         False, "in training compute each layer twice instead of keeping it, on both sides")
+    plain: bool = flag(False, "leave out the tricks of fast.py on our side")
     seed: int = flag(0, "seed of weights, of sampling, and of an embedded set's problems", least=0)
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "auto, bf16 or fp32")
@@ -93,12 +98,12 @@ class Flags:
 
 @dataclass(frozen=True)
 class Task:
-    """What one process measures; it is given it as JSON."""
+    """What one process measures; it receives this as JSON."""
 
     case: str
     side: str  # ours or peer
     model: str  # folder of the checkpoint
-    work: str  # folder with work.json (ids) and prefix/ (the prefix that training starts from, for the peer)
+    work: str  # folder with work.json (ids) and CASE/ (the adapter that the peer starts from)
     steps: int
     learning_rate: float
     micro_batch_tokens: int
@@ -108,48 +113,56 @@ class Task:
 # ----------------------------------------------------------------------------------------- our side
 
 
-def prepare(case: str, folder: Path, device: torch.device, dtype: torch.dtype, seed: int) -> tuple:
-    """The model, what trains by name, and the prefix or None, as `python mathft.py --method CASE` has them."""
-    tokenizer = Tokenizer(folder)
-    model = load_model(folder, device, dtype, torch.float32 if case == "sft" else dtype)
-    usual = mathft.Flags(method=case, system=tokenizer.default_system, seed=seed)
-    return model, *mathft.prepare(usual, model, tokenizer)
+def start_tuning(case: str, model: Qwen2, tokenizer: Tokenizer, seed: int) -> Tuning:
+    """What trains at the start of `python mathft.py --method CASE`."""
+    method = find_method(case)
+    return method.start(model, tokenizer, method.Flags(), tokenizer.default_system, seed)
+
+
+def load_for(case: str, folder: Path, device: torch.device, dtype: torch.dtype,
+             plain: bool = False) -> Qwen2:
+    """The model, its weights in fp32 if they train."""
+    whole = find_method(case).PEFT_TYPE is None
+    return load_model(folder, device, dtype, torch.float32 if whole else dtype, plain)
 
 
 def training_step(task: Task, device: torch.device,
                   dtype: torch.dtype) -> Callable[[list[Example]], float]:
-    """A function that does one turn of train.train's loop and returns the mean loss before it, in nats a target."""
+    """A function that does one turn of train.train's loop; it returns the mean loss before it."""
     keep_freed_memory()
-    model, trainable, prefix = prepare(task.case, Path(task.model), device, dtype, task.flags.seed)
-    settings = TrainSettings(task.steps, task.learning_rate,
-                             micro_batch_tokens=task.micro_batch_tokens,
-                             grad_checkpoint=task.flags.grad_checkpoint)
-    optimizer = make_optimizer(trainable, settings)
+    folder = Path(task.model)
+    model = load_for(task.case, folder, device, dtype, task.flags.plain)
+    tuning = start_tuning(task.case, model, Tokenizer(folder), task.flags.seed)
+    if task.flags.grad_checkpoint:
+        fast.checkpoint_layers(model)
+    settings = TrainSettings(task.steps, task.learning_rate)
+    optimizer = make_optimizer(tuning.trainable, settings, tuning.rate_factors)
 
     def step(examples: list[Example]) -> float:
-        loss = accumulate_gradient(model, examples, settings, prefix)
-        nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = accumulate_gradient(model, tuning.trainable, examples, task.micro_batch_tokens,
+                                   tuning.prefix)
+        nn.utils.clip_grad_norm_(list(tuning.trainable.values()), settings.clip).item()
+        update(optimizer, task.learning_rate)
         return loss
 
     return step
 
 
 def generator(task: Task, device: torch.device, dtype: torch.dtype) -> Callable:
-    """A function (prompts, new tokens of each, samples, temperature) -> (first token of each prompt, decoded, start).
+    """A function (prompts, new tokens of each, samples, temperature) -> (first token of each prompt,
+    decoded, start).
 
-    `decoded` tokens came after `start`, the clock at the first decoding step: all of them, since the first new token
-    comes from a decoding step too, in which the prompt's last token is read.
+    `decoded` tokens came after `start`, the clock at the first decoding step: all of them, since the
+    first new token comes from a decoding step too, in which the prompt's last token is read.
     """
     keep_freed_memory()
-    model, vocab_size = load_model(Path(task.model), device, dtype, dtype), Tokenizer(
-        Path(task.model)).size
+    model = load_model(Path(task.model), device, dtype, dtype, task.flags.plain)
+    vocab_size = Tokenizer(Path(task.model)).size
     began: list[float] = []
 
     def note(module: nn.Module, args: tuple) -> None:
-        if not began and isinstance(args[2],
-                                    KVCache):  # `attend` of a decoding step; a prefill has another
+        # `attend` of a decoding step is the cache; a prefill has another.
+        if not began and isinstance(args[2], KVCache):
             began.append(clock(device))
 
     model.register_forward_pre_hook(note)
@@ -157,18 +170,14 @@ def generator(task: Task, device: torch.device, dtype: torch.dtype) -> Callable:
     def run(prompts: list[list[int]], lengths: list[int], samples: int,
             temperature: float) -> tuple:
         began.clear()
-        done = list(
-            generate(model, prompts, stop_ids=(), vocab_size=vocab_size, max_new_tokens=lengths,
-                     samples=samples, temperature=temperature, seed=task.flags.seed))
+        done = list(generate(model, prompts, stop_ids=(), vocab_size=vocab_size,
+                             max_new_tokens=lengths, samples=samples, temperature=temperature,
+                             seed=task.flags.seed))
         count, wanted = sum(len(completion.ids) for completion in done), samples * sum(lengths)
         if count != wanted:
-            raise UserError(
-                f"{count} new tokens came, {wanted} were asked for: the model has too few positions"
-            )
-        first = {
-            completion.problem: completion.ids[0]
-            for completion in done if completion.sample == 0
-        }
+            raise UserError(f"{count} new tokens came, {wanted} were asked for: "
+                            "the model has too few positions")
+        first = {done.problem: done.ids[0] for done in done if done.sample == 0}
         return [first[i] for i in range(len(prompts))], count, began[0]
 
     return run
@@ -195,70 +204,79 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def flop_per_token(case: str, config: Config, head_share: float = 1.0) -> float:
-    """Operations a token needs in the linear maps: two an element and pass; the head counts for a share of the tokens.
+    """Operations a token needs in the linear maps: two an element and pass.
 
-    Passes are forward, backward to the input, and where the map trains backward to its weight.
+    The passes over a map, and what its adapter adds, are the method's. The head counts for a share of
+    the tokens. Generating is one pass.
     """
     with torch.device("meta"):
-        maps = [
-            module for module in Qwen2(config).model.layers.modules() if isinstance(module, Linear)
-        ]
-    layers, head = sum(
-        module.weight.numel() for module in maps), config.vocab_size * config.hidden_size
-    adapter = mathft.Flags().lora_rank * sum(module.in_features + module.out_features
-                                             for module in maps)
-    passes = {"sft": 3, "lora": 2, "prefix": 2}.get(case, 1)
-    return 2 * passes * (layers + head * head_share) + (6 * adapter if case == "lora" else 0)
+        model = Qwen2(config)
+    layers = model.model.layers.named_modules()
+    maps = {name: module for name, module in layers if isinstance(module, Linear)}
+    layers, head = sum(m.weight.numel() for m in maps.values()), config.vocab_size * config.hidden_size
+    passes, extra = 1, 0
+    if case in METHODS:
+        method = find_method(case)
+        passes, extra = method.PASSES, method.extra_flop(maps, method.Flags())
+    return 2 * passes * (layers + head * head_share) + extra
 
 
-def measure(task: Task) -> dict:
+def measure_process(task: Task) -> dict:
     """The figures of one process."""
     device = pick_device(task.flags.device)
     dtype = pick_dtype(task.flags.dtype, device)
-    make_step, make_generator, record = training_step, generator, {
-        "case": task.case, "side": task.side
-    }
+    record = {"case": task.case, "side": task.side}
+    side = sys.modules[__name__]
     if task.side == "peer":
-        from tools import peer  # here, so that our side does not pay for its imports
+        from tools import peer as side  # here, so that our side does not pay for its imports
 
-        make_step, make_generator = peer.training_step, peer.generator
-        record |= peer.VERSIONS
-    work, head_share = read_json(Path(task.work) / "work.json"), 1.0
-    # Each side works before it is timed: one optimiser step, or a few tokens of a few prompts.
-    if task.case in TRAINING:
-        batches = [[Example(**fields) for fields in batch] for batch in work["batches"]]
-        train_step = make_step(task, device, dtype)
-        record["first_loss"] = train_step(batches[0])
-        batches = batches[1 : task.steps + 1]
-        tokens = [sum(len(example.ids) for example in batch) for batch in batches]
-        record["target_tokens"] = sum(map(count_targets, batches))
-        head_share = record["target_tokens"] / sum(tokens)
-
-        def step(number: int) -> None:
-            train_step(batches[number])
-    else:
-        count, new_tokens, *how = GENERATING[task.case]
-        prompts = work["prompts"][:count]
-        lengths = [new_tokens or length for length in work["lengths"][:count]]
-        tokens, run = [how[0] * sum(lengths)] * task.steps, make_generator(task, device, dtype)
-        run(prompts[:8], [4] * len(prompts[:8]), *how)
-
-        def step(number: int) -> None:
-            first, decoded, start = run(prompts, lengths, *how)
-            if task.case == "decode":
-                record.setdefault("decode_seconds", []).append(clock(device) - start)
-                record.update(first_tokens=first, decoded_tokens=decoded)
-
+        record |= side.VERSIONS
+    prepare = prepared_training if task.case in METHODS else prepared_generating
+    step, tokens, head_share = prepare(task, side, device, dtype, record)
     before = product_rate(device, dtype)
     seconds = timed(step, task.steps, device)
     memory = peak_memory_mib(device)
     rate = (before + product_rate(device, dtype)) / 2
-    speed, flop = sum(tokens) / sum(seconds), flop_per_token(task.case, read_config(Path(
-        task.model)), head_share)
-    return record | {
-        "seconds": seconds, "tokens": tokens, "tokens_per_second": speed, "peak_memory_mib": memory,
-        "flop_per_token": flop, "product_gflops": rate / 1e9, "share_of_limit": speed * flop / rate
-    }
+    speed = sum(tokens) / sum(seconds)
+    flop = flop_per_token(task.case, read_config(Path(task.model)), head_share)
+    return record | {"seconds": seconds, "tokens": tokens, "tokens_per_second": speed,
+                     "peak_memory_mib": memory, "flop_per_token": flop,
+                     "product_gflops": rate / 1e9, "share_of_limit": speed * flop / rate}
+
+
+def prepared_training(task: Task, side, device: torch.device, dtype: torch.dtype,
+                      record: dict) -> tuple[Callable[[int], None], list[int], float]:
+    """A function that does timed step n, the tokens of each, and the share of them that are targets.
+
+    One optimiser step comes before: each side works before it is timed.
+    """
+    work = read_json(Path(task.work) / "work.json")
+    first, *batches = [[Example(**fields) for fields in batch] for batch in work["batches"]]
+    batches = batches[: task.steps]
+    train_step = side.training_step(task, device, dtype)
+    record["first_loss"] = train_step(first)
+    tokens = [sum(len(example.ids) for example in batch) for batch in batches]
+    record["target_tokens"] = sum(map(count_targets, batches))
+    return lambda n: train_step(batches[n]) and None, tokens, record["target_tokens"] / sum(tokens)
+
+
+def prepared_generating(task: Task, side, device: torch.device, dtype: torch.dtype,
+                        record: dict) -> tuple[Callable[[int], None], list[int], float]:
+    """The same for generating; a few tokens of a few prompts come before."""
+    work = read_json(Path(task.work) / "work.json")
+    count, new_tokens, *how = GENERATING[task.case]
+    prompts = work["prompts"][:count]
+    lengths = [new_tokens or length for length in work["lengths"][:count]]
+    run = side.generator(task, device, dtype)
+    run(prompts[:8], [4] * len(prompts[:8]), *how)
+
+    def step(number: int) -> None:
+        first, decoded, start = run(prompts, lengths, *how)
+        if task.case == "decode":
+            record.setdefault("decode_seconds", []).append(clock(device) - start)
+            record.update(first_tokens=first, decoded_tokens=decoded)
+
+    return step, [how[0] * sum(lengths)] * task.steps, 1.0
 
 
 def run_process(task: Task) -> dict:
@@ -283,24 +301,22 @@ def run_process(task: Task) -> dict:
 
 
 def write_work(flags: Flags, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
-    """Write the ids that all processes work on: training examples, prompts, and the lengths of the gold solutions."""
+    """Write the ids that all processes work on: training examples, prompts, lengths of gold solutions."""
     most = max(prompts for prompts, *_ in GENERATING.values())
-    size, steps = flags.batch_size, steps_of(flags) + 1  # the first is for warming up
-    asked = mathft.Flags(dataset=flags.dataset, eval_dataset=flags.eval_dataset
-                         or test_set_of(flags.dataset), seed=flags.seed, eval_limit=most)
-    train_problems, test_problems, _ = mathft.load_data(asked)
-    examples, _ = chat_examples(tokenizer, train_problems, None,
-                                config.max_position_embeddings - asked.prefix_length)
+    size, steps = flags.batch_size, timed_steps(flags, TRAINING[0]) + 1  # one to warm up
+    tested_on = flags.eval_dataset or test_set_of(flags.dataset)
+    problems, tests, repeated = train_and_test(flags.dataset, tested_on, flags.seed)
+    problems, tests = [p for p in problems if p.id not in repeated], tests[:most]
+    room = config.max_position_embeddings - ROOM_FOR_PREFIX
+    examples, _ = chat_examples(tokenizer, problems, None, room)
     if not examples:
-        raise UserError(
-            f"{flags.dataset}: no problem has a solution and fits the model's positions")
-    batches = [
-        [examples[i % len(examples)] for i in range(size * k, size * (k + 1))] for k in range(steps)
-    ]
+        raise UserError(f"{flags.dataset}: no problem has a solution and fits the model's positions")
+    batches = [[examples[i % len(examples)] for i in range(size * k, size * (k + 1))]
+               for k in range(steps)]
     write_json(folder / "work.json", {
         "batches": [[asdict(example) for example in batch] for batch in batches],
-        "prompts": [tokenizer.prompt(problem.question) for problem in test_problems],
-        "lengths": [len(tokenizer.encode(problem.solution)) + 1 for problem in test_problems]})
+        "prompts": [tokenizer.prompt(problem.question) for problem in tests],
+        "lengths": [len(tokenizer.encode(problem.solution)) + 1 for problem in tests]})
 
 
 def write_random(config: Config, source: Path, folder: Path, seed: int) -> None:
@@ -310,8 +326,10 @@ def write_random(config: Config, source: Path, folder: Path, seed: int) -> None:
         model = Qwen2(config, torch.bfloat16).to(torch.bfloat16)
     model.to_empty(device="cpu")
     for name, weight in model.state_dict().items():
-        weight.normal_(std=0.02, generator=rng) if weight.ndim == 2 else weight.fill_(
-            name.endswith("norm.weight"))
+        if weight.ndim == 2:
+            weight.normal_(std=0.02, generator=rng)
+        else:
+            weight.fill_(name.endswith("norm.weight"))
     save_model(model, folder, source)
 
 
@@ -324,22 +342,18 @@ def spread(values: list[float]) -> dict:
 
 
 def figures(records: list[dict]) -> dict | None:
-    """What the processes of one case and side have found; None where one has failed."""
+    """What the processes of one case and side have found; None if one has failed."""
     if any("failed" in record for record in records):
         return None
-    rates = {
-        "tokens_per_second": [r["tokens_per_second"] for r in records],
-        "decoding": [r["decoded_tokens"] / s for r in records for s in r.get("decode_seconds", ())]
-    }
-    return {key: spread(values)
-            for key, values in rates.items() if values} | {
-                key: median(record[key] for record in records)
-                for key in ("peak_memory_mib", "share_of_limit")
-            }
+    decoding = [r["decoded_tokens"] / s for r in records for s in r.get("decode_seconds", ())]
+    rates = {"tokens_per_second": [r["tokens_per_second"] for r in records], "decoding": decoding}
+    spreads = {key: spread(values) for key, values in rates.items() if values}
+    return spreads | {key: median(record[key] for record in records)
+                      for key in ("peak_memory_mib", "share_of_limit")}
 
 
-def compare(pairs: list[tuple[dict, dict]], dtype: str) -> dict:
-    """Ratios ours / peer turn by turn, and in `differs` what the sides ought to agree in and do not."""
+def compare_sides(pairs: list[tuple[dict, dict]], dtype: str) -> dict:
+    """Ratios ours / peer turn by turn; `differs` lists what the sides should agree in and do not."""
     found: dict = {f"{name}_ratio": spread([ours[key] / peer[key] for ours, peer in pairs])
                    for name, key in (("speed", "tokens_per_second"), ("memory", "peak_memory_mib"))}
     found["differs"] = []
@@ -349,31 +363,28 @@ def compare(pairs: list[tuple[dict, dict]], dtype: str) -> dict:
             if not math.isclose(*losses, rel_tol=LOSS_TOLERANCE[dtype]):
                 found["differs"].append("loss differs: ours {:.4f}, peer {:.4f}".format(*losses))
         if "first_tokens" in ours:
-            equal = [
-                a == b for a, b in zip(ours["first_tokens"], peer["first_tokens"], strict=True)
-            ]
+            both = zip(ours["first_tokens"], peer["first_tokens"], strict=True)
+            equal = [a == b for a, b in both]
             found["equal_first_tokens"] = sum(equal) / len(equal)
             if found["equal_first_tokens"] < LEAST_EQUAL:
-                found["differs"].append(
-                    f"first tokens differ: {sum(equal)} of {len(equal)} are equal")
+                found["differs"].append(f"first tokens differ: {sum(equal)} of {len(equal)} "
+                                        "are equal")
     return found
 
 
-def summarise(records: list[dict], dtype: str) -> dict:
+def summarise_cases(records: list[dict], dtype: str) -> dict:
     """By case: the figures of each side and how the sides compare."""
     summary: dict = {}
     for case in dict.fromkeys(record["case"] for record in records):
-        sides = {
-            side: [r for r in records if (r["case"], r["side"]) == (case, side)]
-            for side in ("ours", "peer")
-        }
+        sides = {side: [r for r in records if (r["case"], r["side"]) == (case, side)]
+                 for side in ("ours", "peer")}
         pairs = [pair for pair in zip(*sides.values()) if "failed" not in pair[0] | pair[1]]
         summary[case] = {side: figures(done) for side, done in sides.items() if done}
-        summary[case] |= compare(pairs, dtype) if pairs else {}
+        summary[case] |= compare_sides(pairs, dtype) if pairs else {}
     return summary
 
 
-def table(summary: dict) -> list[str]:
+def case_lines(summary: dict) -> list[str]:
     """A line for each case and side, and behind both how they compare."""
     lines = [f"{'case':9s}{'side':6s}{'tokens/s (range)':>32s}{'peak MiB':>10s}{'of limit':>10s}"]
     for case, found in summary.items():
@@ -386,12 +397,11 @@ def table(summary: dict) -> list[str]:
             if "decoding" in about:
                 lines.append(f"{written(about['decoding'], 0):>47s}  while decoding")
         if "speed_ratio" in found:
-            same = f", first tokens {found['equal_first_tokens']:.0%} equal" if "equal_first_tokens" in found else ""
-            ratios = f"speed {written(found['speed_ratio'], 2)}, memory {written(found['memory_ratio'], 2)}"
-            lines += [
-                f"{'':9s}ours / peer: {ratios}{same}",
-                *(f"{'':9s}{line}" for line in found["differs"])
-            ]
+            equal = found.get("equal_first_tokens")
+            same = "" if equal is None else f", first tokens {equal:.0%} equal"
+            ratios = (f"speed {written(found['speed_ratio'], 2)}, "
+                      f"memory {written(found['memory_ratio'], 2)}")
+            lines += [f"{'':9s}{line}" for line in (f"ours / peer: {ratios}{same}", *found["differs"])]
     return lines
 
 
@@ -404,8 +414,8 @@ def written(values: dict, digits: int) -> str:
 # --------------------------------------------------------------------------------------------- main
 
 
-def read_flags(argv: list[str]) -> Flags:
-    """The flags. Raises UsageError where they contradict, UserError where the peer is wanted and not installed."""
+def checked_flags(argv: list[str]) -> Flags:
+    """The flags. Raises UsageError if they contradict, UserError if the peer is not installed."""
     flags = parse_flags(Flags, argv, __doc__)
     unknown = sorted({*flags.case.split(",")} - {*CASES})
     if unknown:
@@ -414,9 +424,8 @@ def read_flags(argv: list[str]) -> Flags:
         raise UsageError("--shape and --model exclude each other: a shape has random weights")
     if flags.tokenizer and not flags.shape:
         raise UsageError("--tokenizer is for --shape; a model has its own")
-    if flags.peer and not {"transformers", "peft"
-                           } <= {module.name
-                                 for module in pkgutil.iter_modules()}:
+    installed = {module.name for module in pkgutil.iter_modules()}
+    if flags.peer and not {"transformers", "peft"} <= installed:
         raise UserError("--peer needs transformers and peft: pip install -r requirements-dev.txt")
     return flags
 
@@ -426,9 +435,9 @@ def is_tiny(flags: Flags) -> bool:
     return not flags.shape and flags.model in (None, "tiny")
 
 
-def steps_of(flags: Flags) -> int:
-    """Timed optimiser steps of each process."""
-    return flags.steps or (10 if is_tiny(flags) else 3)
+def timed_steps(flags: Flags, case: str) -> int:
+    """Timed optimiser steps or passes of each process."""
+    return flags.steps or (1 if case in GENERATING else 10 if is_tiny(flags) else 3)
 
 
 def tasks_of(flags: Flags, folder: Path) -> list[Task]:
@@ -440,31 +449,36 @@ def tasks_of(flags: Flags, folder: Path) -> list[Task]:
     if flags.shape:
         write_random(config, source, folder / "model", flags.seed)
         source = folder / "model"
-    if flags.peer and "prefix" in cases:
-        cpu = torch.device("cpu")
-        *_, prefix = prepare("prefix", source, cpu, pick_dtype(flags.dtype, cpu), flags.seed)
-        save_prefix(folder / "prefix", prefix(), str(source))
     size = "tiny" if is_tiny(flags) else "real"
     tasks = []
     for case in cases:
-        usual = mathft.DEFAULTS[size][case if case in TRAINING else "lora"]
+        usual = DEFAULTS[size] | (METHODS[case].DEFAULTS[size] if case in METHODS else {})
+        if flags.peer and case in METHODS:
+            write_start(case, source, folder, flags)
         most = flags.micro_batch_tokens or usual["micro_batch_tokens"]
-        steps = steps_of(flags) if case in TRAINING else flags.steps or 1
+        steps, rate = timed_steps(flags, case), usual.get("learning_rate", 0.0)
         sides = ("ours", "peer") if flags.peer else ("ours",)
-        tasks += [
-            Task(case, side, str(source), str(folder), steps, usual["learning_rate"], most, flags)
-            for side in sides
-        ] * flags.repeat
+        tasks += [Task(case, side, str(source), str(folder), steps, rate, most, flags)
+                  for side in sides] * flags.repeat
     return tasks
+
+
+def write_start(case: str, source: Path, folder: Path, flags: Flags) -> None:
+    """Write the adapter that both sides start from to `folder`/CASE; full tuning has none."""
+    method, cpu = find_method(case), torch.device("cpu")
+    if method.PEFT_TYPE is not None:
+        model = load_for(case, source, cpu, pick_dtype(flags.dtype, cpu))
+        tuning = start_tuning(case, model, Tokenizer(source), flags.seed)
+        method.save(folder / case, model, tuning, str(source), source)
 
 
 def main(argv: list[str]) -> None:
     """Measure and report; with `--worker` be one of the measuring processes."""
     if argv[:1] == ["--worker"]:
         given = json.loads(argv[1])
-        print(json.dumps(measure(Task(**given | {"flags": Flags(**given["flags"])}))))
+        print(json.dumps(measure_process(Task(**given | {"flags": Flags(**given["flags"])}))))
         return
-    flags = read_flags(argv)
+    flags = checked_flags(argv)
     device = pick_device(flags.device)
     machine = describe_machine(device, pick_dtype(flags.dtype, device))
     print("machine  {machine}, {device}, {dtype}, {threads} threads".format(**machine), flush=True)
@@ -475,16 +489,13 @@ def main(argv: list[str]) -> None:
             records.append(run_process(task))
             said = records[-1].get("failed") or f"{records[-1]['tokens_per_second']:.0f} tokens/s"
             print(f"{number}/{len(tasks)} {task.case} {task.side}: {said}", file=sys.stderr)
-    summary = summarise(records, machine["dtype"])
-    print(*table(summary), sep="\n")
-    print(
-        json.dumps(
-            {"machine": machine, "settings": asdict(flags), "processes": records,
-             "cases": summary}))
+    summary = summarise_cases(records, machine["dtype"])
+    print(*case_lines(summary), sep="\n")
+    print(json.dumps({"machine": machine, "settings": asdict(flags), "processes": records,
+                      "cases": summary}))
     wrong = [f"{r['case']} {r['side']} failed: {r['failed']}" for r in records if "failed" in r]
-    wrong += [
-        f"{case}: {line}" for case, found in summary.items() for line in found.get("differs", ())
-    ]
+    wrong += [f"{case}: {line}" for case, about in summary.items()
+              for line in about.get("differs", ())]
     if wrong:
         raise UserError("; ".join(wrong))
 

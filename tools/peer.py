@@ -20,8 +20,6 @@ import transformers
 from torch import Tensor, nn
 
 from data import Example
-from lora import TARGETS
-from mathft import Flags
 from runtime import clock
 from tokenizer import Tokenizer
 
@@ -49,26 +47,21 @@ def pad(rows: list[list[int]], filler: int, device: torch.device, left: bool = F
 
 def training_step(task, device: torch.device,
                   dtype: torch.dtype) -> Callable[[list[Example]], float]:
-    """A function that does one optimiser step and returns the mean loss before it, in nats a target.
+    """A function that does one optimiser step; it returns the mean loss before it, in nats a target.
 
-    `task` is a bench.Task; the folder `prefix` in its work folder holds what prefix training starts from.
+    `task` is a bench.Task. The adapter that training starts from is in its work folder, under the
+    name of its case; without one, the whole model trains.
     """
     model = load(task.model, device, dtype)
     model.config.use_cache = False  # as the Trainer sets it
     if task.flags.grad_checkpoint:
         model.gradient_checkpointing_enable()
-    if task.case == "lora":
-        usual = Flags()
-        settings = peft.LoraConfig(r=usual.lora_rank, lora_alpha=usual.lora_alpha,
-                                   target_modules=list(TARGETS), bias="none", lora_dropout=0.0,
-                                   task_type="CAUSAL_LM")
+    adapter = Path(task.work) / task.case
+    if adapter.exists():  # not PeftModel.from_pretrained: it refuses to train a prefix
+        settings = peft.PeftConfig.from_pretrained(adapter)
+        settings.inference_mode = False
         model = peft.get_peft_model(model, settings)
-    elif task.case == "prefix":
-        settings = peft.PeftConfig.from_pretrained(Path(task.work) / "prefix", inference_mode=False)
-        model = peft.get_peft_model(model,
-                                    settings)  # PeftModel.from_pretrained refuses to train a prefix
-        peft.set_peft_model_state_dict(
-            model, peft.load_peft_weights(Path(task.work) / "prefix", str(device)))
+        peft.set_peft_model_state_dict(model, peft.load_peft_weights(adapter, str(device)))
     model.train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=task.learning_rate)
