@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flags import Terminated, flag, parse_flags, run_command
+from flags import Terminated, flag, given_flags, parse_flags, run_command
 from runtime import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +62,52 @@ def test_required_flag():
         parse_flags(Required, [])
 
 
+@dataclass
+class Extra:
+    """Numbers for 100% of it.
+
+    A second paragraph, which --help does not show.
+    """
+
+    rank: int = flag(8, "how many", alias="-r", least=1)
+
+
+@dataclass
+class SameName:
+    """A field that another class has too."""
+
+    method: str = flag("x", "again")
+
+
+@dataclass
+class SameAlias:
+    """An alias that another class has too."""
+
+    rate: int = flag(1, "again", alias="--lr")
+
+
+def test_several_classes_stand_on_one_command(capsys):
+    assert given_flags((Flags, Extra), ["why?", "-r", "2", "--method", "lora"]) == {
+        "question": "why?", "rank": 2, "method": "lora"}
+    assert given_flags((Flags, Extra), []) == given_flags(Flags, []) == {}
+    with pytest.raises(UsageError, match="--rank"):
+        given_flags(Flags, ["--rank", "2"])
+    with pytest.raises(UsageError, match="below 1"):
+        given_flags((Flags, Extra), ["--rank", "0"])
+    with pytest.raises(SystemExit):
+        given_flags((Flags, Extra), ["--help"], "What it does.")
+    options, extra = capsys.readouterr().out.split("\nNumbers for 100% of it:\n")
+    assert "--top-p" in options and "--rank" not in options.partition("options:")[2]
+    assert "--rank" in extra and "--top-p" not in extra and "second paragraph" not in extra
+
+
+@pytest.mark.parametrize("other, part", [(SameName, "method: .*Flags and of SameName"),
+                                         (SameAlias, "SameAlias: .*--lr"), (Flags, "question")])
+def test_a_flag_that_two_classes_have_is_an_error(other, part):
+    with pytest.raises(ValueError, match=part):
+        given_flags((Flags, other), [])
+
+
 def test_help_names_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_flags(Flags, ["--help"], "What it does.")
@@ -81,7 +127,9 @@ def test_help_names_every_flag_with_its_default(capsys):
      (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory; "),
      (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1,
       "error: out of memory; "),
-     (FileNotFoundError(2, "No such file", "x.txt"), 1, "error: x.txt: No such file\n"), ])
+     (UserError("a\x1b[2J\n.json: broken"), 1, "error: a [2J .json: broken\n"),
+     (FileNotFoundError(2, "No such file", "x.txt"), 1, "error: x.txt: No such file\n"),
+     (FileNotFoundError(2, "No such file", "x\x1b\n"), 1, "error: x  : No such file\n"), ])
 def test_exit_codes(error, code, line, capsys):
     def main(argv):
         raise error
