@@ -1,3 +1,277 @@
-"""Shim."""
-def accelerate(model): return model
-def checkpoint_layers(model): pass
+"""The same operations with less memory and time, each beside the plain line of model.py it replaces.
+
+    python mathft.py --method lora --plain       # a run without them
+    python -m pytest tests/test_fast.py -v       # outputs and gradients are those of the plain lines
+
+`accelerate(model)` puts them in place, as a literal table says (REPLACED); the parameters and their
+names stay. A trick with a gradient of its own is a `torch.autograd.Function`: it keeps its arguments
+and computes the rest again. No gradient is written behind autograd's back.
+
+    kept for the backward pass of one layer      plain                      here
+    RMSNorm                                      four copies of x           x, one number a token
+    SwiGLU                                       gate, up, silu, product    gate, up
+    a weight that trains in fp32                 its bf16 copy              nothing
+    the loss                                     logits [N, V], twice       its gradient [N, D]
+
+Sources: chunked cross-entropy with its gradient in the forward pass, after Wijmans et al. 2024 (arXiv
+2411.09009); recomputation, Chen et al. 2016 (arXiv 1604.06174).
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model import MLP, Linear, Qwen2, RMSNorm, cast_linear
+from runtime import round_up, rows_in_cache
+
+FEW_ROWS = range(16, 97)  # tokens decoded at a time: the product then waits for its weight
+LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
+TOKENS_AT_ONCE = 1 << 14  # rows of the head whose gradient is computed in one product
+
+
+# -------------------------------------------------------------------------------------- linear maps
+
+
+class CastProduct(torch.autograd.Function):
+    """x Wᵀ, W wider than x. Plain: F.linear(x, W.to(x.dtype)), which keeps the narrow copy of W.
+
+    W is cast again for the gradient to x. The gradient to W stays in the dtype of x, half as large
+    as W, if W allows it (`grad_dtype`); train.accumulate_gradient widens it.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        y = x.new_empty(len(x), len(weight))  # before the copy: no hole is left between what is kept
+        return torch.mm(x, weight.to(x.dtype).T, out=y)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(x), grad.T @ x
+        return torch.mm(grad, weight.to(grad.dtype), out=grad_x), grad_weight
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Plain: cast_linear(x, weight, bias)."""
+    if weight.requires_grad and weight.dtype != x.dtype and torch.is_grad_enabled():
+        y = CastProduct.apply(x, weight)
+        return y if bias is None else y + bias.to(x.dtype)
+    if len(x) in FEW_ROWS and not torch.is_grad_enabled():
+        # The right factor is first brought into blocks: for few rows, that should not be the weight.
+        y = (weight.to(x.dtype) @ x.T).T  # [out, in] @ [in, T] -> [T, out], a view
+        return y if bias is None else y.add_(bias.to(x.dtype))
+    return cast_linear(x, weight, bias)
+
+
+# ------------------------------------------------------------------------------------------ RMSNorm
+
+
+class Normalise(torch.autograd.Function):
+    """x · s · w with s = 1 / sqrt(mean(x²) + eps), s in fp32. Plain: RMSNorm.forward.
+
+    With y = x · s and h = g · w, the gradient is s · (h - y · mean(h · y)) to x, and the sum of
+    g · y to w.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        y, h = (part.to(torch.float32, copy=True) for part in (x, grad))
+        y.mul_(scale)
+        grad_weight = (h * y).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        h.mul_(weight)
+        h.addcmul_(y, (h * y).mean(-1, keepdim=True), value=-1).mul_(scale)
+        return h.to(x.dtype), grad_weight, None
+
+
+def rms_norm(self: RMSNorm, x: Tensor) -> Tensor:
+    """Plain: RMSNorm.forward."""
+    return Normalise.apply(x, self.weight, self.eps)
+
+
+# ------------------------------------------------------------------------------------------- SwiGLU
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """Plain: F.silu(gate) * up."""
+    return F.silu(gate).mul_(up)
+
+
+class GatedProducts(torch.autograd.Function):
+    """p = silu(gate) · up, and p Wᵀ for each weight W. Plain: F.silu(gate) * up, then F.linear.
+
+    The two arguments [T, I] are kept, the widest tensors of the network; p is computed again for the
+    gradient to a weight that trains.
+    """
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(gate, up, *weights)
+        product = gated(gate, up)
+        outputs = [product.new_empty(len(product), len(weight)) for weight in weights]
+        return tuple(torch.mm(product, w.to(product.dtype).T, out=y)
+                     for w, y in zip(weights, outputs))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, *weights = ctx.saved_tensors
+        flow = None  # the gradient to p
+        for grad, weight in zip(grads, weights):
+            weight = weight.to(grad.dtype)
+            flow = grad @ weight if flow is None else flow.addmm_(grad, weight)
+        grad_weights: list[Tensor | None] = [None] * len(weights)
+        if any(ctx.needs_input_grad[2:]):
+            product = gated(gate, up)
+            grad_weights = [grad.T @ product if needed else None
+                            for grad, needed in zip(grads, ctx.needs_input_grad[2:])]
+            del product
+        grad_gate = torch.ops.aten.silu_backward(flow * up, gate)
+        return grad_gate, F.silu(gate).mul_(flow), *grad_weights
+
+
+def mlp(self: MLP, x: Tensor) -> Tensor:
+    """Plain: MLP.forward. A down map that is not as this project writes it gets the plain line."""
+    gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+    if not torch.is_grad_enabled():
+        return down(gated(gate, up))
+    if _is_untouched(down) and type(down) is Linear:
+        return GatedProducts.apply(gate, up, down.weight)[0]
+    if _is_untouched(down) and hasattr(down, "combine"):  # it puts x Wᵀ and x Aᵀ together itself
+        return down.combine(*GatedProducts.apply(gate, up, down.weight, down.lora_A))
+    return down(F.silu(gate) * up)
+
+
+def _is_untouched(down: nn.Module) -> bool:
+    """Whether a map only multiplies: no hook, no bias, and no forward that a reader has changed."""
+    hooks = down._forward_hooks or down._forward_pre_hooks or down._backward_hooks
+    owner = next(kind for kind in type(down).__mro__ if "forward" in vars(kind))
+    changed = "forward" in vars(down) or not (owner is Linear or "combine" in vars(owner))
+    return not hooks and not changed and down.bias is None and down.product is linear
+
+
+# -------------------------------------------------------------------------------- embedding and loss
+
+
+def embed_tied(self: nn.Embedding, ids: Tensor) -> Tensor:
+    """Plain: nn.Embedding.forward, whose gradient is a second matrix [V, D], nearly all of it zero.
+
+    A sparse gradient holds the T rows that were read; autograd adds it to the head's dense one.
+    """
+    return F.embedding(ids, self.weight, sparse=True)
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of -w log softmax(hidden · weightᵀ)[target]. Plain: Qwen2.summed_loss.
+
+    The logits are never whole in memory: for each chunk of rows the forward pass computes the logits,
+    their loss and at once, in the same memory, their gradient. The backward pass only scales it.
+    hidden [N or more, D], of which the first N count, weight [V, D], targets [N], weights [N] or
+    None -> a scalar in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor,
+                weights: Tensor | None) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        matrix = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        total = torch.zeros((), device=hidden.device, dtype=torch.float32)
+        chunks = math.ceil(len(hidden) / max(256, LOGITS_AT_ONCE // len(weight)))
+        rows = round_up(math.ceil(len(hidden) / max(1, chunks)))  # alike: few rows left over are slow
+        buffer = hidden.new_empty(rows, len(weight))
+        for start in range(0, len(hidden), max(1, rows)):
+            part, wanted = hidden[start : start + rows], targets[start : start + rows]
+            scale = None if weights is None else weights[start : start + rows, None]
+            logits = torch.mm(part, matrix.T, out=buffer[: len(part)])  # [rows, V]
+            total += _loss_then_gradient(logits[: len(wanted)], wanted, scale)
+            logits[len(wanted) :] = 0
+            if wants_hidden:
+                torch.mm(logits, matrix, out=grad_hidden[start : start + rows])
+            if wants_weight:
+                _add_product(grad_weight, logits, part)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (None if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors)
+        return *grads, None, None
+
+
+def _add_product(sums: Tensor, logits: Tensor, hidden: Tensor) -> None:
+    """sums [V, D] += logitsᵀ hidden, some rows at a time: the product is as large as the matrix."""
+    parts = zip(sums.split(TOKENS_AT_ONCE), logits.split(TOKENS_AT_ONCE, dim=1))
+    for rows, columns in parts:
+        rows.add_(columns.T @ hidden)
+
+
+def _loss_then_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Summed loss of logits [n, V], targets [n] and weights [n, 1]; the logits become its gradient.
+
+    The gradient is w · (softmax - one-hot). A few rows at a time: they stay in the cache.
+    """
+    total = torch.zeros((), device=logits.device, dtype=torch.float32)
+    rows = rows_in_cache(logits)
+    scales = [None] * len(logits) if weights is None else weights.split(rows)
+    for part, wanted, scale in zip(logits.split(rows), targets[:, None].split(rows), scales):
+        log_probs = part.log_softmax(-1, dtype=torch.float32)
+        losses = -log_probs.gather(1, wanted)  # [rows, 1]
+        total += (losses if scale is None else losses * scale).sum()
+        one_hot = torch.ones_like(wanted, dtype=torch.float32)
+        gradient = log_probs.exp_().scatter_add_(1, wanted, -one_hot)
+        part.copy_(gradient if scale is None else gradient.mul_(scale))
+    return total
+
+
+def summed_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
+                weights: Tensor | None = None) -> Tensor:
+    """Plain: Qwen2.summed_loss."""
+    return ChunkedCrossEntropy.apply(hidden, self.head_weight, targets, weights)
+
+
+# -------------------------------------------------------------------------------------- all together
+
+REPLACED = {  # class -> {what of it: by what}
+    RMSNorm: {"forward": rms_norm},
+    MLP: {"forward": mlp},
+    Qwen2: {"summed_loss": summed_loss},
+}
+
+
+def accelerate(model: Qwen2) -> Qwen2:
+    """Put every trick in its place, and return the model. A second call changes nothing."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.product = linear
+        for name, function in REPLACED.get(type(module), {}).items():
+            setattr(module, name, functools.partial(function, module))
+    if model.config.tie_word_embeddings:
+        embedding = model.model.embed_tokens
+        embedding.forward = functools.partial(embed_tied, embedding)
+        if embedding.weight.requires_grad:  # without the head's part, the sum would stay sparse
+            embedding.weight.register_hook(lambda grad: grad.to_dense() if grad.is_sparse else grad)
+    return model
+
+
+def checkpoint_layers(model: Qwen2) -> None:
+    """Keep only the layers' inputs for the backward pass and compute each layer again there."""
+    def recompute(forward, *args):
+        if not torch.is_grad_enabled():
+            return forward(*args)
+        return checkpoint(forward, *args, use_reentrant=False)
+
+    for layer in model.model.layers:
+        layer.forward = functools.partial(recompute, layer.forward)
