@@ -261,9 +261,15 @@ def accelerate(model: Qwen2) -> Qwen2:
     if model.config.tie_word_embeddings:
         embedding = model.model.embed_tokens
         embedding.forward = functools.partial(embed_tied, embedding)
-        if embedding.weight.requires_grad:  # without the head's part, the sum would stay sparse
-            embedding.weight.register_hook(lambda grad: grad.to_dense() if grad.is_sparse else grad)
+        if embedding.weight.requires_grad:
+            embedding.weight.register_post_accumulate_grad_hook(_make_dense)
     return model
+
+
+def _make_dense(weight: nn.Parameter) -> None:
+    """If the head takes no part in a loss, the embedding's sparse gradient stands alone."""
+    if weight.grad.is_sparse:
+        weight.grad = weight.grad.to_dense()
 
 
 def checkpoint_layers(model: Qwen2) -> None:

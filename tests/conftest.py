@@ -18,7 +18,8 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from data import Problem
+from data import Example, Problem
+from model import Config, Qwen2
 from recipes.arithmetic import marks
 from tools import download
 
@@ -118,6 +119,52 @@ def tiny_folder(tmp_path_factory) -> Path:
     folder = write_tokenizer(tmp_path_factory.mktemp("checkpoint"))
     reference_model().save_pretrained(folder)
     return folder
+
+
+def model_pair(tied: bool = True) -> tuple:
+    """The same small random model (D 64, H 4, K 2, L 2, V 97) in transformers and in ours."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+                 rms_norm_eps=1e-6, tie_word_embeddings=tied)  # fmt: skip
+    theirs = Qwen2ForCausalLM(
+        Qwen2Config(**sizes, rope_parameters={"rope_theta": 1e4, "rope_type": "default"})).eval()
+    for bias in (p for name, p in theirs.named_parameters() if name.endswith("bias")):
+        torch.nn.init.normal_(
+            bias, std=0.1)  # transformers starts them at zero, where a mistake would hide
+    ours = Qwen2(Config(**sizes, head_dim=16, rope_theta=1e4))
+    state = {
+        name: tensor.clone()
+        for name, tensor in theirs.state_dict().items() if not (tied and "lm_head" in name)
+    }
+    ours.load_state_dict(state)
+    return theirs, ours
+
+
+def small_model(dtype: torch.dtype = torch.float32, **changes) -> Qwen2:
+    """A small model of fixed random weights."""
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
+                 rope_theta=1e4, max_position_embeddings=256, tie_word_embeddings=True)  # fmt: skip
+    model = Qwen2(Config(**sizes | changes), dtype)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + 0.1 * noise if parameter.dim() == 1 else 0.15 * noise
+    return model
+
+
+def some_examples(count: int, seed: int = 0) -> list[Example]:
+    """Documents of 6 to 25 tokens; about the last half of each are targets."""
+    generator = torch.Generator().manual_seed(seed)
+    examples = []
+    for number in range(count):
+        length = 6 + (7 * number + seed) % 20
+        ids = torch.randint(64, (length,), generator=generator).tolist()
+        examples.append(Example(ids, [i > length // 2 for i in range(length)], f"problem {number}"))
+    return examples
 
 
 def worked(question: str, *lines: str) -> Problem:

@@ -7,39 +7,37 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from torch.nn import functional as F
 
+import lora
+from adapters import TARGETS, Tuning, adapted_maps, merge
 from attention import PackedAttention
-from lora import TARGETS, LoRALinear, add_lora, load_lora, merge_lora, save_lora, unmerge_lora
+from conftest import model_pair
+from lora import VARIANTS, Flags, LoRALinear, add_lora
 from model import Config, Qwen2
 from runtime import UserError
+from train import TrainSettings, make_optimizer, update
+
+FLAGS = Flags()
+
+
+def save_lora(folder, model, base_name: str) -> None:
+    """Write the adapter of a model, whatever trains of it."""
+    names = ("lora_A", "lora_B", "lora_magnitude_vector")
+    found = {name: p for name, p in model.named_parameters() if name.endswith(names)}
+    lora.save(folder, model, Tuning(found), base_name)
+
+
+def load_lora(folder, model) -> dict[str, torch.nn.Parameter]:
+    return lora.load(folder, model, FLAGS).trainable
+
 
 IDS = torch.arange(20) * 7 % 97  # one document of 20 tokens
 
 
-def make_models(tied: bool = True) -> tuple[Qwen2ForCausalLM, Qwen2]:
-    """The same small random model (D 64, H 4, K 2, L 2, V 97) in transformers and in ours."""
-    torch.manual_seed(0)
-    sizes = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-                 rms_norm_eps=1e-6, tie_word_embeddings=tied)  # fmt: skip
-    theirs = Qwen2ForCausalLM(
-        Qwen2Config(**sizes, rope_parameters={"rope_theta": 1e4, "rope_type": "default"})).eval()
-    for bias in (p for name, p in theirs.named_parameters() if name.endswith("bias")):
-        torch.nn.init.normal_(
-            bias, std=0.1)  # transformers starts them at zero, where a mistake would hide
-    ours = Qwen2(Config(**sizes, head_dim=16, rope_theta=1e4))
-    state = {
-        name: tensor.clone()
-        for name, tensor in theirs.state_dict().items() if not (tied and "lm_head" in name)
-    }
-    ours.load_state_dict(state)
-    return theirs, ours
-
-
 def make_model(**settings) -> Qwen2:
     """Our small model with an adapter whose B is no longer zero, as after some training."""
-    model = make_models()[1]
+    model = model_pair()[1]
     add_lora(model, **{"rank": 4, "alpha": 8, **settings})
     torch.manual_seed(1)
     for module in model.modules():
@@ -74,14 +72,14 @@ def equal(a: dict, b: dict) -> bool:
 
 
 def test_no_effect_at_the_start():
-    model = make_models()[1]
+    model = model_pair()[1]
     before = logits(model)
     add_lora(model, rank=4, alpha=8)
     assert torch.equal(logits(model), before)
 
 
 def test_the_base_keeps_its_names_and_shares_its_storage():
-    model = make_models()[1]
+    model = model_pair()[1]
     names, weight = set(model.state_dict()), model.model.layers[0].self_attn.q_proj.weight
     add_lora(model, rank=4, alpha=8)
     assert names < set(model.state_dict())
@@ -90,7 +88,7 @@ def test_the_base_keeps_its_names_and_shares_its_storage():
 
 
 def test_a_step_moves_the_adapter_and_leaves_the_base_untouched():
-    model = make_models()[1]
+    model = model_pair()[1]
     trainable = add_lora(model, rank=4, alpha=8)
     assert set(trainable) == {name for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trainable)
@@ -114,48 +112,33 @@ def test_a_trained_linear_map_is_w_plus_delta_w():
     torch.testing.assert_close(layer(x), x @ (layer.weight + delta).T, atol=1e-5, rtol=1e-5)
 
 
-def test_merging_changes_the_weights_and_not_the_logits():
-    model = make_model()
-    before, layer = logits(model), model.model.layers[0].self_attn.q_proj
-    expected = layer.weight + layer.scale * layer.lora_B @ layer.lora_A
-    merge_lora(model)
-    assert torch.equal(layer.weight, expected)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merging_gives_plain_maps_and_the_same_logits(variant):
+    model = make_model(variant=variant)
+    before = logits(model)
+    merge(model)
+    assert not adapted_maps(model) and not any("lora" in name for name in model.state_dict())
     torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
 
 
 def test_merging_twice_is_merging_once():
     model = make_model()
-    merge_lora(model)
+    merge(model)
     once = base_weights(model)
-    merge_lora(model)
+    merge(model)
     assert equal(base_weights(model), once)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unmerging_restores_bit_for_bit(dtype):
-    model = make_model()
-    for layer in model.model.layers:
-        layer.mlp.up_proj.weight.data = layer.mlp.up_proj.weight.data.to(dtype)
-    weights, before = base_weights(model), logits(model)
-    for _ in range(3):
-        merge_lora(model)
-        assert not equal(base_weights(model), weights)
-        unmerge_lora(model)
-    assert equal(base_weights(model), weights)
-    assert torch.equal(logits(model), before)
-    unmerge_lora(model)  # nothing is merged, nothing happens
-    assert equal(base_weights(model), weights)
-
-
 def test_a_bf16_base_is_merged_in_fp32_and_rounded_once():
-    model = make_models()[1].to(torch.bfloat16)
+    model = model_pair()[1].to(torch.bfloat16)
     add_lora(model, rank=4, alpha=8)
     layer = model.model.layers[0].self_attn.q_proj
-    assert layer.weight.dtype == torch.bfloat16 and layer.lora_A.dtype == layer.lora_B.dtype == torch.float32
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.lora_A.dtype == layer.lora_B.dtype == torch.float32
     torch.nn.init.normal_(layer.lora_B)
-    expected = (layer.weight.float() + layer.scale * layer.lora_B @ layer.lora_A).to(torch.bfloat16)
-    merge_lora(model)
-    assert torch.equal(layer.weight, expected)
+    expected = (layer.weight.float() + layer.scale * layer.lora_B @ layer.lora_A).bfloat16()
+    merge(model)
+    assert torch.equal(model.model.layers[0].self_attn.q_proj.weight, expected)
 
 
 def test_what_trains_is_cast_when_used():
@@ -167,7 +150,7 @@ def test_what_trains_is_cast_when_used():
 
 
 def test_a_is_kaiming_uniform_from_the_seed_and_b_is_zero():
-    first, same, other = make_models()[1], make_models()[1], make_models()[1]
+    first, same, other = model_pair()[1], model_pair()[1], model_pair()[1]
     for model, seed in ((first, 3), (same, 3), (other, 4)):
         torch.manual_seed(seed * 100)  # the global generator has no say
         add_lora(model, rank=64, alpha=8, seed=seed)
@@ -183,14 +166,62 @@ def test_a_is_kaiming_uniform_from_the_seed_and_b_is_zero():
 
 def test_rslora_scales_by_the_root_of_the_rank():
     assert make_model(rank=16, alpha=8).model.layers[0].mlp.up_proj.scale == 8 / 16
-    assert make_model(rank=16, alpha=8, rslora=True).model.layers[0].mlp.up_proj.scale == 8 / 4
+    assert make_model(rank=16, alpha=8, variant="rslora").model.layers[0].mlp.up_proj.scale == 8 / 4
+
+
+# ------------------------------------------------------------------------------------ DoRA and LoRA+
+
+
+def test_dora_keeps_directions_and_trains_lengths():
+    """W' = m · (W + s B A) / ‖W + s B A‖, row by row; the lengths come without that matrix."""
+    layer = make_model(variant="dora").model.layers[1].self_attn.q_proj  # with a bias
+    torch.nn.init.uniform_(layer.lora_magnitude_vector, 0.5, 2.0)
+    changed = layer.weight + layer.scale * layer.lora_B @ layer.lora_A
+    torch.testing.assert_close(layer.lengths(), changed.norm(dim=1), atol=1e-5, rtol=1e-5)
+    x = torch.randn(5, 64)
+    expected = x @ (layer.lora_magnitude_vector[:, None] * F.normalize(changed, dim=1)).T + layer.bias
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dora_has_pefts_gradients(tmp_path):
+    """The length is taken for a constant there too."""
+    theirs, ours = model_pair()[0], make_model(variant="dora")
+    save_lora(tmp_path, ours, "some/base")
+    settings = peft.PeftConfig.from_pretrained(tmp_path)
+    settings.inference_mode = False
+    made = peft.get_peft_model(theirs, settings)
+    peft.set_peft_model_state_dict(made, peft.load_peft_weights(tmp_path, "cpu"))
+    made(IDS[None]).logits[0].square().mean().backward()
+    attention = PackedAttention([len(IDS)])
+    model_logits = ours.logits(ours(IDS, attention.positions, attention))
+    model_logits.square().mean().backward()
+    found = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+    layer = ours.model.layers[1].mlp.down_proj
+    stem = "base_model.model.model.layers.1.mlp.down_proj."
+    for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
+        expected = found[f"{stem}{part}.default.weight"]
+        torch.testing.assert_close(getattr(layer, part).grad, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_lora_plus_is_a_factor_of_bs_learning_rate():
+    model = model_pair()[1]
+    tuning = lora.start(model, None, Flags(lora_rank=2, lora_plus=16.0), "", 0)
+    assert {name.rpartition(".")[2] for name in tuning.rate_factors} == {"lora_B"}
+    optimizer = make_optimizer(tuning.trainable, TrainSettings(1, 1e-3), tuning.rate_factors)
+    before = {name: p.detach().clone() for name, p in tuning.trainable.items()}
+    for p in tuning.trainable.values():
+        p.grad = torch.ones_like(p)
+    update(optimizer, 1e-3)  # the first step of AdamW is as long as the learning rate
+    for name, p in tuning.trainable.items():
+        moved = (p - before[name]).abs().mean().item()
+        assert moved == pytest.approx(16e-3 if name.endswith("lora_B") else 1e-3, rel=1e-3)
 
 
 # -------------------------------------------------------------------------------------- the targets
 
 
 def test_targets_are_chosen_by_name():
-    model = make_models()[1]
+    model = model_pair()[1]
     trainable = add_lora(model, rank=2, alpha=4, targets=["v_proj", "layers.1.mlp.up_proj"])
     modules = {name.removeprefix("model.layers.").rpartition(".")[0] for name in trainable}
     assert modules == {"0.self_attn.v_proj", "1.self_attn.v_proj", "1.mlp.up_proj"}
@@ -207,7 +238,7 @@ def test_all_seven_maps_by_default_count_as_published():
 @pytest.mark.parametrize(
     "targets", [["q_proj", "lm_head"], ["proj"], ["self_attn"], ["embed_tokens"], [""], []])
 def test_an_unknown_target_is_an_error_that_names_the_known(targets):
-    model = make_models()[1]
+    model = model_pair()[1]
     with pytest.raises(UserError, match=", ".join(TARGETS)):
         add_lora(model, rank=4, alpha=8, targets=targets)
     assert not any(isinstance(module, LoRALinear) for module in model.modules())
@@ -218,12 +249,13 @@ def test_an_unknown_target_is_an_error_that_names_the_known(targets):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"targets": ["q_proj", "down_proj"]}, {"rslora": True, "rank": 8},
-                 {"targets": ["layers.1.mlp.up_proj"]}], ids=["all", "two", "rslora", "one layer"],
+    "settings", [{}, {"targets": ["q_proj", "down_proj"]}, {"variant": "rslora", "rank": 8},
+                 {"variant": "dora"},
+                 {"targets": ["layers.1.mlp.up_proj"]}], ids=["all", "two", "rslora", "dora", "one layer"],
 )
 @pytest.mark.parametrize("tied", [True, False])
 def test_our_adapter_opens_in_peft(tmp_path, settings, tied):
-    theirs, ours = make_models(tied)
+    theirs, ours = model_pair(tied)
     add_lora(ours, **{"rank": 4, "alpha": 8, **settings})
     for name, parameter in ours.named_parameters():
         if name.endswith("lora_B"):
@@ -245,31 +277,37 @@ def test_the_settings_on_disk(tmp_path):
 
 
 def test_rslora_is_exported_as_plain_alpha_times_root_of_r(tmp_path):
-    save_lora(tmp_path, make_model(rank=8, alpha=8, rslora=True), "some/base")
+    save_lora(tmp_path, make_model(rank=8, alpha=8, variant="rslora"), "some/base")
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["use_rslora"] is False
     assert settings["lora_alpha"] == pytest.approx(8 * math.sqrt(8))
 
 
-@pytest.mark.parametrize("rslora", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
-def test_an_adapter_of_peft_opens_here(tmp_path, rslora, targets):
-    theirs, ours = make_models()
-    settings = peft.LoraConfig(r=8, lora_alpha=12, target_modules=targets, use_rslora=rslora,
-                               init_lora_weights=False)
-    peft.get_peft_model(theirs, settings).save_pretrained(tmp_path)  # init False: B random as well
+def test_an_adapter_of_peft_opens_here(tmp_path, variant, targets):
+    theirs, ours = model_pair()
+    settings = peft.LoraConfig(r=8, lora_alpha=12, target_modules=targets,
+                               use_rslora=variant == "rslora", use_dora=variant == "dora",
+                               init_lora_weights=False)  # B random as well
+    made = peft.get_peft_model(theirs, settings)
+    with torch.no_grad():
+        for name, p in made.named_parameters():
+            if "magnitude" in name:  # as after some training
+                p.mul_(1 + 0.3 * torch.rand_like(p))
+    made.save_pretrained(tmp_path)
     load_lora(tmp_path, ours)
-    assert (logits(ours) - logits(make_models()[1])).abs().max() > 1e-2
-    assert (logits(ours) - peft_logits(make_models()[0], tmp_path)).abs().max() < 1e-5
+    assert (logits(ours) - logits(model_pair()[1])).abs().max() > 1e-2
+    assert (logits(ours) - peft_logits(model_pair()[0], tmp_path)).abs().max() < 1e-5
 
 
-def test_saved_loaded_and_saved_again_is_the_same(tmp_path):
-    model, other = make_model(rslora=True), make_models()[1]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saved_loaded_and_saved_again_is_the_same(tmp_path, variant):
+    model, other = make_model(variant=variant), model_pair()[1]
     save_lora(tmp_path / "a", model, "some/base")
     trainable = load_lora(tmp_path / "a", other)
     assert torch.equal(logits(model), logits(other))
     assert all(p.requires_grad and p.dtype == torch.float32 for p in trainable.values())
-    merge_lora(other)  # a merged model still knows its adapter
     save_lora(tmp_path / "b", other, "some/base")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
@@ -284,9 +322,9 @@ BAD_SETTINGS = {
     "rsLoRA, or not": ({"use_rslora": "no"}, "use_rslora is 'no'"),
     "no targets": ({"target_modules": None}, "target_modules is None"),
     "a pattern": ({"target_modules": ".*q_proj"}, "target_modules is"),
-    "an unknown target": ({"target_modules": ["lm_head"]}, "unknown LoRA target lm_head"),
+    "an unknown target": ({"target_modules": ["lm_head"]}, "unknown target lm_head"),
     "fewer targets than tensors": ({"target_modules": ["q_proj"]}, "also holds"),
-    "DoRA": ({"use_dora": True}, "sets use_dora"),
+    "DoRA, or not": ({"use_dora": 1.5}, "use_dora is 1.5"),
     "biases": ({"bias": "all"}, "bias is 'all'"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),
     "ranks by name": ({"rank_pattern": {"q_proj": 2}}, "sets rank_pattern"),
@@ -329,7 +367,7 @@ def test_missing_and_cut_files_are_refused(tmp_path):
 
 def refuse(folder, message: str) -> None:
     """Loading fails with one line that names the file, and leaves the model as it was."""
-    model = make_models()[1]
+    model = model_pair()[1]
     before = logits(model)
     with pytest.raises(UserError, match=message) as error:
         load_lora(folder, model)

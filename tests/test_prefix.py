@@ -9,10 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+import prefix as module
+from adapters import Tuning
 from attention import PackedAttention
 from generate import generate
 from model import Config, Qwen2
-from prefix import INSTRUCTION, Prefix, load_prefix, prefix_from_ids, save_prefix, start_prefix
+from prefix import INSTRUCTION, Flags, Prefix, prefix_from_ids, read_prefix, start_prefix
 from runtime import UsageError, UserError
 
 P = 5
@@ -51,6 +53,10 @@ def logits(model: Qwen2, ids: list[int], prefix: torch.Tensor | None = None) -> 
     """Logits [T, V] of one document, every token fed at once (teacher forcing)."""
     attention = PackedAttention([len(ids)], prefix)
     return model.logits(model(torch.tensor(ids), attention.positions, attention))
+
+
+def save_prefix(folder, prefix: torch.Tensor, base_name: str) -> None:
+    module.save(folder, None, Tuning({}, lambda: prefix), base_name)
 
 
 class Letters:
@@ -251,8 +257,21 @@ def test_training_goes_on_from_a_saved_prefix(tmp_path, model):
     trained = Prefix(prefix_from_ids(model, A), projection=True)
     losses = train(model, trained, make_optimizer(trained), 5)
     save_prefix(tmp_path, trained(), "some/base")
-    opened = Prefix(load_prefix(tmp_path, model.config))
+    opened = Prefix(read_prefix(tmp_path, model.config))
     assert train(model, opened, make_optimizer(opened), 1)[0] < losses[-1]
+
+
+def test_what_is_loaded_trains_on(tmp_path, model):
+    save_prefix(tmp_path, random_prefix(), "some/base")
+    tuning = module.load(tmp_path, model, Flags())
+    assert torch.equal(tuning.prefix(), random_prefix())
+    assert [p.requires_grad for p in tuning.trainable.values()] == [True]
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_prefix_cannot_be_merged(model):
+    with pytest.raises(UserError, match="cannot be folded into the model's weights; go on with"):
+        module.merge(model)
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -260,7 +279,7 @@ def test_training_goes_on_from_a_saved_prefix(tmp_path, model):
 
 def test_saved_and_loaded_is_the_same(tmp_path, model):
     save_prefix(tmp_path, random_prefix(), "some/base")
-    assert torch.equal(load_prefix(tmp_path, model.config), random_prefix())
+    assert torch.equal(read_prefix(tmp_path, model.config), random_prefix())
 
 
 def test_the_layout_on_disk(tmp_path):
@@ -301,7 +320,7 @@ def test_a_prefix_of_peft_opens_here(tmp_path, projection):
                                        prefix_projection=projection)
     made = peft.get_peft_model(theirs, settings).eval()
     made.save_pretrained(tmp_path)
-    mine = logits(ours, B, load_prefix(tmp_path, ours.config))
+    mine = logits(ours, B, read_prefix(tmp_path, ours.config))
     assert (mine - logits(ours, B)).abs().max() > 0.1
     assert (mine - made(torch.tensor([B])).logits[0]).abs().max() < 1e-5
 
@@ -312,7 +331,7 @@ BAD_SETTINGS = {
         "num_virtual_tokens": 4
     }, r"prompt_embeddings is \[5, 128\], not \[4, 128\]"), "more layers": ({
         "num_layers": 4
-    }, "num_layers is 4, where this base model needs 2"), "more heads": ({
+    }, "num_layers is 4; mathft needs 2 with this base model"), "more heads": ({
         "num_attention_heads": 4
     }, "num_attention_heads is 4"), "wider heads": ({"token_dim": 64}, "token_dim is 64"),
     "an encoder as well": ({"num_transformer_submodules": 2}, "num_transformer_submodules is 2"),
@@ -345,5 +364,5 @@ def test_files_that_do_not_fit_are_refused(tmp_path, model):
 def refuse(folder, model: Qwen2, message: str) -> None:
     """Loading fails with one line that names the file."""
     with pytest.raises(UserError, match=message) as error:
-        load_prefix(folder, model.config)
+        read_prefix(folder, model.config)
     assert str(error.value).startswith(f"{folder}/adapter_") and "\n" not in str(error.value)

@@ -3,44 +3,31 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import train as module
 from attention import PackedAttention
 from checkpoint import checkpoints
-from data import Example, pack
+from conftest import small_model, some_examples
+from data import Example, count_targets, pack
 from lora import add_lora
-from model import Config, Qwen2
+from model import Qwen2
 from prefix import Prefix, prefix_from_ids
 from runtime import UserError
-from train import (SummedCrossEntropy, TrainSettings, count_targets, learning_rate_at,
-                   make_optimizer, mean_loss, summed_loss, train)
+from train import (TrainSettings, accumulate_gradient, learning_rate_at, make_optimizer, mean_loss,
+                   summed_loss, train)
 
-V = 64
 METHODS = ("full", "lora", "prefix", "projected prefix")
-
-
-def make_model(dtype: torch.dtype = torch.float32, **changes) -> Qwen2:
-    """A small model of fixed random weights."""
-    sizes = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                 num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
-                 rope_theta=1e4, max_position_embeddings=256, tie_word_embeddings=True)  # fmt: skip
-    model = Qwen2(Config(**sizes | changes), dtype)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = 1 + 0.1 * noise if parameter.dim() == 1 else 0.15 * noise
-    return model
 
 
 def prepare(method: str) -> tuple[Qwen2, dict[str, nn.Parameter], Callable[[], Tensor] | None]:
     """A fresh model, what trains of it, and its prefix."""
-    model = make_model()
+    model = small_model()
     if method == "full":
         return model, dict(model.named_parameters()), None
     if method == "lora":
@@ -48,17 +35,6 @@ def prepare(method: str) -> tuple[Qwen2, dict[str, nn.Parameter], Callable[[], T
     model.requires_grad_(False)
     prefix = Prefix(prefix_from_ids(model, [5, 6, 7]), projection=method != "prefix")
     return model, dict(prefix.named_parameters()), prefix
-
-
-def some_examples(count: int, seed: int = 0) -> list[Example]:
-    """Documents of 6 to 25 tokens; about the last half of each are targets."""
-    generator = torch.Generator().manual_seed(seed)
-    examples = []
-    for number in range(count):
-        length = 6 + (7 * number + seed) % 20
-        ids = torch.randint(V, (length,), generator=generator).tolist()
-        examples.append(Example(ids, [i > length // 2 for i in range(length)], f"problem {number}"))
-    return examples
 
 
 EIGHT = some_examples(8)
@@ -102,71 +78,10 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -
 # --------------------------------------------------------------------------------------------- loss
 
 
-@pytest.mark.parametrize("filler", (0, 15, 300))
-@pytest.mark.parametrize("rows", (1, 300, 700))
-@pytest.mark.parametrize("chunk", (256, 299, 1000))
-def test_the_chunked_cross_entropy_is_torchs(rows, filler, chunk, monkeypatch):
-    """Loss and both gradients, whether the rows fit one chunk, fill some exactly, or leave a rest; filler has no part in it."""
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", chunk * 50)
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(rows + filler, 16, requires_grad=True), torch.randn(
-        50, 16, requires_grad=True)
-    targets = torch.randint(50, (rows,))
-    (SummedCrossEntropy.apply(hidden, weight, targets) / 7).backward()
-    ours = hidden.grad, weight.grad
-    hidden.grad = weight.grad = None
-    expected = F.cross_entropy(hidden[:rows] @ weight.T, targets, reduction="sum")
-    (expected / 7).backward()
-    assert SummedCrossEntropy.apply(hidden, weight, targets).item() == pytest.approx(
-        expected.item(), rel=1e-6)
-    for our, theirs in zip(ours, (hidden.grad, weight.grad)):
-        assert (our - theirs).abs().max() <= 1e-6 * max(1.0, theirs.abs().max())
-
-
-def test_no_gradient_is_made_for_what_does_not_train():
-    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(20, 8)
-    SummedCrossEntropy.apply(hidden, weight, torch.arange(5)).backward()
-    assert hidden.grad is not None and weight.grad is None
-    with torch.no_grad():
-        assert SummedCrossEntropy.apply(hidden, weight, torch.arange(5)) > 0
-
-
-def test_the_cross_entropy_in_bf16_has_fp32_sums():
-    """Products in bf16, weights and their gradient in fp32: within bf16's three digits of the exact one."""
-    torch.manual_seed(0)
-    wide, weight = torch.randn(600, 32), torch.randn(50, 32, requires_grad=True)
-    hidden, targets = wide.bfloat16().requires_grad_(), torch.randint(50, (600,))
-    loss = SummedCrossEntropy.apply(hidden, weight, targets)
-    loss.backward()
-    assert loss.dtype == weight.grad.dtype == torch.float32 and hidden.grad.dtype == torch.bfloat16
-    exact = weight.detach().clone().requires_grad_()
-    expected = F.cross_entropy(wide @ exact.T, targets, reduction="sum")
-    expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
-    assert (weight.grad - exact.grad).norm() < 0.02 * exact.grad.norm()
-
-
-def test_gradients_of_bf16_products_add_up_in_fp32():
-    """Whether a weight's gradient comes as bf16 or as fp32, micro-batches add up to the same bits, in fp32."""
-    found = []
-    for narrow in (True, False):
-        model = make_model()
-        model.compute_dtype = torch.bfloat16
-        trainable = dict(model.named_parameters())
-        if narrow:
-            make_optimizer(trainable, settings(1))  # which allows it
-        module.accumulate_gradient(model, EIGHT, settings(1, micro_batch_tokens=20))
-        found.append(gradients(trainable))
-    assert all(grad.dtype == torch.float32 for grad in found[0].values())
-    assert_close(*found, 0.0)
-    assert (found[0]["model.layers.0.mlp.up_proj.weight"]
-            != found[0]["model.layers.0.mlp.up_proj.weight"].bfloat16()).any()
-
-
 @pytest.mark.parametrize("with_prefix", (False, True))
 def test_the_packed_loss_is_the_loss_of_each_document_alone(with_prefix):
     """Documents in one row do not see each other: their losses add up. Alone means: no packing at all, plain torch."""
-    model = make_model()
+    model = small_model()
     prefix = prefix_from_ids(model, [9, 3, 4, 1]) if with_prefix else None
     with torch.no_grad():
         alone = []
@@ -176,9 +91,11 @@ def test_the_packed_loss_is_the_loss_of_each_document_alone(with_prefix):
                 model(torch.tensor(example.ids), attention.positions, attention)).log_softmax(-1)
             wanted = [t for t in range(1, len(example.ids)) if example.is_target[t]]
             alone.append(-sum(log_probs[t - 1, example.ids[t]] for t in wanted).item())
-            assert summed_loss(model, [example], prefix).item() == pytest.approx(
+            assert summed_loss(model, [example], prefix)[0].item() == pytest.approx(
                 alone[-1], rel=1e-6)
-        assert summed_loss(model, EIGHT, prefix).item() == pytest.approx(sum(alone), rel=1e-6)
+        total, count = summed_loss(model, EIGHT, prefix)
+        assert total.item() == pytest.approx(sum(alone), rel=1e-6)
+        assert count == count_targets(EIGHT)
     assert mean_loss(model, EIGHT, prefix, micro_batch_tokens=40) == pytest.approx(
         sum(alone) / count_targets(EIGHT), rel=1e-6
     )
@@ -188,15 +105,9 @@ def test_the_packed_loss_is_the_loss_of_each_document_alone(with_prefix):
 def test_cutting_a_batch_changes_nothing(method):
     """One batch of 8 = 2 x 4 = 8 x 1, loss and gradients: the sum is divided by the targets of the whole step."""
     model, trainable, prefix = prepare(method)
-    targets = count_targets(EIGHT)
     found = []
-    for size in (8, 4, 1):
-        loss = 0.0
-        for start in range(0, 8, size):
-            part = summed_loss(model, EIGHT[start:start + size],
-                               prefix() if prefix else None) / targets
-            part.backward()
-            loss += part.item()
+    for most in (10_000, 60, 1):  # tokens at once
+        loss = accumulate_gradient(model, trainable, EIGHT, most, prefix)
         found.append((loss, gradients(trainable)))
     assert sum(grad.abs().sum() for grad in found[0][1].values()) > 0.1
     for loss, grads in found[1:]:
@@ -225,21 +136,60 @@ def test_a_common_beginning_changes_nothing(method):
     assert pack(alike).shared >= len(begin)
     found = []
     for parts in ([alike], [[example] for example in alike]):
-        losses = [summed_loss(model, part, prefix() if prefix else None) for part in parts]
+        losses = [summed_loss(model, part, prefix() if prefix else None)[0] for part in parts]
         sum(losses).backward()
         found.append((sum(losses).item(), gradients(trainable)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     assert_close(found[0][1], found[1][1], 2e-5)
 
 
+def weighted(example: Example, weights) -> Example:
+    return replace(example, weights=tuple(weights))
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_gradient_checkpointing_gives_equal_gradients(method):
+@pytest.mark.parametrize("most", (10_000, 1))
+def test_weights_of_one_change_nothing_and_others_scale_each_token(method, most):
     model, trainable, prefix = prepare(method)
-    both = []
-    for grad_checkpoint in (False, True):
-        summed_loss(model, EIGHT, prefix() if prefix else None, grad_checkpoint).backward()
-        both.append(gradients(trainable))
-    assert_close(*both, 1e-6)
+    plain = accumulate_gradient(model, trainable, EIGHT, most, prefix), gradients(trainable)
+    ones = [weighted(e, [1.0] * count_targets([e])) for e in EIGHT]
+    same = accumulate_gradient(model, trainable, ones, most, prefix), gradients(trainable)
+    assert plain[0] == pytest.approx(same[0], rel=1e-6)
+    assert_close(plain[1], same[1], 1e-6)
+
+    # Of one document, the weights (1, 0, 0, …), (0, 1, 0, …), … add up to weights of one.
+    one, count = EIGHT[7], count_targets([EIGHT[7]])
+    whole = accumulate_gradient(model, trainable, [one], most, prefix), gradients(trainable)
+    total, sums = 0.0, {name: torch.zeros_like(p) for name, p in trainable.items()}
+    for target in range(count):
+        part = weighted(one, [2.0 * (i == target) for i in range(count)])
+        total += accumulate_gradient(model, trainable, [part], most, prefix) / 2
+        for name, grad in gradients(trainable).items():
+            sums[name] += grad / 2
+    assert total == pytest.approx(whole[0], rel=1e-5)
+    assert_close(sums, whole[1], 1e-5)
+
+
+def test_too_few_weights_are_an_error():
+    with pytest.raises(ValueError, match="problem 0: 1 weights for 2 targets"):
+        pack([weighted(EIGHT[0], [1.0])])
+
+
+def test_the_loop_takes_any_loss(tmp_path):
+    """Half of the supervised loss of each token has half its gradient, and the same count."""
+    model, trainable, _ = prepare("lora")
+
+    def half(model, examples, prefix):
+        total, count = summed_loss(model, examples, prefix)
+        return total / 2, count
+
+    logs = []
+    for loss in (summed_loss, half):
+        model, trainable, _ = prepare("lora")
+        train(model, trainable, lambda step: EIGHT, settings(1), tmp_path / loss.__name__, loss=loss,
+              on_log=logs.append)
+    assert logs[1]["loss"] == pytest.approx(logs[0]["loss"] / 2)
+    assert logs[1]["grad_norm"] == pytest.approx(logs[0]["grad_norm"] / 2)
 
 
 def test_targets_are_counted_without_the_first_token():
@@ -274,7 +224,7 @@ def test_the_loop_uses_that_rate(tmp_path):
 
 def test_weight_decay_is_on_matrices_only():
     """Without any gradient a matrix still shrinks by lr · decay, and a norm's scale or a bias does not."""
-    model = make_model()
+    model = small_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = make_optimizer(dict(model.named_parameters()),
                                settings(10, learning_rate=0.1, weight_decay=0.5))
@@ -308,8 +258,8 @@ def test_the_gradient_is_clipped_to_its_norm(clip, tmp_path, monkeypatch):
     """What the optimiser gets is no longer than `clip`, in the same direction; what is logged is the norm before."""
     norms = []
 
-    def watched(trainable, plan):
-        optimizer = make_optimizer(trainable, plan)
+    def watched(trainable, plan, factors):
+        optimizer = make_optimizer(trainable, plan, factors)
         optimizer.register_step_pre_hook(lambda *_: norms.append(
             torch.stack([p.grad.norm() for p in trainable.values()]).norm().item()))
         return optimizer
