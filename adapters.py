@@ -109,7 +109,7 @@ def merge(model: nn.Module) -> None:
         plain = Linear(adapted.in_features, adapted.out_features, bias is not None, device="meta")
         plain.weight = nn.Parameter(weight.to(adapted.weight.dtype), requires_grad=False)
         if bias is not None:
-            plain.bias = nn.Parameter(bias.to(adapted.bias.dtype), requires_grad=False)
+            plain.bias = nn.Parameter(bias.to(adapted.weight.dtype), requires_grad=False)
         plain.product = adapted.product
         model.set_submodule(name, plain)
 

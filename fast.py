@@ -22,6 +22,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -50,6 +51,7 @@ class CastProduct(torch.autograd.Function):
         return torch.mm(x, weight.to(x.dtype).T, out=y)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         grad_x, grad_weight = torch.empty_like(x), grad.T @ x
@@ -86,6 +88,7 @@ class Normalise(torch.autograd.Function):
         return (wide * scale).to(x.dtype).mul_(weight.to(x.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         y, h = (part.to(torch.float32, copy=True) for part in (x, grad))
@@ -125,6 +128,7 @@ class GatedProducts(torch.autograd.Function):
                      for w, y in zip(weights, outputs))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, *weights = ctx.saved_tensors
         flow = None  # the gradient to p
@@ -206,6 +210,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors)
         return *grads, None, None

@@ -1,22 +1,27 @@
 """The order of the house: who imports whom, what is never used, and that the README begins with its two commands."""
 
 import ast
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from methods import METHODS
+
 ROOT = Path(__file__).resolve().parent.parent
-# A module imports only from those before it: problems -> ids and targets -> hidden states -> loss -> weights -> scores.
+# A module imports only from those before it. The methods stand where methods.py's table says.
 ROOMS = """grader.scanner grader.latex grader.exact grader.identity grader.compare answers runtime
-    synthetic recipes.arithmetic recipes.dedup tools.download flags tokenizer vote stats score
-    sources data attention model lora prefix checkpoint recipes.curate recipes.program
-    recipes.perturb recipes.tutor generate recipes.client recipes.teacher train evaluate mathft
-    recipes.recipes augment tools.make_tiny tools.peer tools.bench""".split()
+    synthetic recipes.arithmetic recipes.dedup flags tools.download tokenizer vote stats score
+    sources data attention model fast checkpoint adapters METHODS methods recipes.curate
+    recipes.program recipes.perturb recipes.tutor generate recipes.client recipes.teacher train
+    evaluate mathft recipes.recipes augment tools.make_tiny tools.peer tools.bench"""
+ROOMS = ROOMS.replace("METHODS", " ".join(method.__name__ for method in METHODS.values())).split()
+# `python checkpoint.py export` needs what stands behind it.
+LATER = {"checkpoint": {"methods"}}
 FOLDERS = ("grader", "recipes", "tools")  # each behind a door that stands at the top
-PACKAGES = {"tqdm",  # arrives with huggingface-hub
- "torch", "safetensors", "tokenizers", "huggingface_hub", "numpy"}
+PACKAGES = {"torch", "safetensors", "tokenizers", "huggingface_hub", "tqdm", "numpy"}
 TEST_PACKAGES = PACKAGES | {"pytest", "transformers", "peft"}
 
 
@@ -51,6 +56,7 @@ def test_every_module_has_its_place():
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_module_imports_only_from_those_above_it(room):
     allowed = {*ROOMS[: ROOMS.index(room)], *PACKAGES, *sys.stdlib_module_names}
+    allowed |= LATER.get(room, set())
     if room == "tools.peer":  # what mathft is measured beside
         allowed |= {"transformers", "peft"}
     assert imports(path_of(room)) <= allowed
@@ -94,6 +100,33 @@ def test_nothing_read_is_ever_run(room):
 def test_every_module_says_what_it_is_and_how_to_run_it(room):
     described = ast.get_docstring(tree(path_of(room))) or ""
     assert "\n    python " in described
+
+
+def test_a_run_imports_no_more_than_it_must(tmp_path):
+    """Of our modules 18 and the methods, no HTTP client, and neither the parser of answers nor votes."""
+    code = """import sys, mathft; mathft.main(sys.argv[1:]); print(*sys.modules)"""
+    words = ["--method", "lora", "--steps", "1", "--eval-limit", "4", "--output-dir",
+             str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True,
+                          capture_output=True, text=True)
+    modules = set(done.stdout.splitlines()[-1].split())
+    ours = {name for name in modules if name in ROOMS}
+    assert len(ours) <= 18 + len(METHODS), sorted(ours)
+    assert not modules & {"httpx", "huggingface_hub", "recipes.client", "tools.download", "sources"}
+
+
+def test_no_other_module_spells_a_methods_name():
+    quoted = {f'"{name}"' for name in METHODS} | {f"'{name}'" for name in METHODS}
+    own = {"methods", *(method.__name__ for method in METHODS.values())}
+    found = [(room, name) for room in ROOMS if room not in own
+             for name in quoted if name in path_of(room).read_text(encoding="utf-8")]
+    assert found == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_lines_are_narrow(room):
+    lines = path_of(room).read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 100] == []
 
 
 def requirements(name: str) -> list[str]:

@@ -1,0 +1,169 @@
+"""The table: what each method promises, and what a run of it leaves behind."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import mathft
+from adapters import Tuning
+from checkpoint import load_model
+from data import Problem
+from generate import generate
+from mathft import OBJECTIVES, Objective
+from methods import METHODS, find_method, flags_of, load_adapter, load_run, read_run
+from runtime import UserError
+from train import TrainSettings, summed_loss, train
+
+ROOT = Path(__file__).resolve().parent.parent
+PROBLEMS = [Problem(f"p{n}", f"What is {n} + 1?", f"It is {n + 1}.\n#### {n + 1}", f"{n + 1}")
+            for n in range(4)]
+
+
+def weighted(tokenizer, problems, system, max_length):
+    """Supervised tuning, every second target counting twice."""
+    examples, dropped = OBJECTIVES["supervised"].examples(tokenizer, problems, system, max_length)
+    return [dataclasses.replace(e, weights=tuple(1.0 + n % 2 for n in range(sum(e.is_target))))
+            for e in examples], dropped
+
+
+ALL_OBJECTIVES = OBJECTIVES | {"weighted": Objective(weighted, summed_loss)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_whole(name):
+    method = METHODS[name]
+    for part in ("start", "save", "load", "merge", "extra_flop"):
+        assert callable(getattr(method, part)), part
+    assert dataclasses.is_dataclass(method.Flags) and method.PASSES in (2, 3)
+    assert method.PEFT_TYPE is None or isinstance(method.PEFT_TYPE, str)
+    common = {field.name for field in dataclasses.fields(mathft.Flags)}
+    assert not common & {field.name for field in dataclasses.fields(method.Flags)}
+    for size in ("tiny", "real"):
+        assert method.DEFAULTS[size]["learning_rate"] > 0
+        assert method.DEFAULTS[size].keys() <= common
+
+
+def test_no_two_methods_share_a_flag_or_a_kind_of_file():
+    names = [field.name for method in METHODS.values() for field in dataclasses.fields(method.Flags)]
+    assert len(names) == len(set(names))
+    kinds = [method.PEFT_TYPE for method in METHODS.values() if method.PEFT_TYPE]
+    assert len(kinds) == len(set(kinds))
+
+
+@pytest.mark.parametrize("objective", ALL_OBJECTIVES)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns_by_every_objective(name, objective, tiny_folder, tmp_path):
+    """Three steps on four problems: the loss falls, and what does not train stays as it is."""
+    from tokenizer import Tokenizer
+
+    method, tokenizer = METHODS[name], Tokenizer(tiny_folder)
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    tuning = method.start(model, tokenizer, method.Flags(), "Be exact.", 0)
+    examples, _ = ALL_OBJECTIVES[objective].examples(tokenizer, PROBLEMS, "Be exact.", 64)
+    assert examples
+    trained = {id(p) for p in tuning.trainable.values()}
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in trained}
+    losses, rate = [], method.DEFAULTS["tiny"]["learning_rate"]
+    train(model, tuning.trainable, lambda step: examples, TrainSettings(3, rate, warmup=0, log_every=1),
+          tmp_path, loss=ALL_OBJECTIVES[objective].loss, prefix=tuning.prefix,
+          rate_factors=tuning.rate_factors, on_log=lambda record: losses.append(record["loss"]))
+    assert losses[2] < losses[0]
+    now = dict(model.named_parameters())
+    assert all(torch.equal(frozen[n], now[n]) for n in frozen)
+
+
+def texts(run) -> list[list[int]]:
+    """What a run writes behind two prompts."""
+    prompts = [run.tokenizer.prompt(p.question, run.system) for p in PROBLEMS[:2]]
+    done = generate(run.model, prompts, stop_ids=(), vocab_size=run.tokenizer.size,
+                    max_new_tokens=8, prefix=run.prefix)
+    return [c.ids for c in sorted(done, key=lambda c: c.problem)]
+
+
+def make_run(name: str, tiny_folder: Path, folder: Path) -> tuple[Path, Tuning]:
+    """A run directory of a method with something trained in it, made without training."""
+    from tokenizer import Tokenizer
+
+    method, tokenizer = METHODS[name], Tokenizer(tiny_folder)
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    tuning = method.start(model, tokenizer, method.Flags(), "Be exact.", 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in tuning.trainable.values():
+            p += 0.1 * torch.randn(p.shape, generator=generator)
+    folder.mkdir()
+    args = {"method": name, "model": str(tiny_folder), "system": "Be exact.",
+            **dataclasses.asdict(method.Flags())}
+    (folder / "args.json").write_text(json.dumps(args))
+    place = folder / ("model" if method.PEFT_TYPE is None else "adapter")
+    method.save(place, model, tuning, str(tiny_folder), tiny_folder)
+    return folder, tuning
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_is_loaded_and_trains_on(name, tiny_folder, tmp_path):
+    folder, tuning = make_run(name, tiny_folder, tmp_path / "run")
+    run = load_run(folder, "cpu", torch.float32)
+    assert run.system == "Be exact." and texts(run) != texts(plain_run(tiny_folder))
+    method = METHODS[name]
+    model = load_model(tiny_folder if method.PEFT_TYPE else folder / "model", "cpu", torch.float32,
+                       torch.float32)
+    place = folder / ("model" if method.PEFT_TYPE is None else "adapter")
+    again = method.load(place, model, method.Flags())
+    assert again.trainable.keys() == tuning.trainable.keys()
+    for key, parameter in again.trainable.items():
+        assert parameter.requires_grad
+        torch.testing.assert_close(parameter, tuning.trainable[key])
+
+
+def plain_run(tiny_folder: Path):
+    from methods import Run
+    from tokenizer import Tokenizer
+
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    return Run(model, Tokenizer(tiny_folder), None, "Be exact.", {})
+
+
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.PEFT_TYPE])
+def test_an_adapter_is_read_without_its_run(name, tiny_folder, tmp_path):
+    folder, _ = make_run(name, tiny_folder, tmp_path / "run")
+    adapter = load_adapter(folder / "adapter", str(tiny_folder), "cpu", torch.float32)
+    run = load_run(folder, "cpu", torch.float32)
+    assert [a for a in texts(dataclasses.replace(adapter, system="Be exact."))] == texts(run)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_merging_gives_the_same_texts_or_says_why_not(name, tiny_folder, tmp_path):
+    folder, _ = make_run(name, tiny_folder, tmp_path / "run")
+    run = load_run(folder, "cpu", torch.float32)
+    before = texts(run)
+    try:
+        METHODS[name].merge(run.model)
+    except UserError as error:
+        assert "cannot be folded" in str(error) and run.prefix is not None
+        return
+    assert run.prefix is None and texts(run) == before
+    names = load_model(tiny_folder, "cpu", torch.float32, torch.float32).state_dict().keys()
+    assert run.model.state_dict().keys() == names
+
+
+def test_unknown_names_are_errors(tiny_folder, tmp_path):
+    with pytest.raises(UserError, match="method 'bitfit' is unknown; known are sft, lora"):
+        find_method("bitfit")
+    folder, _ = make_run("lora", tiny_folder, tmp_path / "run")
+    args = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps(args | {"method": "bitfit"}))
+    with pytest.raises(UserError, match="args.json: method 'bitfit' is unknown"):
+        read_run(folder)
+    path = folder / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": "LOHA"}))
+    with pytest.raises(UserError, match="peft_type is 'LOHA'; mathft reads LORA"):
+        load_adapter(folder / "adapter", str(tiny_folder), "cpu", torch.float32)
+
+
+def test_a_methods_flags_are_taken_out_of_others():
+    flags = flags_of(METHODS["lora"], {"lora_rank": 4, "prefix_length": 2, "steps": 3})
+    assert flags.lora_rank == 4 and flags.lora_alpha == 32.0
