@@ -22,7 +22,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import fast
@@ -413,21 +412,19 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
 # --------------------------------------------------------------------------------------------- main
 
 
-def read_data(args: Flags, tokenizer: Tokenizer) -> tuple[list[Example], int, list[Problem], int]:
-    """Training examples, how many were too long, test problems, and how many problems overlap them."""
+def load_data(args: Flags) -> tuple[list[Problem], list[Problem], int]:
+    """Training and test problems, and how many training problems repeat a test problem.
+
+    These are left out, unless --train-on-overlap keeps them.
+    """
     measured = args.eval_limit != 0
     problems, tests, repeated = train_and_test(args.dataset, args.eval_dataset, args.seed, measured)
     clean = [problem for problem in problems if problem.id not in repeated]
     if repeated and not clean and not args.train_on_overlap:
         raise UserError(f"{args.dataset}: all {len(problems)} problems repeat test problems; "
                         "--train-on-overlap keeps them")
-    chosen = (problems if args.train_on_overlap else clean)[: args.limit]
-    make = OBJECTIVES[args.objective].examples
-    examples, dropped = make(tokenizer, chosen, args.system, args.max_length)
-    if not examples:
-        raise UserError(f"{args.dataset}: no problem with a solution fits into --max-length "
-                        f"{args.max_length} tokens; plain texts need --objective cpt")
-    return examples, dropped, tests[: args.eval_limit], len(problems) - len(clean)
+    chosen = problems if args.train_on_overlap else clean
+    return chosen[: args.limit], tests[: args.eval_limit], len(problems) - len(clean)
 
 
 def print_start(job: Job, total: int) -> None:
@@ -488,7 +485,12 @@ def main(argv: list[str]) -> None:
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
-    examples, dropped, tests, overlap = read_data(args, tokenizer)
+    problems, tests, overlap = load_data(args)
+    make = OBJECTIVES[args.objective].examples
+    examples, dropped = make(tokenizer, problems, args.system, args.max_length)
+    if not examples:
+        raise UserError(f"{args.dataset}: no problem with a solution fits into --max-length "
+                        f"{args.max_length} tokens; plain texts need --objective cpt")
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 import evaluate
 import mathft
 import train
-from checkpoint import load_run
 from data import Example
 from flags import run_command
-from mathft import METHODS, load_data, main, read_flags
+from mathft import load_data, main, read_flags
+from methods import METHODS, load_run
 from runtime import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_af
     no_answer_rate_before no_answer_rate_after truncated_rate_before truncated_rate_after trainable_params total_params
     train_seconds eval_seconds steps train_tokens target_tokens tokens_per_second target_tokens_per_second
     peak_memory_mib device dtype seed version""".split()
-RATES = {"sft": "0.01", "lora": "0.03", "prefix": "0.3"}
+RATES = {"sft": "0.01", "lora": "0.03", "prefix": "0.3", "ia3": "0.3"}
 
 
 def write_problems(path: Path, count: int, first: int = 0) -> str:
@@ -124,11 +124,11 @@ def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
         "accuracy_before"] == 0 and result["ci95_before"][0] == 0 < result["ci95_before"][1] < 0.5
     gain = result["accuracy_after"] - result["accuracy_before"]
     assert gain == pytest.approx(sum(result["gain"].values()))
-    if method != "prefix":  # a random model offers a prefix nothing to bring out
+    if method in ("sft", "lora"):  # the others can only bring out what a random model does not have
         assert result["accuracy_after"] == 1.0 and result["mcnemar_p"] == pytest.approx(2 / 2**8)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in metrics] == list(range(2, 31, 2))
-    assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
+    assert metrics[-1]["loss"] < (1.0 if method == "ia3" else 0.8) * metrics[0]["loss"]
     assert read(folder / "env.json")["device"] == "cpu"
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-30"]
     before, after = folder / "evals" / "before", folder / "evals" / "after"
@@ -167,7 +167,7 @@ def test_without_measuring_and_with_a_held_out_tenth(common, tmp_path, capsys, m
     assert not (tmp_path / "runs" / "prefix-sums-1" / "evals").exists()
     assert "still wrong" not in out and "after training" not in out
 
-    train_problems, test_problems, _ = load_data(read_flags(argv))
+    train_problems, test_problems, _ = load_data(read_flags(argv)[0])
     assert len(train_problems) == 36 and len(test_problems) == 4
     assert not {p.question for p in train_problems} & {p.question for p in test_problems}
 
@@ -177,9 +177,9 @@ def test_a_question_of_the_test_file_is_not_trained_on(tmp_path):
     data, test = write_problems(tmp_path / "a.jsonl", 30), write_problems(
         tmp_path / "b.jsonl", 10, first=25)
     argv = ["--method", "sft", "--dataset", data, "--eval-dataset", test]
-    train_problems, test_problems, overlap = load_data(read_flags(argv))
+    train_problems, test_problems, overlap = load_data(read_flags(argv)[0])
     assert overlap == 5 and len(train_problems) == 25 and len(test_problems) == 10
-    assert len(load_data(read_flags([*argv, "--limit", "20"]))[0]) == 20
+    assert len(load_data(read_flags([*argv, "--limit", "20"])[0])[0]) == 20
     assert not {p.question for p in train_problems} & {p.question for p in test_problems}
 
 
@@ -224,7 +224,7 @@ def test_a_chat_is_held_against_the_test_problems_turn_by_turn(tmp_path):
         file.write(
             json.dumps({"messages": [{"role": role, "content": text}
                                      for role, text in turns]}) + "\n")
-    assert load_data(read_flags(argv))[2] == 3
+    assert load_data(read_flags(argv)[0])[2] == 3
 
 
 def test_training_on_the_test_problems_alone_is_refused(common, tmp_path, capsys):
@@ -243,7 +243,7 @@ def test_a_twin_of_a_held_out_problem_is_not_trained_on(tmp_path):
     (tmp_path / "twins.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["--method", "sft", "--dataset", str(tmp_path / "twins.jsonl")]
     (train_problems, test_problems, overlap), (everything, same, counted) = (
-        load_data(read_flags([*argv, *more])) for more in ([], ["--train-on-overlap"]))
+        load_data(read_flags([*argv, *more])[0]) for more in ([], ["--train-on-overlap"]))
     houses = [{problem.question.split()[1]
                for problem in problems} for problems in (train_problems, test_problems)]
     assert len(test_problems) == 6 and not houses[0] & houses[1] and overlap > 0
@@ -256,9 +256,9 @@ def test_a_twin_of_a_held_out_problem_is_not_trained_on(tmp_path):
                                                 ("mini-gsm", None), ("my.jsonl", None),
                                                 ("hub:us/sums/x.jsonl", None)])  # fmt: skip
 def test_a_published_set_is_measured_where_it_is_by_custom(dataset, tested_on):
-    assert read_flags(["--method", "sft", "--dataset", dataset]).eval_dataset == tested_on
+    assert read_flags(["--method", "sft", "--dataset", dataset])[0].eval_dataset == tested_on
     assert read_flags(["--method", "sft", "--dataset", dataset, "--eval-dataset",
-                       "math500"]).eval_dataset == "math500"
+                       "math500"])[0].eval_dataset == "math500"
 
 
 def test_math_perturb_is_for_measuring_alone(common, tmp_path, capsys, monkeypatch):
@@ -274,14 +274,14 @@ def test_gsm8k_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("sources.constants.HF_HOME", str(tmp_path))
     shutil.copytree(Path(os.environ["MATHFT_DATA"]) / "gsm8k", tmp_path / "mathft" / "gsm8k")
     train_problems, test_problems, overlap = load_data(
-        read_flags(["--method", "lora", "--dataset", "gsm8k"]))
+        read_flags(["--method", "lora", "--dataset", "gsm8k"])[0])
     assert len(train_problems) + overlap == 7473 and len(test_problems) == 1319 and overlap < 100
 
 
 def test_embedded_problems_differ_by_seed_and_are_measured_on_the_same(tmp_path):
     (train_0, test_0,
      _), (train_1, test_1,
-          _) = (load_data(read_flags(["--method", "sft", "--seed", seed])) for seed in "01")
+          _) = (load_data(read_flags(["--method", "sft", "--seed", seed])[0]) for seed in "01")
     assert test_0 == test_1 and len(test_0) == 500 and train_0 != train_1 and len(train_0) > 3900
     assert not {p.question for p in train_0 + train_1} & {p.question for p in test_0}
 
@@ -432,7 +432,7 @@ def test_half_a_saved_adapter_is_not_taken_for_a_whole_one(common, tmp_path, cap
     def full(path, _):
         raise UserError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr("lora.write_json", full)  # the second of its two files
+    monkeypatch.setattr("adapters.write_json", full)  # the second of its two files
     code, _, err = command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)
     assert code == 1 and f"error: {folder / 'adapter' / 'adapter_config.json'}: cannot be written" in err
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -567,8 +567,9 @@ def test_a_resumed_run_keeps_its_settings(common, tmp_path, capsys):
                        (("--seed", "7"), "--seed 7: the run in"), ]:
         code, _, err = command(["--resume", str(folder), *more], capsys)
         assert code == 2 and said in err and err.count("\n") == 1
-    same = read_flags(["--resume", str(folder), "--lr", "0.03", "--steps", "4", "--device", "cpu"])
-    assert (same.method, same.learning_rate, same.steps, same.lora_rank) == ("lora", 0.03, 4, 16)
+    words = ["--resume", str(folder), "--lr", "0.03", "--steps", "4", "--device", "cpu"]
+    same, own = read_flags(words)
+    assert (same.method, same.learning_rate, same.steps, own.lora_rank) == ("lora", 0.03, 4, 16)
     assert (folder / "args.json").read_text() == before
 
 
@@ -585,27 +586,152 @@ def test_help_shows_every_flag_and_the_defaults_of_each_method(capsys):
         main(["--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    for field in mathft.dataclasses.fields(mathft.Flags):
-        assert f"--{field.name.replace('_', '-')}" in out
-    for model, methods in mathft.DEFAULTS.items():
-        for method, values in methods.items():
-            (line,) = [line for line in out.splitlines() if line.split()[:2] == [model, method]]
-            assert f"{values['learning_rate']:g}" in line.split() and str(
-                values["batch_size"]) in line.split()
+    for kind in (mathft.Flags, *(method.Flags for method in METHODS.values())):
+        for field in dataclasses.fields(kind):
+            assert f"--{field.name.replace('_', '-')}" in out
+    for size, common in mathft.DEFAULTS.items():
+        for name, method in METHODS.items():
+            (line,) = [line for line in out.splitlines() if line.split()[:2] == [size, name]]
+            words = line.split()
+            assert str(method.DEFAULTS[size]["learning_rate"]) in words
+            assert str(common["batch_size"]) in words
 
 
 def test_defaults_hang_on_model_and_method():
-    tiny, real = read_flags(["--method", "lora"]), read_flags(
-        ["--method", "lora", "--model", "Qwen/Qwen2.5-0.5B"])
+    tiny, _ = read_flags(["--method", "lora"])
+    real, _ = read_flags(["--method", "lora", "--model", "Qwen/Qwen2.5-0.5B"])
     assert tiny.steps is not None and tiny.epochs is None
     assert real.epochs is not None and real.steps is None and real.learning_rate < tiny.learning_rate
-    given = read_flags(["--method", "lora", "--epochs", "3", "--lr", "0.5"])
+    given, _ = read_flags(["--method", "lora", "--epochs", "3", "--lr", "0.5"])
     assert (given.epochs, given.steps, given.learning_rate, given.batch_size) == (3.0, None, 0.5,
                                                                                   tiny.batch_size)
 
 
+@pytest.mark.parametrize("argv, said", [
+    (["--method", "prefix", "--lora-rank", "4"], "--lora-rank is a flag of --method lora, not of prefix"),
+    (["--method", "ia3", "--prefix-init", "zero"], "--prefix-init is a flag of --method prefix"),
+    (["--method", "lora", "--weight-decay", "0"], "--weight-decay is a flag of --method sft"),
+])
+def test_a_flag_of_another_method_is_a_usage_error(argv, said, capsys):
+    code, _, err = command(argv, capsys)
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_the_settings_of_an_older_run_still_hold(common, tmp_path, capsys):
+    """They carry the flags of every method, and know of no objective."""
+    folder = tmp_path / "run"
+    assert command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)[0] == 0
+    args = read(folder / "args.json")
+    for name in ("objective", "from_run", "history", "plain", "lora_variant", "lora_plus"):
+        del args[name]
+    args |= {"prefix_length": 16, "prefix_init": "text", "prefix_projection": False,
+             "weight_decay": 0.01}
+    (folder / "args.json").write_text(json.dumps(args))
+    code, out, err = command(["--resume", str(folder), "--steps", "3"], capsys)
+    assert code == 0, err
+    assert read(folder / "result.json")["steps"] == 3
+    assert load_run(folder, "cpu", torch.float32).args["lora_rank"] == 16
+
+
+# ------------------------------------------------------------------------- going on from a result
+
+
+@pytest.fixture
+def first(common, tmp_path, capsys) -> Path:
+    """A LoRA run of three steps."""
+    folder = tmp_path / "first"
+    more = ("--steps", "3", "--eval-limit", "2", "--lora-rank", "2", "--seed", "3")
+    assert command(lora(common, folder, *more), capsys)[0] == 0
+    return folder
+
+
+def onward(first: Path, common: list[str], folder: Path, *more: str) -> list[str]:
+    """The words of a run that starts at the end of another."""
+    data = [*common[:common.index("--model")], *common[common.index("--model") + 2 :]]
+    return ["--from", str(first), *data, "--steps", "2", "--eval-limit", "2", "--output-dir",
+            str(folder), *more]
+
+
+def test_the_same_method_goes_on_with_its_adapter(first, common, tmp_path, capsys):
+    folder = tmp_path / "second"
+    code, out, err = command(onward(first, common, folder), capsys)
+    assert code == 0, err
+    args = read(folder / "args.json")
+    assert args["method"] == "lora" and args["lora_rank"] == 2  # the adapter's shape is kept
+    assert args["model"] == read(first / "args.json")["model"] and not (folder / "base").exists()
+    (earlier,) = args["history"]
+    assert (earlier["run"], earlier["method"], earlier["seed"]) == (str(first), "lora", 3)
+    # It begins with what the first run has left.
+    assert generations(folder / "evals" / "before") == generations(first / "evals" / "after")
+    assert read(folder / "result.json")["steps"] == 2
+    third = tmp_path / "third"
+    assert command(onward(folder, common, third), capsys)[0] == 0
+    assert [run["run"] for run in read(third / "args.json")["history"]] == [str(first), str(folder)]
+
+
+def test_another_method_starts_from_the_merged_model(first, common, tmp_path, capsys):
+    folder = tmp_path / "second"
+    code, out, err = command(onward(first, common, folder, "--method", "prefix"), capsys)
+    assert code == 0, err
+    assert read(folder / "args.json")["model"] == str(folder / "base")
+    before = read(folder / "evals" / "before" / "result.json")
+    assert before["accuracy"] == read(first / "evals" / "after" / "result.json")["accuracy"]
+    run = load_run(folder, "cpu", torch.float32)
+    assert run.prefix is not None
+    third = tmp_path / "third"
+    code, _, err = command(onward(folder, common, third, "--method", "lora"), capsys)
+    assert code == 1 and "cannot be folded into the model's weights" in err
+    assert not third.exists()
+
+
+def test_a_tuned_model_is_the_next_ones_base(common, tmp_path, capsys):
+    first, folder = tmp_path / "first", tmp_path / "second"
+    words = ["--method", "sft", *common, "--steps", "2", "--lr", "1e-3", "--eval-limit", "0"]
+    assert command([*words, "--output-dir", str(first)], capsys)[0] == 0
+    assert command(onward(first, common, folder, "--method", "ia3"), capsys)[0] == 0
+    assert read(folder / "args.json")["model"] == str(first / "model")
+    load_run(folder, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--lora-rank", "4"], "--lora-rank 4: the run in"),
+    (["--model", "tiny"], "--from and --model exclude each other"),
+])
+def test_what_a_result_fixes_cannot_be_given(more, said, first, common, tmp_path, capsys):
+    code, _, err = command(onward(first, common, tmp_path / "second", *more), capsys)
+    assert code == 2 and said in err and not (tmp_path / "second").exists()
+
+
+def test_a_run_from_a_result_resumes_to_the_same_bits(first, common, tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert command(onward(first, common, whole, "--steps", "6"), capsys)[0] == 0
+    done = strike("SIGINT", onward(first, common, cut, "--steps", "6"))
+    assert done.returncode == 130, done.stderr
+    assert command(["--resume", str(cut)], capsys)[0] == 0
+    assert_same_adapter(whole, cut)
+
+
+# ------------------------------------------------------------------------------------- objectives
+
+
+def test_continued_pre_training_reads_plain_texts(common, tmp_path, capsys):
+    rows = [{"text": f"Ana has {n} apples. " * 30} for n in range(8)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--method", "lora", *common, "--objective", "cpt", "--dataset",
+             str(tmp_path / "texts.jsonl"), "--max-length", "64", "--steps", "8", "--lr", "0.03",
+             "--eval-limit", "2", "--output-dir", str(tmp_path / "run")]
+    code, out, err = command(words, capsys)
+    assert code == 0, err
+    assert "objective cpt" in out and "long" not in out
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().split("\n")[:-1]]
+    assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
+    words.remove("--objective"), words.remove("cpt")
+    code, _, err = command([*words[:-1], str(tmp_path / "other")], capsys)
+    assert code == 1 and "plain texts need --objective cpt" in err
+
+
 def test_so_many_training_tokens_whatever_the_length_of_the_examples(tmp_path):
-    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), tmp_path, None, {}, tmp_path, None,
+    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), None, tmp_path, None, {}, tmp_path, None,
                      [], 0, [], 0)
     short = dataclasses.replace(job, examples=[Example([0] * 10, [True] * 10)] * 7)
     long = dataclasses.replace(job, examples=[Example([0] * 50, [True] * 50)] * 7)
