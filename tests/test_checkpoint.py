@@ -13,12 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import checkpoint
+import mathft
 from attention import PackedAttention
-from checkpoint import (checkpoints, find_model, load_model, load_run, load_state, read_config,
+from checkpoint import (checkpoints, find_model, load_model, load_state, read_config,
                         save_model, save_state)
 from conftest import DEFAULT_SYSTEM, reference_model
-from lora import add_lora, save_lora
-from prefix import prefix_from_ids, save_prefix
+from data import load_problems
+from flags import run_command
+from generate import generate
+from methods import load_run
 from runtime import UserError
 from tokenizer import Tokenizer
 
@@ -360,52 +364,72 @@ def test_a_broken_training_state_is_named(tmp_path):
         load_state(state)
 
 
-# ----------------------------------------------------------------------------------- a run's result
+# ------------------------------------------------------------------------------------------ export
 
 
-@pytest.mark.parametrize("method", ["sft", "lora", "prefix"])
-def test_load_run_gives_back_what_was_trained(method, tiny_folder, tmp_path):
-    model, run = load(tiny_folder), tmp_path / "run"
-    run.mkdir()
-    args = {"method": method, "model": str(tiny_folder), "system": "Be exact."}
-    (run / "args.json").write_text(json.dumps(args))
-    prefix, generator = None, torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        if method == "sft":
-            model.model.norm.weight.mul_(1.5)
-            save_model(model, run / "model", tiny_folder, torch.float32)
-        elif method == "lora":
-            for parameter in add_lora(model, rank=2, alpha=4).values():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
-            save_lora(run / "adapter", model, str(tiny_folder))
-        else:
-            prefix = prefix_from_ids(model, [5, 6, 7])
-            save_prefix(run / "adapter", prefix, str(tiny_folder))
-    loaded = load_run(run, "cpu", torch.float32)
-    trained = our_logits(model, prefix)
-    torch.testing.assert_close(our_logits(loaded.model, loaded.prefix), trained, atol=1e-5, rtol=0)
-    assert (trained - our_logits(load(tiny_folder))).abs().max() > 0.1
-    assert loaded.args == args and loaded.system == "Be exact."
-    assert loaded.tokenizer.prompt("q") == Tokenizer(tiny_folder).prompt("q")
-    change_json(run / "args.json", system=None)
-    assert load_run(run, "cpu", torch.float32).system == DEFAULT_SYSTEM
+@pytest.fixture
+def tuned(tmp_path) -> Path:
+    """A run of LoRA on the embedded model, with a system prompt of its own."""
+    folder = tmp_path / "run"
+    words = ["--method", "lora", "--steps", "6", "--limit", "64", "--batch-size", "8", "--eval-limit",
+             "0", "--system", "Say it's \"so\"\nin 数字.", "--dtype", "fp32", "--output-dir", str(folder)]
+    assert run_command(mathft.main, words) == 0
+    return folder
 
 
-def test_runs_without_a_result(tiny_folder, tmp_path):
-    with pytest.raises(UserError, match="no run directory of mathft.py"):
-        load_run(tmp_path, "cpu", torch.float32)
-    for method in ("sft", "lora", "prefix"):
-        (tmp_path / "args.json").write_text(
-            json.dumps({"method": method, "model": str(tiny_folder)}))
-        with pytest.raises(
-                UserError,
-                match=f"the run has not ended; go on: python mathft.py --resume {tmp_path}"):
-            load_run(tmp_path, "cpu", torch.float32)
-    for broken in ({"method": "dpo"}, {"model": None}, {"system": 3}):
-        (tmp_path / "args.json").write_text(json.dumps({"method": "sft", "model": "tiny",
-                                                        **broken}))
-        with pytest.raises(UserError, match="args.json: method, model or system"):
-            load_run(tmp_path, "cpu", torch.float32)
+def test_an_exported_run_opens_in_transformers_with_the_same_texts(tuned, tmp_path, capsys):
+    """Weights merged, system prompt, stops and no sampling: a plain chat gives what ours gives."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "out"
+    words = ["export", str(tuned), str(out), "--dtype", "fp32"]
+    assert run_command(checkpoint.main, words) == 0
+    assert str(out) in capsys.readouterr().out
+    run = load_run(tuned, "cpu", torch.float32)
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    settings = theirs.generation_config
+    assert settings.eos_token_id == sorted(run.tokenizer.stop_ids)
+    assert not settings.do_sample and settings.repetition_penalty in (None, 1.0)
+    questions = [problem.question for problem in load_problems("mini-gsm", "test", 6)]
+    prompts = [run.tokenizer.prompt(question, run.system) for question in questions]
+    ours = generate(run.model, prompts, stop_ids=run.tokenizer.stop_ids,
+                    vocab_size=run.tokenizer.size, max_new_tokens=150)
+    ours = {completion.problem: completion for completion in ours}
+    for number, question in enumerate(questions):
+        chat = [{"role": "user", "content": question}]  # no system prompt: it is the template's
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt",
+                                            return_dict=False)
+        assert ids[0].tolist() == prompts[number]
+        with torch.no_grad():
+            written = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=150)
+        text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        assert text == run.tokenizer.decode(ours[number].ids)
+
+
+def test_export_keeps_the_stored_dtype_and_refuses_what_it_cannot_do(tuned, tmp_path, capsys):
+    assert run_command(checkpoint.main, ["export", str(tuned), str(tmp_path / "out")]) == 0
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    stored = load_file(find_model("tiny") / "model.safetensors")
+    assert {name: (t.shape, t.dtype) for name, t in weights.items()} == {
+        name: (t.shape, t.dtype) for name, t in stored.items()}
+    capsys.readouterr()
+    for words, code, said in (
+            (["export", str(tuned), str(tmp_path / "out")], 1, "exists and is not empty"),
+            (["export", str(tmp_path), str(tmp_path / "x")], 1, "no run directory of mathft.py"),
+            (["export", str(tuned)], 2, "required"), (["a", "b"], 2, "usage: python checkpoint.py")):
+        assert run_command(checkpoint.main, words) == code
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+
+
+def test_a_prefix_is_not_exported(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["--method", "prefix", "--steps", "1", "--limit", "8", "--eval-limit", "0",
+             "--output-dir", str(folder)]
+    assert run_command(mathft.main, words) == 0
+    assert run_command(checkpoint.main, ["export", str(folder), str(tmp_path / "out")]) == 1
+    assert "cannot be folded into the model's weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------ the hub

@@ -3,14 +3,16 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import data
 import synthetic
-from data import (Example, Problem, batch_indices, chat_example, chat_examples, load_problems, pack,
-                  parse_record, read_problems, shared_beginning, show, split_by_tokens)
+from data import (Example, Problem, batch_indices, chat_example, chat_examples, document_examples,
+                  hold_out, load_problems, pack, parse_record, read_problems, shared_beginning, show,
+                  split_by_tokens, to_record)
 from runtime import UserError
 from tokenizer import Tokenizer
 
@@ -355,3 +357,49 @@ def test_a_question_with_a_solution_is_maths_form_and_null_is_nothing():
         "f:1")
     assert (problem.id, problem.level, problem.solution, problem.answer) == ("f:1", "", "3+4 = 7",
                                                                              "7")
+
+
+# ------------------------------------------------------------------------------ plain documents
+
+
+def test_every_token_of_a_document_but_the_first_is_a_target(tokenizer_folder):
+    tokenizer = Tokenizer(tokenizer_folder)
+    problems = [Problem("t", "", "", "", text="Ana has 3 apples."),
+                Problem("q", "What is 1 + 1?", "#### 2", "2")]
+    (text, asked), dropped = document_examples(tokenizer, problems, None, 100)
+    assert dropped == 0 and (text.name, asked.name) == ("t", "q")
+    assert text.ids == [*tokenizer.encode("Ana has 3 apples."), tokenizer.end_of_text]
+    assert tokenizer.decode(asked.ids) == "Question: What is 1 + 1?\nAnswer: #### 2"
+    for example in (text, asked):
+        assert example.is_target == [False] + [True] * (len(example.ids) - 1)
+
+
+@pytest.mark.parametrize("longest", [3, 4, 7, 50, 1000])
+def test_long_documents_are_cut_into_windows_and_none_is_dropped(tokenizer_folder, longest):
+    """The windows follow each other without overlap, of nearly one length."""
+    tokenizer = Tokenizer(tokenizer_folder)
+    long = Problem("t", "", "", "", text="Ana has 3 apples and eats one. " * 5)
+    windows, _ = document_examples(tokenizer, [long], None, longest)
+    ids = [token for window in windows for token in window.ids]
+    assert ids == [*tokenizer.encode(long.text), tokenizer.end_of_text]
+    lengths = [len(window.ids) for window in windows]
+    assert max(lengths) <= longest and max(lengths) - min(lengths) <= 1 and min(lengths) > 1
+    assert pack(windows).targets.numel() == len(ids) - len(windows)
+
+
+def test_plain_texts_are_read_and_written(tmp_path):
+    read = parse_record({"text": "Ana has 3 apples.", "id": "a"}, "here")
+    assert (read.text, read.question, read.answer) == ("Ana has 3 apples.", "", "")
+    assert to_record(read) == {"id": "a", "text": "Ana has 3 apples."}
+    for record, said in (({"text": " "}, "here: text is empty"), ({"text": None}, "text is NoneType")):
+        with pytest.raises(UserError, match=said):
+            parse_record(record, "here")
+    with pytest.raises(UserError, match="texts without an answer cannot be held out"):
+        hold_out([read, read])
+
+
+def test_weights_stand_beside_their_targets():
+    plain = Example([1, 2, 3, 4], [False, True, False, True])
+    heavy = replace(plain, weights=(0.5, 2.0))
+    assert pack([plain]).weights is None
+    assert pack([plain, heavy]).weights.tolist() == [1.0, 1.0, 0.5, 2.0]

@@ -10,6 +10,7 @@ import torch
 import mathft
 from adapters import Tuning
 from checkpoint import load_model
+from conftest import DEFAULT_SYSTEM
 from data import Problem
 from generate import generate
 from mathft import OBJECTIVES, Objective
@@ -167,3 +168,25 @@ def test_unknown_names_are_errors(tiny_folder, tmp_path):
 def test_a_methods_flags_are_taken_out_of_others():
     flags = flags_of(METHODS["lora"], {"lora_rank": 4, "prefix_length": 2, "steps": 3})
     assert flags.lora_rank == 4 and flags.lora_alpha == 32.0
+
+
+def test_runs_without_a_result(tiny_folder, tmp_path):
+    with pytest.raises(UserError, match="no run directory of mathft.py"):
+        load_run(tmp_path, "cpu", torch.float32)
+    path = tmp_path / "args.json"
+    for name in METHODS:
+        path.write_text(json.dumps({"method": name, "model": str(tiny_folder)}))
+        with pytest.raises(UserError, match="the run has not ended; "
+                           f"go on: python mathft.py --resume {tmp_path}"):
+            load_run(tmp_path, "cpu", torch.float32)
+    for broken in ({"method": "dpo"}, {"model": None}, {"system": 3}):
+        path.write_text(json.dumps({"method": "sft", "model": "tiny"} | broken))
+        with pytest.raises(UserError, match="args.json: (method 'dpo' is unknown|model or system is)"):
+            load_run(tmp_path, "cpu", torch.float32)
+
+
+def test_a_run_without_a_system_prompt_has_the_checkpoints(tiny_folder, tmp_path):
+    folder, _ = make_run("lora", tiny_folder, tmp_path / "run")
+    args = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps(args | {"system": None}))
+    assert load_run(folder, "cpu", torch.float32).system == DEFAULT_SYSTEM

@@ -257,3 +257,27 @@ def test_the_real_tokenizer():
                  {"role": "assistant", "content": record["answer"]}]
         expected = theirs.apply_chat_template(turns, tokenize=True, return_dict=False)
         assert tokenizer.chat(turns)[0] + tokenizer.encode("\n") == expected
+
+
+# ------------------------------------------------------------------------- another default prompt
+
+
+@pytest.mark.parametrize("system", ["Be exact.", "It's \"so\"\nand so.", "a \\ b", "用数字回答。", ""])
+@pytest.mark.parametrize("template", [TEMPLATE, TOOLS_TEMPLATE], ids=["plain", "tools"])
+def test_a_template_gets_another_default_prompt(template, system, tmp_path):
+    """Rendered by the real template engine, and read back by ours."""
+    from transformers import AutoTokenizer
+
+    folder = write_tokenizer(tmp_path / "a", template.replace("SYSTEM", DEFAULT_SYSTEM))
+    Tokenizer(folder).write_default_system(folder, system)
+    assert Tokenizer(folder).default_system == system
+    chat = [{"role": "user", "content": "What is 1 + 1?"}]
+    theirs = AutoTokenizer.from_pretrained(folder)
+    text = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text.startswith(f"<|im_start|>system\n{system}<|im_end|>\n")
+
+
+def test_a_prompt_that_no_template_can_carry_is_refused(tmp_path):
+    folder = write_tokenizer(tmp_path / "a")
+    with pytest.raises(UserError, match="its chat template cannot carry the system prompt"):
+        Tokenizer(folder).write_default_system(folder, "ends <|im_end|> early")
