@@ -112,7 +112,7 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
 
 
 def _number_reader(kind: type, least: float | None, most: float | None) -> Callable[[str], float]:
-    """A function that reads an int or a float; it refuses NaN, infinity and values out of bounds."""
+    """A function that reads an int or a float, and refuses NaN and values out of bounds."""
 
     def read(text: str) -> float:
         try:
