@@ -331,6 +331,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
 
 
+def one_line(text: str) -> str:
+    """The text as `printable` gives it, with a space for each newline and tab."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def hash_of(text: str) -> int:
     """A 64-bit hash of a text, the same in every process and on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -411,7 +411,7 @@ def test_what_is_lost_is_nobodys_mistake(tmp_path):
     assert again.records == first.records and again.result["lost"] == 1
     assert module.read_finished(tmp_path) == module.read_finished(
         tmp_path / "regraded") == first.records
-    assert module.compare(first.records, again.records)["n"] == 2
+    assert module.compare_evaluations(first.records, again.records)["n"] == 2
 
     well = Scripted(ANSWERS)
     second = module.evaluate_api(well, PROBLEMS, tmp_path)
@@ -437,7 +437,7 @@ def test_samples_of_a_server_vote_by_number_alone(tmp_path):
     greedy = module.evaluate_api(Scripted({"What is 2 + 3?": "5"}), PROBLEMS, tmp_path / "greedy")
     text = "\n".join(module.report_lines(module.beside_greedy(report, greedy, tmp_path).result))
     assert "majority of 3" in text and "maj@k" in text and "confident" not in text and "weighted" not in text
-    assert "an untold number of tokens a completion, cut at 99" in text and "of 1 problems, 2 replies lost" in text
+    assert "an unknown number of tokens a completion, cut at 99" in text and "of 1 problems, 2 replies lost" in text
     assert "cost                    9 requests (0 of them again)" in text
 
 
