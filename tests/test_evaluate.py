@@ -337,7 +337,7 @@ def test_bad_input(tuned, tmp_path):
     (tmp_path / "generations.jsonl").write_text("somebody's own\n")
     with pytest.raises(
             UserError,
-            match="generations.jsonl: stands there without its args.json, and is left alone"):
+            match="generations.jsonl: has no args.json beside it, and is left alone"):
         evaluate(*tuned, PROBLEMS, tmp_path)
     assert (tmp_path / "generations.jsonl").read_text() == "somebody's own\n"
 
