@@ -11,7 +11,7 @@ from attention import PackedAttention
 from checkpoint import load_model
 from conftest import reference_model
 from flags import run_command
-from generate import KVCache, choose, generate, log_probs, main
+from generate import KVCache, generate, log_probs, main, sample_tokens
 from model import Config, Qwen2
 from prefix import prefix_from_ids
 from tokenizer import Tokenizer
@@ -216,15 +216,15 @@ def test_temperature_top_k_and_top_p_against_a_small_reference(temperature, top_
                                         0, 30, 1000)
     steep = steep[torch.randperm(1000, generator=torch.Generator().manual_seed(4))]
     for logits in (flat, steep):
-        tokens = choose(logits.expand(draws, -1), uniforms, temperature, top_p, top_k)
+        tokens = sample_tokens(logits.expand(draws, -1), uniforms, temperature, top_p, top_k)
         expected = reference_distribution(logits, temperature, top_p, top_k)
         shares = torch.bincount(tokens, minlength=1000) / draws
         assert (shares - expected).abs().max() <= 1.01 / draws
         assert not shares[expected == 0].any()
     # Rows do not see each other, also where only one of them needs more tokens looked at.
-    both = choose(torch.stack((flat, steep)), uniforms[[1234, 2345]], temperature, top_p, top_k)
-    assert both[0] == choose(flat[None], uniforms[[1234]], temperature, top_p, top_k)[0]
-    assert both[1] == choose(steep[None], uniforms[[2345]], temperature, top_p, top_k)[0]
+    both = sample_tokens(torch.stack((flat, steep)), uniforms[[1234, 2345]], temperature, top_p, top_k)
+    assert both[0] == sample_tokens(flat[None], uniforms[[1234]], temperature, top_p, top_k)[0]
+    assert both[1] == sample_tokens(steep[None], uniforms[[2345]], temperature, top_p, top_k)[0]
 
 
 @pytest.mark.parametrize("temperature, top_p, top_k", [(0.7, 0.8, 20), (1.3, 0.6, 0),
@@ -239,7 +239,7 @@ def test_the_kept_tokens_are_those_of_transformers(temperature, top_p, top_k):
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     expected = LogitsProcessorList(warpers)(None, logits)[0].softmax(-1)
     uniforms = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
-    tokens = choose(logits.expand(20000, -1), uniforms, temperature, top_p, top_k)
+    tokens = sample_tokens(logits.expand(20000, -1), uniforms, temperature, top_p, top_k)
     assert (torch.bincount(tokens, minlength=400) / 20000 - expected).abs().max() < 1e-4
 
 
