@@ -1,4 +1,4 @@
-"""Completions from a key/value cache, many rows at a time, and log-probabilities of given tokens.
+"""Completions from a key/value cache, many rows at a time.
 
     python generate.py "Tom has 3 boxes of 12 pens. How many pens has he?"      # the embedded model
     python generate.py --run runs/NAME --samples 4 --temperature 0.7 "..."    # a run; - reads stdin
@@ -42,7 +42,7 @@ from torch.nn import functional as F
 
 from attention import PackedAttention
 from checkpoint import Run, find_model, load_model, load_run
-from data import Example, pack, shared_beginning
+from data import shared_beginning
 from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
 from runtime import (UsageError, keep_freed_memory, pick_device, pick_dtype, printable, round_up,
@@ -387,49 +387,6 @@ def _rows_that_fit(model: Qwen2, slots: int) -> int:
     c = model.config
     numbers = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * max(1, slots)
     return max(1, min(MOST_ROWS, CACHE_BYTES // (numbers * model.compute_dtype.itemsize)))
-
-
-# -------------------------------------------------------------------------------- log-probabilities
-
-
-@torch.no_grad()
-def log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]],
-              prefix: Tensor | None = None, chunk_tokens: int = 8192,
-              chunk_logits: int = 2**24) -> list[Tensor]:
-    """Log-probabilities of the target tokens of each document (ids, is_target): fp32, on the CPU.
-
-    Documents are packed `chunk_tokens` at a time, and at most `chunk_logits` logits are in memory
-    at once (64 MiB in fp32). Raises ValueError if a first token is a target: no token before it
-    predicts it.
-    """
-    for number, (ids, is_target) in enumerate(documents):
-        if not ids or is_target[0]:
-            raise ValueError(f"document {number}: its first token cannot be predicted,"
-                             " nothing stands before it")
-    found = [torch.empty(0)] * len(documents)
-    order = sorted((i for i, (_, is_target) in enumerate(documents) if any(is_target)),
-                   key=lambda i: -len(documents[i][0]))
-    while order:
-        count = max(1, chunk_tokens // len(documents[order[0]][0]))  # the first is the longest
-        chunk, order = order[:count], order[count:]
-        values = _packed_log_probs(model, [documents[i] for i in chunk], prefix, chunk_logits)
-        for i, part in zip(chunk, values.split([sum(documents[i][1]) for i in chunk])):
-            found[i] = part
-    return found
-
-
-def _packed_log_probs(model: Qwen2, documents: list[tuple[list[int], list[bool]]],
-                      prefix: Tensor | None, chunk_logits: int) -> Tensor:
-    """Log-probabilities [N] of the targets of documents that go through the model as one row."""
-    device = model.head_weight.device
-    batch = pack([Example(*document) for document in documents], device)
-    packed = PackedAttention(batch.lengths, prefix, device, batch.shared)
-    hidden = model(batch.ids, packed.positions, packed, batch.predictors)
-    hidden = hidden[: len(batch.targets)]  # [N, D]
-    rows = max(1, chunk_logits // model.config.vocab_size)
-    parts = [_log_probs_of(targets, model.logits(part))
-             for part, targets in zip(hidden.split(rows), batch.targets.split(rows))]
-    return torch.cat(parts).cpu()
 
 
 # ------------------------------------------------------------------------------------------ command

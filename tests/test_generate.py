@@ -1,4 +1,4 @@
-"""Generation: a batch gives the texts that its rows give alone, and transformers gives the same texts."""
+"""generate.py: a batch gives the texts that its rows give alone, and so does transformers."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from attention import PackedAttention
 from checkpoint import load_model
 from conftest import reference_model
 from flags import run_command
-from generate import KVCache, generate, log_probs, main, sample_tokens
+from generate import KVCache, generate, main, sample_tokens
 from model import Config, Qwen2
 from prefix import prefix_from_ids
 from tokenizer import Tokenizer
@@ -22,7 +22,7 @@ STOPS = {7, 8, 9, 10, 11}
 
 
 def make_model(positions: int = 128, **changes) -> Qwen2:
-    """A small model with large random weights, so that its texts differ and do not end in a loop at once."""
+    """A small model with large random weights: its texts differ and do not end in a loop at once."""
     sizes = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
                  num_attention_heads=6, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
                  rope_theta=1e4, tie_word_embeddings=False)
@@ -207,10 +207,11 @@ def reference_distribution(logits: torch.Tensor, temperature: float, top_p: floa
                                                        (1.0, 1.0, 1), (2.0, 0.95, 0),
                                                        (1.0, 0.5, 5000), ])  # fmt: skip
 def test_temperature_top_k_and_top_p_against_a_small_reference(temperature, top_p, top_k):
-    """With uniforms spread evenly over [0, 1), the shares drawn are the probabilities themselves."""
+    """With uniforms spread evenly over [0, 1), the shares drawn are the probabilities."""
     draws = 4000
     uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    # 1000 nearly equal tokens: more than the few that are looked at first. The other rows lie on few tokens.
+    # 1000 nearly equal tokens: more than the few that are looked at first. The mass of the other
+    # rows lies on few tokens.
     flat, steep = 0.1 * torch.randn(1000,
                                     generator=torch.Generator().manual_seed(3)), torch.linspace(
                                         0, 30, 1000)
@@ -222,7 +223,8 @@ def test_temperature_top_k_and_top_p_against_a_small_reference(temperature, top_
         assert (shares - expected).abs().max() <= 1.01 / draws
         assert not shares[expected == 0].any()
     # Rows do not see each other, also where only one of them needs more tokens looked at.
-    both = sample_tokens(torch.stack((flat, steep)), uniforms[[1234, 2345]], temperature, top_p, top_k)
+    both = sample_tokens(torch.stack((flat, steep)), uniforms[[1234, 2345]], temperature, top_p,
+                         top_k)
     assert both[0] == sample_tokens(flat[None], uniforms[[1234]], temperature, top_p, top_k)[0]
     assert both[1] == sample_tokens(steep[None], uniforms[[2345]], temperature, top_p, top_k)[0]
 
@@ -263,7 +265,7 @@ def test_a_prefix_of_real_keys_and_values_stands_for_its_text(model):
 @pytest.mark.parametrize("with_prefix", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_cached_decoding_equals_the_teacher_forced_pass(model, with_prefix, temperature):
-    """mean_log_prob comes from the cache step by step, log_probs from one pass over the whole text."""
+    """mean_log_prob comes from the cache step by step; here one pass reads the whole text."""
     prefix = torch.randn(2, 2, 5, 2, 8,
                          generator=torch.Generator().manual_seed(6)) if with_prefix else None
     options = dict(vocab_size=V, max_new_tokens=30, samples=2, temperature=temperature, top_k=20,
@@ -272,47 +274,26 @@ def test_cached_decoding_equals_the_teacher_forced_pass(model, with_prefix, temp
                (c.problem, c.sample)).ids[9]
     completions = list(generate(model, PROMPTS, stop_ids={stop}, **options))
     assert "stop" in {completion.finish for completion in completions}
-    documents = []
     for completion in completions:
-        prompt, new = PROMPTS[
-            completion.problem], completion.ids + [stop] * (completion.finish == "stop")
-        documents.append((prompt + new, [False] * len(prompt) + [True] * len(new)))
-    for completion, (ids, is_target), found in zip(completions, documents,
-                                                   log_probs(model, documents, prefix)):
-        assert found.shape == (sum(is_target),)
+        prompt = PROMPTS[completion.problem]
+        new = completion.ids + [stop] * (completion.finish == "stop")
+        ids = torch.tensor(prompt + new)
+        attention = PackedAttention([len(ids)], prefix)
+        with torch.no_grad():
+            logits = model.logits(model(ids, attention.positions, attention))
+        found = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, ids[len(prompt):, None])
         assert completion.mean_log_prob == pytest.approx(found.mean().item(), abs=1e-5)
 
 
-def test_log_probs_in_small_chunks(model):
-    documents = [(prompt, [i > 0 and (i + n) % 3 > 0 for i in range(len(prompt))])
-                 for n, prompt in enumerate(PROMPTS)]
-    whole = log_probs(model, documents)
-    for (ids, is_target), found in zip(documents, whole):
-        attention = PackedAttention([len(ids)])
-        with torch.no_grad():
-            table = model.logits(model(torch.tensor(ids), attention.positions,
-                                       attention)).log_softmax(-1)
-        expected = torch.tensor([table[i - 1, ids[i]] for i in range(len(ids)) if is_target[i]])
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    for found, expected in zip(log_probs(model, documents, chunk_tokens=45, chunk_logits=4 * V),
-                               whole):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def test_the_first_token_cannot_be_a_target(model):
-    with pytest.raises(ValueError, match="document 1"):
-        log_probs(model, [([1, 2], [False, True]), ([1, 2], [True, True])])
-
-
 def test_between_two_completions_gradients_are_on(model):
-    """Generation computes none, but does not switch them off for who reads its completions one by one."""
+    """Generation computes none, but leaves them on for its caller, who reads one text at a time."""
     completions = generate(model, PROMPTS, stop_ids=STOPS, vocab_size=REAL, max_new_tokens=5)
     next(completions)
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def test_memory_is_bounded_by_the_rows_and_their_length(model):
-    """The cache is little larger than the longest text needs, and lets go of the room of one that has left."""
+    """The cache is little larger than the longest text needs, and shrinks when that has left."""
     cache = KVCache(model.config, 4, 300, torch.float32, torch.device("cpu"))
     slots = []
     for positions in ([3, 9], [63], [64], [299], [200], [170], [9]):
