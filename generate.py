@@ -4,18 +4,10 @@
     python generate.py --run runs/NAME --samples 4 --temperature 0.7 "..."    # a run; - reads stdin
 
 1. Prefill: a prompt goes through the model once, packed with others. Its keys and values go into
-one
-   row of the cache.
-2. Decoding step: the model reads one token of each row, and the row's next token is chosen. 3. A
-row that ends leaves the cache, and a prompt that waits takes its place (continuous batching: Yu
-   et al. 2022, Orca).
-
-The token at position p is in slot p, so that rows of any length stand side by side:
-
-    slot       0 ... P-1   P ...                      S-1
-    row 0      prefix      prompt  completion  . . . . .      . is an empty slot, hidden by the mask
-    row 1      prefix      a longer prompt  completion .
-    row 2      prefix      prompt  a longer completion
+   one row of the cache; attention.KVCache draws it.
+2. Decoding step: the model reads one token of each row, and the row's next token is chosen.
+3. A row that ends leaves the cache, and a prompt that waits takes its place (continuous batching:
+   Yu et al. 2022, Orca).
 
 Sampling: temperature, then top-k, then top-p (nucleus sampling: Holtzman et al. 2020, arXiv
 1904.09751), then one uniform number a step through the inverse of the cumulative distribution. The
@@ -27,7 +19,6 @@ Shapes: B rows, S slots, V vocabulary, H heads, K key/value heads, h head size, 
 length, n prompt length.
 """
 
-import math
 import sys
 from collections import deque
 from collections.abc import Container, Iterator
@@ -38,19 +29,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from attention import PackedAttention
+from attention import KVCache, PackedAttention
 from checkpoint import Run, find_model, load_model, load_run
 from data import shared_beginning
 from flags import flag, parse_flags, run_command
-from model import Config, Qwen2
+from model import Qwen2
 from runtime import (UsageError, keep_freed_memory, pick_device, pick_dtype, printable, round_up,
                      rows_in_cache)
 from tokenizer import Tokenizer
 
 CACHE_BYTES = 1 << 30  # most memory of keys and values, unless the number of rows is given
-SLOTS = 64  # tokens by which the cache grows and shrinks
 MOST_ROWS = 256  # more rows are hardly faster: attention then takes most of the time
 MAX_NEW_TOKENS = 1024  # the default
 
@@ -67,9 +56,6 @@ class Completion:
     ids: list[int]  # without the stop token
     finish: str  # "stop" (a stop token came) or "length"
     mean_log_prob: float
-
-
-# ------------------------------------------------------------------------------- rows and the cache
 
 
 @dataclass
@@ -104,81 +90,6 @@ class _Row:
         ids, finish = (self.ids[:-1], "stop") if self.stopped else (self.ids, "length")
         return Completion(self.problem, self.sample, ids, finish,
                           self.log_prob / max(1, len(self.ids)))
-
-
-class KVCache:
-    """Keys and values of the rows that are decoded, and the `attend` of a decoding step.
-
-    One tensor [2, rows, K, S, h] per layer (0 = keys, 1 = values). The rows in use are the first
-    ones. S follows the longest of them, up to `max_slots`.
-    """
-
-    def __init__(self, config: Config, rows: int, max_slots: int, dtype: torch.dtype,
-                 device: torch.device):
-        self.max_slots = max_slots
-        empty = torch.zeros(2, rows, config.num_key_value_heads, 0, config.head_dim, dtype=dtype,
-                            device=device)
-        self.layers = [empty] * config.num_hidden_layers
-
-    def fit(self, slots: int) -> None:
-        """Make room for `slots` tokens a row, and few more: a step reads all slots that there are.
-
-        Each change copies the whole cache.
-        """
-        have = self.layers[0].shape[3]
-        if have - 2 * SLOTS < slots <= have:
-            return
-        more = min(math.ceil(slots / SLOTS) * SLOTS, self.max_slots) - have
-        for index, layer in enumerate(self.layers):
-            # Padded with zeros, or cut: a NaN in an empty slot would spoil the sum although hidden.
-            self.layers[index] = F.pad(layer, (0, 0, 0, more))  # [2, rows, K, S, h]
-
-    def put(self, row: int, past: list[Tensor]) -> None:
-        """Write the first tokens of a row: `past` holds [2, K, P + n, h] per layer."""
-        slots = past[0].shape[2]
-        self.fit(max(slots, self.layers[0].shape[3]))
-        for layer, states in zip(self.layers, past):
-            layer[:, row, :, :slots] = states
-
-    def drop(self, live: list[_Row]) -> list[_Row]:
-        """Remove the rows that have ended and return the others; the last ones fill the gaps."""
-        count = sum(not row.ended for row in live)
-        holes = [i for i in range(count) if live[i].ended]
-        movers = [i for i in range(count, len(live)) if not live[i].ended]  # as many as holes
-        if holes:
-            for layer in self.layers:
-                layer[:, holes] = layer[:, movers]
-        for hole, mover in zip(holes, movers):
-            live[hole] = live[mover]
-        return live[:count]
-
-    def begin_step(self, positions: list[int]) -> Tensor:
-        """Prepare for one new token in each of the first B rows. Returns their positions [B]."""
-        self.fit(max(positions) + 1)
-        slots, device, dtype = self.layers[0].shape[3], self.layers[0].device, self.layers[0].dtype
-        self.positions = torch.tensor(positions, device=device)  # [B]
-        self.rows = torch.arange(len(positions), device=device)  # [B]
-        hidden = torch.arange(slots, device=device) > self.positions[:, None]  # [B, S]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
-        mask.masked_fill_(hidden, -torch.inf)
-        self.mask = mask[:, None, None]  # [B, 1, 1, S], added to the scores of every layer
-        return self.positions
-
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        cache = self.layers[layer]
-        cache[0][self.rows, :, self.positions] = keys  # [B, K, h]
-        cache[1][self.rows, :, self.positions] = values
-        k, v = cache[:, :len(keys)]  # [B, K, S, h] each, contiguous: a product would copy gaps away
-        # The H/K query heads of a key/value head are one factor of a product, and the keys are the
-        # left one: no key is copied or read twice. Torch's fused attention takes twice as long on
-        # a CPU.
-        groups = keys.shape[1]
-        q = queries.unflatten(1, (groups, -1))  # [B, H, h] -> [B, K, H/K, h]
-        q = q * queries.shape[-1]**-0.5
-        scores = k @ q.transpose(2, 3)  # [B, K, S, H/K]
-        scores = scores.transpose(2, 3).contiguous().add_(self.mask)  # [B, K, H/K, S]
-        weights = scores.softmax(-1)
-        return (weights @ v).flatten(1, 2)  # [B, K, H/K, h] -> [B, H, h]
 
 
 # ------------------------------------------------------------------------------------------ prefill
@@ -379,7 +290,7 @@ def _decode(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: T
         for row, token, log_prob in zip(live, *_decode_step(model, cache, live, how)):
             row.add(token, log_prob, token in stop_ids)
         yield from (row.completion() for row in live if row.ended)
-        live = cache.drop(live)
+        live = [live[i] for i in cache.drop([row.ended for row in live])]
 
 
 def _rows_that_fit(model: Qwen2, slots: int) -> int:

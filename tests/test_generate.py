@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention import PackedAttention
+from attention import KVCache, PackedAttention
 from checkpoint import load_model
 from conftest import reference_model
 from flags import run_command
-from generate import KVCache, generate, main, sample_tokens
+from generate import generate, main, sample_tokens
 from model import Config, Qwen2
 from prefix import prefix_from_ids
 from tokenizer import Tokenizer
@@ -305,7 +305,7 @@ def test_memory_is_bounded_by_the_rows_and_their_length(model):
 def test_a_cache_that_grows_and_shrinks_keeps_its_tokens(model, monkeypatch):
     expected = run(model, PROMPTS)
     for slots in (1, 3, 16):
-        monkeypatch.setattr("generate.SLOTS", slots)
+        monkeypatch.setattr("attention.SLOTS", slots)
         assert run(model, PROMPTS) == run(model, PROMPTS, rows=2) == expected
 
 
