@@ -373,10 +373,10 @@ def _change(change: dict) -> str:
 
 def versus_lines(other: str, change: dict) -> list[str]:
     """A comparison for people: the test, then each problem whose verdict changed."""
-    lines = [f"versus {other}: {change['n']} problems in common, of {change['n_before']} there"
-             f" and {change['n_after']} here",
-             f"  {change['accuracy_before']:.1%} there, {change['accuracy_after']:.1%} here,"
-             f" {_change(change)}"]
+    before, after = change["accuracy_before"], change["accuracy_after"]
+    lines = [(f"versus {other}: {change['n']} problems in common,"
+              f" of {change['n_before']} there and {change['n_after']} here"),
+             f"  {before:.1%} there, {after:.1%} here, {_change(change)}"]
     for problem in sorted(change["changed"], key=lambda problem: problem["gained"]):
         gold, there, here = (_short(problem[key]) for key in ("gold", "before", "after"))
         name = "gained" if problem["gained"] else "lost  "
