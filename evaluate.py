@@ -1,28 +1,35 @@
-"""Measure a model on problems: generate, grade, count, and keep every completion so that any figure can be audited.
+"""Measure a model on problems: generate, grade, count. Every completion is kept for an audit.
 
-    python evaluate.py                                              # the embedded model on the embedded problems
+    python evaluate.py                               # the embedded model on the embedded problems
     python evaluate.py --run runs/NAME --dataset mini-math --samples 8 --temperature 0.7
-    python evaluate.py --model Qwen/Qwen2.5-0.5B --dataset test.jsonl --shots 4 --shots-dataset train.jsonl
-    python evaluate.py --run runs/NAME --versus runs/NAME/evals/before      # what has changed, problem by problem
-    python evaluate.py --regrade runs/NAME/evals/after                      # grade again what was generated then
-    python evaluate.py --api-base http://HOST:8000/v1 --api-model NAME      # a model behind a server, see client.py
+    python evaluate.py --model Qwen/Qwen2.5-0.5B --dataset test.jsonl --shots 4 \\
+        --shots-dataset train.jsonl
+    python evaluate.py --run runs/NAME --versus runs/NAME/evals/before   # which problems changed
+    python evaluate.py --regrade runs/NAME/evals/after       # grade its completions again
+    python evaluate.py --api-base http://HOST:8000/v1 --api-model NAME    # a model behind a server
 
-Decoding is greedy unless a temperature is given. With several samples a problem, a greedy evaluation of the same
-problems follows (in the folder `greedy`): votes that do not beat it have gained nothing.
+An evaluation is a folder:
 
-An evaluation is a folder: args.json (the settings), generations.jsonl (one record a completion, written as it ends; of a
-server, replies.jsonl comes first) and result.json (the figures; score.py says how they are counted). After Ctrl-C or a
-crash the same command with --output-dir FOLDER goes on to the same texts, and refuses to where a setting differs.
---regrade leaves the old evaluation as it is, and makes a new one of its texts.
+    runs/eval-mini-gsm-1/
+        args.json            the settings
+        generations.jsonl    one record a completion, written when it ends
+        replies.jsonl        the raw replies of a server
+        result.json          the figures; score.py says how they are counted
+        greedy/              beside several samples: an evaluation of one greedy completion each
+
+Decoding is greedy unless a temperature is given. The greedy evaluation beside several samples shows
+what they bring: a vote that does not beat it has gained nothing.
+
+After Ctrl-C or a crash, the same command with --output-dir FOLDER goes on to the same texts; if a
+setting differs, it refuses. --regrade makes a new folder and leaves the old one as it is.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,157 +41,186 @@ from data import Problem, has_split, known_names, load_problems
 from flags import flag, given_flags, run_command
 from generate import MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked
 from model import Qwen2
-from recipes.client import ApiTeacher, open_api
-from recipes.teacher import completions
-from runtime import (UsageError, UserError, clock, describe_machine, new_directory, read_json,
-                     write_json, write_text)
-from score import (Report, by_problem, compare, grade_again, place, read_finished, read_records,
-                   record_of, report_lines, score, summarise, versus_lines)
+from runtime import (UsageError, UserError, clock, describe_machine, dtype_name, new_directory,
+                     read_json, text_sha256, write_json, write_text)
+from score import (Report, by_problem, compare_evaluations, grade_again, place, read_finished,
+                   read_records, record_of, report_lines, score, summarise, versus_lines)
 from tokenizer import Tokenizer
+
+# recipes.client and recipes.teacher are imported only by the functions that ask a server: a
+# training imports this module, and needs no HTTP client.
 
 # --------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(
-    model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder: Path, *, dataset: str = "",
-    system: str | None = None, shots: Sequence[Problem] = (), prefix: Tensor | None = None,
-    samples: int = 1, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
-    max_new_tokens: int = MAX_NEW_TOKENS, seed: int = 0, rows: int | None = None,
-    about: dict | None = None,
-) -> Report:
-    """Generate `samples` completions of each problem, grade them, and write all of it to `folder`.
+def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder: Path, *,
+             dataset: str = "", system: str | None = None, shots: Sequence[Problem] = (),
+             prefix: Tensor | None = None, samples: int = 1, temperature: float = 0.0,
+             top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = MAX_NEW_TOKENS,
+             seed: int = 0, rows: int | None = None, about: dict | None = None) -> Report:
+    """Generate `samples` completions of each problem, grade them, and write everything to `folder`.
 
-    `dataset` is the name that the records carry; `shots` are worked examples that stand as earlier turns of the chat
-    before every question; `about` is what the caller knows of the model. prefix [L, 2, P, K, h].
+    The records carry the name `dataset`. `shots` are worked examples: earlier turns of the chat
+    before every question. `about` is what the caller knows of the model. prefix [L, 2, P, K, h].
 
-    Each completion is appended to generations.jsonl as it ends. An interrupted evaluation goes on where it was, a
-    finished one is read back; that the weights are the same is the caller's affair. Raises UserError where there
-    are no problems, one has no gold answer, or `folder` holds an evaluation with other settings.
+    An interrupted evaluation goes on, a finished one is read back. The caller makes sure that the
+    weights are the same. Raises UserError if there are no problems, if one has no gold answer, or
+    if `folder` holds an evaluation with other settings.
     """
-    folder = Path(folder)
-    sampling = {
-        "samples": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-        "seed": seed, "max_new_tokens": max_new_tokens
-    }
     system = tokenizer.default_system if system is None else system
-    settings = {
-        "dataset": dataset, **(about or {}), "system": system, "shots": _told(shots), **sampling,
-        **check_problems(problems)
-    }
-    records = _records_so_far(folder, settings)
-    if (folder / "result.json").exists() and len(records) == samples * len(problems):
-        return Report(read_json(folder / "result.json"), records)
+    sampling = {"samples": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+                "seed": seed, "max_new_tokens": max_new_tokens}
+    settings = {"dataset": dataset, **(about or {}), "system": system, "shots": _as_settings(shots),
+                **sampling, **check_problems(problems)}
+    folder, total = Path(folder), samples * len(problems)
+    done = _records_so_far(folder, settings)
+    if (folder / "result.json").exists() and len(done) == total:
+        return Report(read_json(folder / "result.json"), done)
     prompts = [tokenizer.prompt(problem.question, system, _turns(shots)) for problem in problems]
-    front = 0 if prefix is None else prefix.shape[2]
-    room = max(0, model.config.max_position_embeddings - front -
-               max(map(len, prompts)))  # behind the longest prompt
-    if shots and not room:
-        positions = model.config.max_position_embeddings
-        raise UserError(
-            f"{len(shots)} worked examples fill the model's {positions} positions and leave no room for an "
-            "answer; give fewer --shots")
-    _write_records(folder, records)  # without the half line that an interruption may have left
-    write_json(folder / "args.json", settings)
+    room = _room(model, prompts, prefix, len(shots))
+    _begin(folder, settings, done)
 
-    hashes = [hashlib.sha256(json.dumps(prompt).encode()).hexdigest() for prompt in prompts]
     device = next(model.parameters()).device
-    done = len(records)
     start = clock(device)
     completions = generate(model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size,
-                           rows=rows, prefix=prefix, skip=set(map(place, records)), **sampling)
-    total, hidden = len(problems) * samples, not sys.stderr.isatty()
-    bar = tqdm(total=total, initial=done, desc="evaluate", leave=False, disable=hidden)
-    with bar, open(folder / "generations.jsonl", "a", encoding="utf-8") as file:
-        for completion in completions:
-            record = grade(problems[completion.problem], completion, tokenizer.decode(
-                completion.ids))
-            records.append(
-                {"dataset": dataset, **record, "prompt_sha256": hashes[completion.problem]})
-            file.write(_line(records[-1]))
-            file.flush()
-            bar.update()
+                           rows=rows, prefix=prefix, skip=set(map(place, done)), **sampling)
+    graded = _graded(completions, tokenizer, problems, prompts, dataset)
+    new = _append(folder, graded, len(done), total)
     seconds = clock(device) - start
-    tokens = sum(
-        record["tokens"] for record in records[done:])  # of this sitting, as the seconds are
-    return _finish(folder, sorted(records, key=place), {
-        "eval_seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "timed_completions": len(records) - done,
-        "max_new_tokens": max_new_tokens,
+    return _finish(folder, sorted(done + new, key=place), {
+        "eval_seconds": seconds, "tokens_per_second": sum(r["tokens"] for r in new) / seconds,
+        "timed_completions": len(new), "max_new_tokens": max_new_tokens,
         "least_new_tokens": min(max_new_tokens, room),
         "machine": describe_machine(device, model.compute_dtype),
     })
 
 
-def evaluate_api(teacher: ApiTeacher, problems: list[Problem], folder: Path, *, dataset: str = "",
+def evaluate_api(teacher, problems: list[Problem], folder: Path, *, dataset: str = "",
                  shots: Sequence[Problem] = (), samples: int = 1) -> Report:
-    """As `evaluate`, of a model behind a server. What it never answered is left out and told as `lost`; the next call
-    asks for that alone. Raises UserError also where all is lost."""
-    settings = {
-        "dataset": dataset, "api_model": teacher.name, "system": teacher.system,
-        "shots": _told(shots), "samples": samples, **teacher.settings, **check_problems(problems)
-    }
-    records = _records_so_far(folder, settings)
-    if not (folder / "result.json").exists() or len(records) < samples * len(problems):
-        _write_records(folder, records)
-        write_json(folder / "args.json", settings)
-        records, measured = completions(teacher, problems, _turns(shots), folder, samples)
-        records = [{"dataset": dataset, **record} for record in records]
-        return _finish(folder, records, {"max_new_tokens": teacher.max_new_tokens, **measured})
-    return Report(read_json(folder / "result.json"), records)
+    """As `evaluate`, of a model behind a server; `teacher` is a recipes.client.ApiTeacher.
+
+    A problem that the server never answers is left out, and result.json counts its replies as
+    `lost`. The next call asks for these alone. Raises UserError also if all replies are lost.
+    """
+    from recipes.teacher import completions  # here, see above
+
+    settings = {"dataset": dataset, "api_model": teacher.name, "system": teacher.system,
+                "shots": _as_settings(shots), "samples": samples, **teacher.settings,
+                **check_problems(problems)}
+    done = _records_so_far(folder, settings)
+    if (folder / "result.json").exists() and len(done) == samples * len(problems):
+        return Report(read_json(folder / "result.json"), done)
+    _begin(folder, settings, done)
+    records, measured = completions(teacher, problems, _turns(shots), folder, samples)
+    records = [{"dataset": dataset, **record} for record in records]
+    return _finish(folder, records, {"max_new_tokens": teacher.max_new_tokens, **measured})
 
 
-def _told(shots: Sequence[Problem]) -> list[dict]:
+def check_problems(problems: list[Problem]) -> dict:
+    """What identifies this list of problems: how many, and a hash of their questions and answers.
+
+    Raises UserError if there are none, or if one has no gold answer.
+    """
+    if not problems:
+        raise UserError("there are no problems to evaluate; give another --dataset"
+                        " or a higher --limit")
+    for problem in problems:
+        if not problem.answer:
+            raise UserError(f"{problem.id}: this problem has no gold answer to grade by;"
+                            " add one or remove the problem")
+    text = json.dumps([(problem.question, problem.answer) for problem in problems])
+    return {"n": len(problems), "problems_sha256": text_sha256(text)}
+
+
+def _as_settings(shots: Sequence[Problem]) -> list[dict]:
     return [{"id": shot.id, "question": shot.question, "solution": shot.solution} for shot in shots]
 
 
 def _turns(shots: Sequence[Problem]) -> list[dict]:
-    """Worked examples as turns of a chat: each question by the user, each solution by the assistant."""
-    pairs = [(shot.question, shot.solution) for shot in shots]
-    return [{"role": role, "content": text} for pair in pairs
-            for role, text in zip(("user", "assistant"), pair)]
+    """Worked examples as turns of a chat: the user asks each question, the assistant solves it."""
+    turns = []
+    for shot in shots:
+        turns += [{"role": "user", "content": shot.question},
+                  {"role": "assistant", "content": shot.solution}]
+    return turns
 
 
-def check_problems(problems: list[Problem]) -> dict:
-    """What tells this list of problems from another. Raises UserError where there is nothing to grade, or grade by."""
-    if not problems:
-        raise UserError(
-            "there are no problems to evaluate; give another --dataset or a higher --limit")
-    for problem in problems:
-        if not problem.answer:
-            raise UserError(
-                f"{problem.id}: this problem has no gold answer to grade by; add one or remove the problem"
-            )
-    text = json.dumps([(problem.question, problem.answer) for problem in problems])
-    return {"n": len(problems), "problems_sha256": hashlib.sha256(text.encode()).hexdigest()}
+def _room(model: Qwen2, prompts: list[list[int]], prefix: Tensor | None, shots: int) -> int:
+    """The number of new tokens for which the model has positions after the longest prompt."""
+    positions = model.config.max_position_embeddings
+    front = 0 if prefix is None else prefix.shape[2]
+    room = max(0, positions - front - max(map(len, prompts)))
+    if shots and not room:
+        raise UserError(f"{shots} worked examples fill the model's {positions} positions"
+                        " and leave no room for an answer; give fewer --shots")
+    return room
+
+
+def _graded(completions: Iterable[Completion], tokenizer: Tokenizer, problems: list[Problem],
+            prompts: list[list[int]], dataset: str) -> Iterator[dict]:
+    """Yield the record of each completion as it ends."""
+    hashes = [text_sha256(json.dumps(prompt)) for prompt in prompts]
+    for completion in completions:
+        text = tokenizer.decode(completion.ids)
+        yield {"dataset": dataset, **grade(problems[completion.problem], completion, text),
+               "prompt_sha256": hashes[completion.problem]}
+
+
+def grade(problem: Problem, completion: Completion, text: str) -> dict:
+    """The record of one completion. Raises UserError if its log-probability is not finite."""
+    if not math.isfinite(completion.mean_log_prob):
+        raise UserError(f"{problem.id}: the model gives no finite probabilities;"
+                        " are its weights NaN or infinite?")
+    return record_of(problem, completion.problem, completion.sample, text, len(completion.ids),
+                     completion.finish, completion.mean_log_prob)
+
+
+# ------------------------------------------------------------------------------------- the folder
 
 
 def _records_so_far(folder: Path, settings: dict) -> list[dict]:
-    """What an earlier evaluation with the same settings has written to `folder`."""
+    """The records that an earlier evaluation with the same settings has written to `folder`."""
     path = folder / "generations.jsonl"
     if not (folder / "args.json").exists():
         if path.exists() and path.stat().st_size:
-            raise UserError(
-                f"{path}: stands there without its args.json, and is left alone; give another folder"
-            )
+            raise UserError(f"{path}: has no args.json beside it, and is left alone;"
+                            " give another folder")
         return []
     earlier = read_json(folder / "args.json")
-    # The data set's name is but a path; the problems themselves are told by their hash.
-    other = [
-        key for key in settings | earlier
-        if key != "dataset" and earlier.get(key) != settings.get(key)
-    ]
+    # The name of the data set is only a path: the hash identifies the problems.
+    other = [key for key in settings | earlier
+             if key != "dataset" and earlier.get(key) != settings.get(key)]
     if other:
-        differences = "; ".join(
-            f"{key} {_brief(earlier.get(key))}, not {_brief(settings.get(key))}" for key in other)
-        raise UserError(
-            f"{folder / 'args.json'}: was begun with {differences}; give another folder")
+        differences = "; ".join(f"{key} {_brief(earlier.get(key))}, not {_brief(settings.get(key))}"
+                                for key in other)
+        raise UserError(f"{folder / 'args.json'}: was begun with {differences};"
+                        " give another folder")
     return read_records(path) if path.exists() else []
 
 
 def _brief(value) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _begin(folder: Path, settings: dict, done: list[dict]) -> None:
+    """Write the settings, and the records so far without a half line that a crash has left."""
+    _write_records(folder, done)
+    write_json(folder / "args.json", settings)
+
+
+def _append(folder: Path, records: Iterable[dict], done: int, total: int) -> list[dict]:
+    """Append each record to generations.jsonl as it comes; returns all of them."""
+    written = []
+    bar = tqdm(total=total, initial=done, desc="evaluate", leave=False,
+               disable=not sys.stderr.isatty())
+    with bar, open(folder / "generations.jsonl", "a", encoding="utf-8") as file:
+        for record in records:
+            written.append(record)
+            file.write(_line(record))
+            file.flush()
+            bar.update()
+    return written
 
 
 def _write_records(folder: Path, records: list[dict]) -> None:
@@ -195,18 +231,11 @@ def _line(record: dict) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def grade(problem: Problem, completion: Completion, text: str) -> dict:
-    """The record of one completion. Raises UserError where the log-probability is no finite number."""
-    if not math.isfinite(completion.mean_log_prob):
-        raise UserError(
-            f"{problem.id}: the model gives no finite probabilities; are its weights NaN or infinite?"
-        )
-    return record_of(problem, completion.problem, completion.sample, text, len(completion.ids),
-                     completion.finish, completion.mean_log_prob)
-
-
 def _finish(folder: Path, records: list[dict], measured: dict) -> Report:
-    """Grade all records once more, so that one grader stands behind all and is timed; write and count them."""
+    """Grade all records once more, write and count them.
+
+    So one version of the grader decides all verdicts of an interrupted evaluation, and is timed.
+    """
     records, seconds = grade_again(records)
     _write_records(folder, records)
     result = summarise(records) | {"grading_seconds_per_1000": seconds} | measured
@@ -215,28 +244,28 @@ def _finish(folder: Path, records: list[dict], measured: dict) -> Report:
 
 
 def regrade(source: Path, folder: Path) -> Report:
-    """Grade, vote and count again what the evaluation `source` (a folder or its generations.jsonl) has generated.
+    """Grade and count again the completions of the evaluation `source`, a folder or its records.
 
-    `folder` becomes an evaluation like any other; nothing is changed in `source`. Times and machine of the generating
-    stay in the source's result.json.
+    `folder` becomes an evaluation like any other, and `source` does not change. The times and the
+    machine of the generation stay in the result.json of `source`.
     """
     records = read_finished(source)
-    settings = source if source.is_dir() else source.parent
-    args = read_json(settings / "args.json") if (settings / "args.json").exists() else {}
-    result = read_json(settings / "result.json") if (settings / "result.json").exists() else {}
+    home = source if source.is_dir() else source.parent
+    args = read_json(home / "args.json") if (home / "args.json").exists() else {}
+    result = read_json(home / "result.json") if (home / "result.json").exists() else {}
     write_json(folder / "args.json", args | {"regraded_from": str(source)})
     kept = ("max_new_tokens", "least_new_tokens", "lost", "wanted", "left_out")
     return _finish(folder, records, {key: result[key] for key in kept if key in result})
 
 
 def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
-    """The report of several samples with `greedy` in its result: that accuracy, and what the majority changes."""
-    change = compare(greedy.records, report.records)
+    """The report of several samples with a greedy one beside it, and what the majority changes."""
+    change = compare_evaluations(greedy.records, report.records)
     del change["changed"]
-    lost = {"lost": greedy.result["lost"]} if greedy.result.get("lost") else {}
-    result = report.result | {
-        "greedy": score(by_problem(greedy.records)) | {"majority": change} | lost
-    }
+    part = score(by_problem(greedy.records)) | {"majority": change}
+    if greedy.result.get("lost"):
+        part["lost"] = greedy.result["lost"]
+    result = report.result | {"greedy": part}
     write_json(folder / "result.json", result)
     return Report(result, report.records)
 
@@ -251,104 +280,117 @@ class Flags(ApiFlags, SamplingFlags):
     dataset: str = flag("mini-gsm", f"problems, of sets their test split: one of {known_names()}")
     limit: int | None = flag(
         None, "number of problems (default: 500 of an embedded set, all of a file)", least=1)
-    shots: int = flag(
-        0, "worked training examples, drawn by --seed, before each question as turns of "
-        "the chat; for base models", least=0)
+    shots: int = flag(0, "worked training examples, drawn by --seed, before each question as turns"
+                      " of the chat; for base models", least=0)
     shots_dataset: str | None = flag(
-        None, "where --shots come from (default: the set's own training split)")
-    versus: str | None = flag(None,
-                              "another evaluation's folder, to compare with problem by problem")
+        None, "the file or set of the --shots (default: the set's own training split)")
+    versus: str | None = flag(
+        None, "another evaluation's folder, to compare with problem by problem")
     regrade: str | None = flag(
-        None, "a finished evaluation's folder or generations.jsonl, to grade and count again "
-        "without a model, into a new folder beside it")
+        None, "a finished evaluation's folder or generations.jsonl, to grade and count again"
+        " without a model, into a new folder beside it")
     output_dir: str | None = flag(
-        None, "folder of the results; an unfinished evaluation there goes on "
-        "(default: evals/DATASET-N in the run, else runs/eval-DATASET-N)")
+        None, "folder of the results; an unfinished evaluation there goes on"
+        " (default: evals/DATASET-N in the run, else runs/eval-DATASET-N)")
 
 
 def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
-    """The problems that --shots asks for: drawn by the seed from a training set, none of them to be evaluated."""
+    """The worked examples that --shots asks for: drawn by the seed, and none is in `problems`."""
     name = flags.shots_dataset or (flags.dataset if has_split(flags.dataset, "train") else None)
     if not flags.shots:
         if flags.shots_dataset:
-            raise UsageError(
-                "--shots-dataset without --shots: say how many of its problems to show")
+            raise UsageError("--shots-dataset without --shots: say how many problems to show")
         return []
     if name is None:
-        raise UsageError(
-            f"--shots {flags.shots}: {flags.dataset} has no training split; name a file of worked "
-            "training problems with --shots-dataset")
+        raise UsageError(f"--shots {flags.shots}: {flags.dataset} has no training split;"
+                         " name a file of worked training problems with --shots-dataset")
     asked = {problem.question for problem in problems}
     pool = {problem.question: problem for problem in load_problems(name, "train")
             if problem.solution and problem.question not in asked}
     if len(pool) < flags.shots:
-        raise UserError(
-            f"{name}: has {len(pool)} worked problems that are not evaluated, --shots {flags.shots} needs more"
-        )
+        raise UserError(f"{name}: has {len(pool)} worked problems that are not evaluated,"
+                        f" --shots {flags.shots} needs more")
     chosen = np.random.default_rng(flags.seed).choice(len(pool), flags.shots, replace=False)
     return [list(pool.values())[index] for index in chosen]
 
 
-def measure(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
-    """Load what the flags name and evaluate it. Returns the report and its folder."""
+def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
+    """Evaluate the model, run or server that the flags name. Returns the report and its folder."""
+    from recipes.client import open_api  # here, see above
+
     problems = load_problems(flags.dataset, split="test", limit=flags.limit)
-    check_problems(problems)  # before a model is loaded, and a folder made
+    check_problems(problems)  # before a model is loaded and a folder is made
     shots = worked_examples(flags, problems)
     teacher = open_api(flags)
     run = None if teacher else load_asked(flags)
-    if flags.output_dir and (Path(flags.output_dir) / "generations.jsonl").exists():
-        folder = Path(flags.output_dir)  # an evaluation that was begun goes on
-    elif flags.run:
-        folder = new_directory(flags.output_dir, Path(flags.dataset).stem, f"{flags.run}/evals")
-    else:
-        folder = new_directory(flags.output_dir, f"eval-{Path(flags.dataset).stem}")
+    folder = _output_folder(flags)
+    print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
 
-    name = flags.api_model or flags.run or flags.model or "tiny"
-    decoding = f"temperature {flags.temperature:g}" if flags.temperature else "greedy"
-    if run:
-        machine = describe_machine(run.model.head_weight.device, run.model.compute_dtype)
-        print(
-            f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']}, {machine['threads']} threads"
-        )
-    print(f"model      {name}" + (f" at {teacher.base}" if teacher else ""))
-    print(
-        f"data       {flags.dataset}, {len(problems)} problems, {flags.samples} completion(s) each, {decoding}"
-        + ", and one greedy" * (flags.samples > 1))
-    if shots:
-        print(
-            f"shots      {len(shots)} worked examples of {flags.shots_dataset or flags.dataset} before each question"
-        )
-    sys.stdout.flush()
+    def once(part: Path, sampling: dict) -> Report:
+        """One evaluation into `part`; without `sampling` it is greedy."""
+        if teacher:
+            asked = teacher if sampling else replace(teacher, temperature=0.0)
+            return evaluate_api(asked, problems, part, dataset=flags.dataset, shots=shots,
+                                samples=sampling.get("samples", 1))
+        about = {"model": _name(flags), "dtype": dtype_name(run.model.compute_dtype)}
+        return evaluate(run.model, run.tokenizer, problems, part, dataset=flags.dataset,
+                        shots=shots, system=run.system, prefix=run.prefix, seed=flags.seed,
+                        max_new_tokens=flags.max_new_tokens, about=about, **sampling)
 
-    common = dict(dataset=flags.dataset, shots=shots)
-    if run:
-        common |= dict(system=run.system, prefix=run.prefix, seed=flags.seed,
-                       max_new_tokens=flags.max_new_tokens,
-                       about={"model": name, "dtype": machine["dtype"]})
-    sampling = dict(samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p,
-                    top_k=flags.top_k)
     try:
-        report = (evaluate_api(
-            teacher, problems, folder, samples=flags.samples, **common) if teacher else evaluate(
-                run.model, run.tokenizer, problems, folder, **common, **sampling))
+        report = once(folder, {"samples": flags.samples, "temperature": flags.temperature,
+                               "top_p": flags.top_p, "top_k": flags.top_k})
         if flags.samples > 1:
-            again = folder / "greedy"
-            greedy = (evaluate_api(replace(teacher, temperature=0.0), problems, again, **common)
-                      if teacher else evaluate(run.model, run.tokenizer, problems, again, **common))
-            report = beside_greedy(report, greedy, folder)
+            report = beside_greedy(report, once(folder / "greedy", {}), folder)
     except (KeyboardInterrupt, UserError) as error:
-        with contextlib.suppress(
-                OSError):  # what was begun stays; what could not begin leaves no folder
-            folder.rmdir()
-        if teacher or isinstance(error, KeyboardInterrupt):
-            words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
-            print(f"to go on:  {shlex.join(['python', 'evaluate.py', *words])}")
+        _leave(folder, flags, argv, can_go_on=bool(teacher) or isinstance(error, KeyboardInterrupt))
         raise
     return report, folder
 
 
-def measure_again(flags: Flags) -> tuple[Report, Path]:
-    """Grade again what --regrade names, and its greedy companion. Returns the report and its folder."""
+def _output_folder(flags: Flags) -> Path:
+    """The folder of the results: a new one, or that of an evaluation that goes on."""
+    if flags.output_dir and (Path(flags.output_dir) / "generations.jsonl").exists():
+        return Path(flags.output_dir)
+    name = Path(flags.dataset).stem
+    if flags.run:
+        return new_directory(flags.output_dir, name, f"{flags.run}/evals")
+    return new_directory(flags.output_dir, f"eval-{name}")
+
+
+def _name(flags: Flags) -> str:
+    return flags.api_model or flags.run or flags.model or "tiny"
+
+
+def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]:
+    """The first lines of the output: what is measured, and on what."""
+    lines = []
+    if run:
+        machine = describe_machine(run.model.head_weight.device, run.model.compute_dtype)
+        lines.append(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']},"
+                     f" {machine['threads']} threads")
+    lines.append(f"model      {_name(flags)}" + (f" at {teacher.base}" if teacher else ""))
+    decoding = f"temperature {flags.temperature:g}" if flags.temperature else "greedy"
+    greedy = ", and one greedy" if flags.samples > 1 else ""
+    lines.append(f"data       {flags.dataset}, {problems} problems,"
+                 f" {flags.samples} completion(s) each, {decoding}{greedy}")
+    if shots:
+        lines.append(f"shots      {shots} worked examples of {flags.shots_dataset or flags.dataset}"
+                     " before each question")
+    return lines
+
+
+def _leave(folder: Path, flags: Flags, argv: list[str], can_go_on: bool) -> None:
+    """Remove the folder if it is empty, and print the command that goes on."""
+    with contextlib.suppress(OSError):  # rmdir keeps what has been written
+        folder.rmdir()
+    if can_go_on:
+        words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
+        print(f"to go on:  {shlex.join(['python', 'evaluate.py', *words])}")
+
+
+def regrade_asked(flags: Flags) -> tuple[Report, Path]:
+    """Grade again the evaluation that --regrade names, and the greedy one in it."""
     source = Path(flags.regrade)
     read_finished(source)  # before a folder is made
     home = (source if source.is_dir() else source.parent).resolve()
@@ -356,14 +398,13 @@ def measure_again(flags: Flags) -> tuple[Report, Path]:
     report = regrade(source, folder)
     if (home / "greedy" / "result.json").exists():
         report = beside_greedy(report, regrade(home / "greedy", folder / "greedy"), folder)
-    print(
-        f"graded     {source} again: {len(report.records)} completions of {report.result['n']} problems"
-    )
+    print(f"graded     {source} again: {len(report.records)} completions"
+          f" of {report.result['n']} problems")
     return report, folder
 
 
 def main(argv: list[str]) -> None:
-    """`python evaluate.py`: evaluate, or grade again; print the report."""
+    """`python evaluate.py`: evaluate or grade again, and print the report."""
     words = given_flags(Flags, argv, __doc__)
     flags = Flags(**words)
     idle = words.keys() - {"regrade", "versus", "output_dir", "debug"}
@@ -371,12 +412,12 @@ def main(argv: list[str]) -> None:
         spelled = ", ".join("--" + name.replace("_", "-") for name in sorted(idle))
         raise UsageError(
             f"--regrade generates nothing: {spelled} would have no effect; leave it out")
-    other = read_finished(Path(
-        flags.versus)) if flags.versus else None  # before hours of generating
-    report, folder = measure_again(flags) if flags.regrade else measure(flags, argv)
+    # Read first: an error is better before hours of generation than after them.
+    other = read_finished(Path(flags.versus)) if flags.versus else None
+    report, folder = regrade_asked(flags) if flags.regrade else evaluate_asked(flags, argv)
     print(*report_lines(report.result), sep="\n")
     if other:
-        print(*versus_lines(flags.versus, compare(other, report.records)), sep="\n")
+        print(*versus_lines(flags.versus, compare_evaluations(other, report.records)), sep="\n")
     print(f"files      {folder}")
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from runtime import UsageError, UserError, printable
+from runtime import UsageError, UserError, one_line, printable
 
 
 class Terminated(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
 
 
 def _number_reader(kind: type, least: float | None, most: float | None) -> Callable[[str], float]:
-    """A function that reads an int or a float; it refuses NaN, infinity and values out of bounds."""
+    """A function that reads an int or a float, and refuses NaN and values out of bounds."""
 
     def read(text: str) -> float:
         try:
@@ -158,7 +158,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         if line is None:
             raise
         if "--debug" in argv:
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)
         print(line, file=sys.stderr)
         return code
     finally:
@@ -192,7 +192,8 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return (143, "terminated") if isinstance(error, Terminated) else (130, "interrupted")
     if isinstance(error, UserError):
-        return 2 if isinstance(error, UsageError) else 1, _one_line(f"error: {error}")
+        # Messages hold names of files and texts of models: none reaches the terminal raw.
+        return 2 if isinstance(error, UsageError) else 1, one_line(f"error: {error}")
     # torch's CPU allocator has no exception class of its own.
     if (isinstance(error, MemoryError | torch.OutOfMemoryError)
             or "can't allocate memory" in str(error)):
@@ -200,13 +201,8 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
                    " or --dtype bf16")
     if isinstance(error, OSError):
         place = error.filename or "input/output"
-        return 1, _one_line(f"error: {place}: {error.strerror or error}")
+        return 1, one_line(f"error: {place}: {error.strerror or error}")
     return 1, None
-
-
-def _one_line(text: str) -> str:
-    """Names of files and texts of models stand in messages: none reaches the terminal raw."""
-    return printable(text.replace("\n", " "))
 
 
 @dataclasses.dataclass

@@ -65,7 +65,7 @@ class Run:
     model: Qwen2
     tokenizer: Tokenizer
     prefix: Tensor | None  # [L, 2, P, K, h]
-    system: str
+    system: str | None  # None: the one in the tokenizer's template
     args: dict  # the run's settings; empty without a run
 
 
@@ -119,5 +119,6 @@ def _load(base: Path, result: Path, method: ModuleType, args: dict, device: torc
     tuning = method.load(result, model, flags_of(method, args))
     front = tuning.prefix().detach() if tuning.prefix else None
     system = args.get("system")
-    system = tokenizer.default_system if system is None else system
+    if args and system is None:  # an old run; of an adapter alone, the caller decides
+        system = tokenizer.default_system
     return Run(model.requires_grad_(False), tokenizer, front, system, args)

@@ -1,9 +1,10 @@
-"""Where a program runs and what it leaves behind: device, precision, clock, memory, files.
+"""What every program needs of its machine: device, precision, clock, memory, files, text.
 
     python runtime.py            # prints what mathft sees of this machine
 
-Nothing here knows of models. Two rules hold for every file the project writes: it appears whole or not at all
-(written beside its place, then renamed), and nothing that exists is overwritten without being asked.
+Nothing here knows of models. Two rules hold for every file that the project writes. It appears
+whole or not at all: it is written beside its place, then renamed. And nothing that exists is
+overwritten unless the caller asks for it.
 """
 
 import contextlib
@@ -21,22 +22,22 @@ from pathlib import Path
 import torch
 
 VERSION = "0.1.0"
-WIDE_AT_ONCE = 1 << 19  # numbers in fp32, 2 MiB: they stay in a processor's cache from one pass to the next
+WIDE_AT_ONCE = 1 << 19  # numbers in fp32, 2 MiB: a processor's cache keeps them between two passes
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the file (and line) and the mend. Commands exit with code 1."""
+    """An error that the user can mend: one line that names file, line and mend. Exit code 1."""
 
 
 class UsageError(UserError):
-    """Wrong or contradictory flags. Commands exit with code 2."""
+    """Wrong or contradictory flags. Exit code 2."""
 
 
 # ----------------------------------------------------------------------------- device and precision
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; any other name is taken as torch knows it."""
+    """The device that a flag names: `auto` is CUDA if there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -45,13 +46,13 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UsageError(
             f"--device {name}: torch knows no such device; use cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            f"--device {name}: this machine (or this build of torch) has no CUDA; use --device cpu")
+        raise UsageError(f"--device {name}: this machine (or this build of torch) has no CUDA;"
+                         " use --device cpu")
     return device
 
 
 def multiplies_bf16_fast(device: torch.device) -> bool:
-    """Whether bf16 products are at home here, told by the processor's features and never by timing."""
+    """Whether the device multiplies bf16 fast: its features decide, never a timing."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -60,7 +61,7 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
 
 
 def _cpu_flags() -> set[str]:
-    """Feature flags of the first processor as Linux names them; empty where /proc does not tell."""
+    """Feature flags of the first processor as Linux names them; empty if there is no /proc."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             flags = next((line for line in lines if line.startswith("flags")), "")
@@ -70,16 +71,17 @@ def _cpu_flags() -> set[str]:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of products: `auto` is bf16 where it is fast, else fp32. fp16 overflows in Qwen2 and is refused."""
-    known = {
-        "bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32,
-        "float32": torch.float32
-    }
+    """The dtype of products: `auto` is bf16 if the device multiplies it fast, else fp32.
+
+    fp16 is refused, since Qwen2's activations overflow in it.
+    """
+    known = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
+             "fp32": torch.float32, "float32": torch.float32}
     if name == "auto":
         return torch.bfloat16 if multiplies_bf16_fast(device) else torch.float32
     if name not in known:
-        hint = ": fp16 overflows in Qwen2's activations" if name in ("fp16", "float16",
-                                                                     "half") else ""
+        half = name in ("fp16", "float16", "half")
+        hint = ": fp16 overflows in Qwen2's activations" if half else ""
         raise UsageError(f"--dtype {name} is not supported{hint}; use auto, bf16 or fp32")
     return known[name]
 
@@ -90,10 +92,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks instead of handing them back to the kernel (nothing happens elsewhere).
+    """Ask glibc to keep freed blocks instead of giving them back to the kernel.
 
-    Every large tensor is otherwise mapped afresh and its pages cleared on first touch; a small model's step spends
-    most of its time there.
+    On other systems nothing happens. Without it every large tensor is mapped anew, and the kernel
+    clears its pages on first touch: the step of a small model spends most of its time there.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -105,7 +107,10 @@ def keep_freed_memory() -> None:
 
 
 def rows_in_cache(x: torch.Tensor) -> int:
-    """How many rows of x [n, V] to hold in fp32 at a time: on a CPU few, and as many for each thread; on a GPU all."""
+    """How many rows of x [n, V] to hold in fp32 at a time.
+
+    On a CPU they are few, and equally many for each thread; on a GPU all.
+    """
     if x.device.type != "cpu":
         return max(1, len(x))
     threads = torch.get_num_threads()
@@ -113,19 +118,18 @@ def rows_in_cache(x: torch.Tensor) -> int:
 
 
 def round_up(count: int, multiple: int = 16) -> int:
-    """The next multiple, for sizes of tensors: on a CPU each new shape of a product is planned first, in 0.3 to 2 ms."""
+    """The next multiple of `multiple`, for sizes of tensors.
+
+    On a CPU each new shape of a product is planned first, which takes 0.3 to 2 ms.
+    """
     return -(-count // multiple) * multiple
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> dict:
-    """What a reader needs to place the figures of a run: stored as env.json, printed as its first line."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = _cpu_name()
+    """What a reader needs to judge the figures of a run; env.json holds it."""
     return {
         "version": VERSION,
-        "machine": name,
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "device": str(device),
         "dtype": dtype_name(dtype),
         "threads": torch.get_num_threads(),
@@ -138,8 +142,8 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> dict:
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(
-                line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+            return next(line.partition(":")[2].strip()
+                        for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -148,7 +152,7 @@ def _cpu_name() -> str:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds on the wall, read after the device has finished what it was given."""
+    """Seconds on a wall clock, read after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -157,7 +161,8 @@ def clock(device: torch.device) -> float:
 def peak_memory_mib(device: torch.device) -> float:
     """High-water mark in MiB: CUDA's allocations, or on a CPU the process's resident set.
 
-    VmHWM rather than getrusage's ru_maxrss: the latter survives exec, so that a child reports its parent's peak.
+    It reads VmHWM and not getrusage's ru_maxrss, which survives exec: a child would report the peak
+    of its parent.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -168,18 +173,18 @@ def peak_memory_mib(device: torch.device) -> float:
     except (OSError, StopIteration):
         import resource  # not on Windows; macOS counts bytes
 
-        return resource.getrusage(
-            resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 # -------------------------------------------------------------------------------------------- files
 
 
 def write_whole(path: Path, write) -> None:
-    """Call `write(temporary_path)` and move the result to `path`, so that a reader never sees half a file.
+    """Call `write(temporary_path)` and move the result to `path`: a reader never sees half a file.
 
-    A full disk (or any other failure) leaves what stood at `path` before, removes the temporary file, and raises
-    UserError with the path and the reason.
+    If it fails (a full disk), the old file at `path` stays, the temporary file goes, and UserError
+    names the path and the reason.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -190,37 +195,35 @@ def write_whole(path: Path, write) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); nothing was changed there"
-        ) from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error});"
+                        " nothing was changed there") from error
     finally:
-        with contextlib.suppress(OSError):  # where it could not be made it need not go
+        with contextlib.suppress(OSError):  # it is not there if it was moved, or never made
             temporary.unlink()
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name at the end, or vanishes when something fails.
+    """A temporary folder beside `folder`. At the end it takes that name; on failure it is removed.
 
-    Raises UserError where `folder` exists and is not empty, and where it cannot be written.
+    Raises UserError if `folder` exists and is not empty, or if it cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder}: exists and is not empty, nothing was written; give another name")
+        raise UserError(f"{folder}: exists and is not empty, nothing was written;"
+                        " give another name")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(temporary,
-                      ignore_errors=True)  # a killed process may have had the same number
+        # A killed process may have had the same number.
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         os.replace(temporary, folder)
-    except UserError as error:  # of a file inside: name the place it was meant for
+    except UserError as error:  # of a file inside it: name the place where it would have been
         raise UserError(str(error).replace(str(temporary), str(folder))) from error
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); nothing was kept of it"
-        ) from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error});"
+                        " nothing was kept of it") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -243,21 +246,23 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor],
 
     def save(temporary: Path) -> None:
         try:
-            save_file({name: t.detach().cpu().contiguous()
-                       for name, t in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:  # safetensors wraps the operating system's own word, a full disk among them
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+                      temporary, metadata)
+        except SafetensorError as error:  # it wraps errors of the system, as of a full disk
             raise OSError(str(error)) from error
-        umask = os.umask(0)  # can only be read by setting it
+        # safetensors makes its files private; these get the rights of the user's other files.
+        umask = os.umask(0)  # it can only be read by setting it
         os.umask(umask)
-        temporary.chmod(
-            0o666
-            & ~umask)  # safetensors makes its files private, whatever the user's other files are
+        temporary.chmod(0o666 & ~umask)
 
     write_whole(path, save)
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file. Raises UserError with file and line where it is missing, broken or no object."""
+    """A JSON object from a file.
+
+    Raises UserError with file and line if it is missing, broken or not an object.
+    """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -266,10 +271,10 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except (json.JSONDecodeError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise UserError(
-            f"{path}:{line}: not valid JSON ({getattr(error, 'msg', 'too deep')})") from None
+        reason = getattr(error, "msg", "too deep")
+        raise UserError(f"{path}:{line}: not valid JSON ({reason})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, where a JSON object was expected")
+        raise UserError(f"{path}: holds a {type(value).__name__}, not a JSON object")
     return value
 
 
@@ -279,31 +284,29 @@ def append_metrics(path: Path, record: dict) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free some space, then --resume"
-        ) from error
+        raise UserError(f"{path}: cannot be written ({error.strerror});"
+                        " free some space, then --resume") from error
 
 
 def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines behind `step`: a run that goes on from there will write them again."""
+    """Remove the lines after `step`: a run that goes on from there writes them again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line cut by a crash is behind the checkpoint too, since the log is written before the state.
-        write_text(
-            path, "".join(
-                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        # A line that a crash has cut is after the checkpoint too: the log is written first.
+        kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+        write_text(path, "".join(kept))
 
 
 def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:
     """Make and return the folder of a new run: `wanted`, else `root/STEM-N` with the first free N.
 
-    Raises UserError where `wanted` exists and is not empty.
+    Raises UserError if `wanted` exists and is not empty.
     """
     if wanted:
         path = Path(wanted)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(
-                f"{path}: exists and is not empty; give another --output-dir, or --resume {path}")
+            raise UserError(f"{path}: exists and is not empty;"
+                            f" give another --output-dir, or --resume {path}")
         path.mkdir(parents=True, exist_ok=True)
         return path
     number = 1
@@ -320,13 +323,27 @@ def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:
 
 
 def printable(text: str) -> str:
-    """Text without what would move a terminal's cursor or change its colours."""
+    """The text with a space for each character that could steer a terminal or hide what it shows.
+
+    Those are control characters other than newline and tab (ESC, carriage return), marks of writing
+    direction (U+202E), invisible characters, line separators, and halves of surrogate pairs.
+    """
     return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
 
 
+def one_line(text: str) -> str:
+    """The text as `printable` gives it, with a space for each newline and tab."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def hash_of(text: str) -> int:
-    """A 64-bit hash of a text that is the same in every process and on every machine, unlike Python's own."""
+    """A 64-bit hash of a text, the same in every process and on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def text_sha256(text: str) -> str:
+    """The SHA-256 of a text in UTF-8, as 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 if __name__ == "__main__":

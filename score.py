@@ -1,13 +1,16 @@
-"""From graded completions to figures: verdicts, accuracies with their intervals, votes, and two evaluations compared.
+"""From completions to figures: verdicts, accuracies with intervals, and two evaluations compared.
 
-    python evaluate.py --regrade runs/eval-mini-gsm-1/generations.jsonl     # this module at work, without a model
+    python evaluate.py --regrade runs/eval-mini-gsm-1/generations.jsonl     # without a model
 
-A record is one completion with its problem: a line of generations.jsonl. Each figure can be counted again from records.
+A record is one completion with its problem: a line of generations.jsonl. Every figure can be
+counted again from the records. A completion is scored in three ways:
 
-Three ways to score a completion stand side by side. *Flexible* is the accuracy meant everywhere: the answer in whatever
-form it stands, compared by value. *Strict* takes only an answer that the completion marks itself (a box or `####`).
-*Exact string* takes the flexible answer, and asks for the very characters of the gold one. Strict far below flexible:
-the model does not keep to the form. Exact far below flexible: much hangs on the grader, whose verdicts deserve a look.
+    flexible        the answer in any form, compared by value; this is what "accuracy" means
+    strict          only an answer that the completion marks itself: a box or ####
+    exact string    the flexible answer, which must be the gold answer character by character
+
+If strict is far below flexible, the model does not keep to the form. If exact is far below
+flexible, much depends on the grader, and its verdicts deserve a look.
 """
 
 import json
@@ -17,59 +20,53 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from answers import equivalent, extract_answer
-from runtime import UserError, read_json
-from stats import bootstrap, interval, mcnemar
-from vote import choose, cluster, confidence, maj_at_k, pass_at_k
+from runtime import UserError, one_line, read_json
+from stats import interval, mcnemar
 
-VOTES = {"majority": "majority of", "weighted": "weighted vote of",
-         "best": "most confident of"}  # kinds, and in words
-# What a record must hold to be graded and counted; None is what a server did not tell.
+# What a record must hold to be graded and counted. None: the server did not say it.
 FIELDS = {
     "id": str, "problem": int, "sample": int, "question": str, "gold": str, "level": str,
-    "subject": str, "text": str, "tokens": int | None, "finish": str, "mean_log_prob": float | None
+    "subject": str, "text": str, "tokens": int | None, "finish": str, "mean_log_prob": float | None,
 }
+VOTES = {"majority": "majority of", "weighted": "weighted vote of", "best": "most confident of"}
 
 # ------------------------------------------------------------------------------------------ records
 
 
 @dataclass
 class Report:
-    """A finished evaluation: the figures of result.json, and the records in (problem, sample) order."""
+    """A finished evaluation: the figures of result.json, and records in (problem, sample) order."""
 
     result: dict
     records: list[dict]
 
     @property
     def verdicts(self) -> list[bool]:
-        """Whether each problem's answer is right, by majority where it has several samples."""
-        spokesmen = map(_spokesman, by_problem(self.records))
-        return [record is not None and record["correct"] for record in spokesmen]
+        """Whether each problem's answer is right. Of several samples the majority decides."""
+        chosen = map(_chosen, by_problem(self.records))
+        return [record is not None and record["correct"] for record in chosen]
 
 
 def record_of(problem, number: int, sample: int, text: str, tokens: int | None, finish: str,
               mean_log_prob: float | None) -> dict:
-    """The graded record of completion `sample` of `problem` (a data.Problem), which stands at `number` in its list."""
+    """The graded record of completion `sample` of `problem`, a data.Problem.
+
+    number: the problem's index in its list. tokens: without the stop token, if we count them.
+    finish: "stop", or "length" if the completion was cut. mean_log_prob: nats per token.
+    """
     return {
-        "id": problem.id,
-        "problem": number,
-        "sample": sample,
-        "question": problem.question,
-        "gold": problem.answer,
-        "level": problem.level,
-        "subject": problem.subject,
-        "text": text,
-        "tokens": tokens,  # without the stop token, where they are ours
-        "finish": finish,  # "stop", or "length" where it was cut
-        "mean_log_prob": mean_log_prob,
+        "id": problem.id, "problem": number, "sample": sample, "question": problem.question,
+        "gold": problem.answer, "level": problem.level, "subject": problem.subject,
+        "text": text, "tokens": tokens, "finish": finish, "mean_log_prob": mean_log_prob,
         **verdict(problem.answer, text, finish),
     }
 
 
 def verdict(gold: str, text: str, finish: str) -> dict:
-    """What the grader says of a completion: the part of its record that grading again replaces.
+    """What the grader says of a completion: the part of its record that `grade_again` replaces.
 
-    A completion that was cut is graded only by an answer it marked itself: the number that happens to stand last where
-    it was cut is no answer.
+    A completion that was cut has an answer only if it marks one: the last number before a cut is
+    not an answer.
     """
     marked = extract_answer(text, strict=True)
     answer = extract_answer(text) if finish == "stop" else marked
@@ -85,19 +82,19 @@ def verdict(gold: str, text: str, finish: str) -> dict:
 def grade_again(records: list[dict]) -> tuple[list[dict], float]:
     """The records with new verdicts, and the seconds that 1,000 of them take."""
     start = time.perf_counter()
-    graded = [
-        record | verdict(record["gold"], record["text"], record["finish"]) for record in records
-    ]
+    graded = [record | verdict(record["gold"], record["text"], record["finish"])
+              for record in records]
     return graded, 1000 * (time.perf_counter() - start) / len(records)
 
 
 def read_records(path: Path) -> list[dict]:
-    """The records of a generations.jsonl in (problem, sample) order, without a half line at its end.
+    """The records of a generations.jsonl in (problem, sample) order, without a half last line.
 
-    Raises UserError with file and line for what is no record.
+    Raises UserError with file and line for a line that is not a record.
     """
     try:
-        # A half line may end inside a character. Every whole line ends in a newline, so the last piece is no line.
+        # A half line may end inside a character. A whole line ends in a newline: the last piece is
+        # not one.
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -108,23 +105,28 @@ def read_records(path: Path) -> list[dict]:
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}:{number}: not valid JSON ({error}); remove that line") from None
-        kinds = record if isinstance(record, dict) else {}
-        wrong = [
-            key for key, kind in FIELDS.items()
-            if key not in kinds or not isinstance(kinds[key], kind)
-        ]
-        if wrong or not -math.inf < (record["mean_log_prob"]
-                                     or 0) < 1:  # at most 0, but for rounding
-            what = ", ".join(wrong) or "mean_log_prob"
-            raise UserError(
-                f"{path}:{number}: no record of an evaluation ({what} missing or wrong); remove that line"
-            )
+        wrong = _wrong_fields(record)
+        if wrong:
+            raise UserError(f"{path}:{number}: no record of an evaluation ({', '.join(wrong)}"
+                            " missing or wrong); remove that line")
         records.setdefault(place(record), record)
     return [records[at] for at in sorted(records)]
 
 
+def _wrong_fields(record) -> list[str]:
+    """The fields that a parsed line lacks, or whose value is of another type or out of range."""
+    if not isinstance(record, dict):
+        return list(FIELDS)
+    wrong = [name for name, kind in FIELDS.items()
+             if name not in record or not isinstance(record[name], kind)]
+    # Below 1 and not below 0: rounding may lift it a little.
+    if not wrong and not -math.inf < (record["mean_log_prob"] or 0) < 1:
+        wrong = ["mean_log_prob"]
+    return wrong
+
+
 def place(record: dict) -> tuple[int, int]:
-    """Where a record stands: (index of its problem, number of its sample)."""
+    """The place of a record: (index of its problem, number of its sample)."""
     return record["problem"], record["sample"]
 
 
@@ -139,8 +141,9 @@ def by_problem(records: list[dict]) -> list[list[dict]]:
 def read_finished(path: Path) -> list[dict]:
     """The records of a finished evaluation, from its folder or its generations.jsonl.
 
-    Raises UserError for an unfinished one: what ended first is short, and no fair sample of the problems. One that has
-    lost replies of a server (result.json says so) is finished without these problems.
+    Raises UserError for an unfinished one: short completions end first, so they are not a fair
+    sample. An evaluation that has lost replies of a server (its result.json says so) is finished
+    without these problems.
     """
     path = path / "generations.jsonl" if path.is_dir() else path
     records = read_records(path)
@@ -153,9 +156,8 @@ def read_finished(path: Path) -> list[dict]:
         numbers = dict.fromkeys(problem for problem, _ in places)
     whole = places == [(i, s) for i in numbers for s in range(samples)]
     if unfinished or not places or not whole:
-        raise UserError(
-            f"{path}: holds {len(places)} completions of an unfinished evaluation; let it end first"
-        )
+        raise UserError(f"{path}: holds {len(places)} completions of an unfinished evaluation;"
+                        " let it end first")
     return records
 
 
@@ -163,12 +165,11 @@ def read_finished(path: Path) -> list[dict]:
 
 
 def summarise(records: list[dict]) -> dict:
-    """The figures of all records, which stand in (problem, sample) order. Rates are fractions, intervals 95 %.
+    """The figures of all records in (problem, sample) order. Rates are fractions, intervals 95 %.
 
-    accuracy: the mean over problems and samples. ended_with_answer_rate: the share of completions that have an answer
-    and were not cut. by_level and by_subject are empty where the data has none. With several samples also `votes` by
-    each kind, each with its gain over a single sample, and pass_at_k and maj_at_k by kind and k: 1, 2, 4, ... and all.
-    Where a server told no log-probabilities there is nothing to weigh votes by, and the majority stands alone.
+    accuracy: the mean over problems and samples. ended_with_answer_rate: the share of completions
+    that have an answer and were not cut. by_level and by_subject are empty if the data has none.
+    With several samples a problem there are also the figures of vote.summarise_votes.
     """
     groups = by_problem(records)
     samples = len(groups[0])
@@ -184,14 +185,20 @@ def summarise(records: list[dict]) -> dict:
         "by_level": _score_by("level", groups),
         "by_subject": _score_by("subject", groups),
     }
-    return result | _summarise_samples(groups, samples) if samples > 1 else result
+    if samples > 1:
+        # Imported here: with one sample a problem there is nothing to vote on.
+        from vote import summarise_votes
+
+        result |= summarise_votes(groups)
+    return result
 
 
 def score(groups: list[list[dict]], right: str = "correct", answer: str = "answer") -> dict:
-    """Accuracy of the records of some problems, by the field `right`, and what stands beside every accuracy.
+    """Accuracy of the records of some problems, by the field `right`, and the rates beside it.
 
-    ci95: Wilson's with one sample a problem, else a bootstrap over problems (see stats.interval). no_answer_rate: no
-    answer could be read off. truncated_rate: cut at the token limit. These two may overlap.
+    ci95: Wilson's with one sample a problem, else a bootstrap over problems (see stats.interval).
+    no_answer_rate: the completion has no answer. truncated_rate: it was cut at the token limit. A
+    completion can count in both.
     """
     values = [sum(record[right] for record in group) / len(group) for group in groups]
     records = [record for group in groups for record in group]
@@ -211,63 +218,25 @@ def _score_by(field: str, groups: list[list[dict]]) -> dict[str, dict]:
     return {name: score(parts[name]) for name in sorted(parts)} if any(parts) else {}
 
 
-def _summarise_samples(groups: list[list[dict]], samples: int) -> dict:
-    """What several samples a problem show: votes beside the single sample, and how both grow with k."""
-    n = len(groups)
-    rights = [[record["correct"] for record in group] for group in groups]
-    single = [sum(right) / samples for right in rights]
-    ids = [cluster([record["answer"] for record in group]) for group in groups]
-    weights = [_weights(group) for group in groups]
-    kinds = list(VOTES) if None not in weights else ["majority"]
-    votes = {}
-    for kind in kinds:
-        chosen = [choose(*ballot, kind) for ballot in zip(ids, weights)]
-        verdicts = [index is not None and right[index] for index, right in zip(chosen, rights)]
-        gains = [vote - mean for vote, mean in zip(verdicts, single)]
-        votes[kind] = {
-            "accuracy": sum(verdicts) / n,
-            "ci95": interval(verdicts),
-            "gain": sum(gains) / n,  # over the single sample, paired by problem
-            "gain_se": bootstrap(gains)[0],
-            "no_answer_rate": chosen.count(None) / n,
-        }
-    ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
-    points = [(kind, k) for kind in kinds for k in ks]
-    curves = [[maj_at_k(ids[i], rights[i], k, weights[i], kind, seed=i) for kind, k in points]
-              for i in range(n)]
-    maj: dict[str, dict] = {kind: {} for kind in kinds}
-    for (kind, k), found in zip(points, zip(*curves)):
-        # se: of drawing subsets where there are too many to count all, not of drawing other problems.
-        error = math.sqrt(sum(error**2 for _, error in found)) / n
-        maj[kind][str(k)] = {"accuracy": sum(value for value, _ in found) / n, "se": error}
-    return {
-        "accuracy_se": bootstrap(single)[0], "votes": votes, "pass_at_k": {
-            str(k): sum(pass_at_k(samples, sum(right), k) for right in rights) / n
-            for k in ks
-        }, "maj_at_k": maj,
-    }
-
-
-def _weights(group: list[dict]) -> list[float] | None:
-    """What the samples' votes weigh; None where it is not known of all."""
-    log_probs = [record["mean_log_prob"] for record in group]
-    return None if None in log_probs else [confidence(log_prob) for log_prob in log_probs]
-
-
 # --------------------------------------------------------------------------------------- comparison
 
 
-def _spokesman(group: list[dict]) -> dict | None:
-    """The record that speaks for the majority of a problem's samples; None where none of them has an answer."""
-    index = choose(cluster([record["answer"] for record in group]), _weights(group))
-    return None if index is None else group[index]
+def _chosen(group: list[dict]) -> dict | None:
+    """The record that decides a problem, of several the majority's; None if none has an answer."""
+    if len(group) == 1:
+        return None if group[0]["answer"] is None else group[0]
+    from vote import majority  # see summarise
+
+    return majority(group)
 
 
-def compare(before: list[dict], after: list[dict]) -> dict:
-    """Two evaluations on the problems they share, told by question and gold answer: what changed, and was it chance?
+def compare_evaluations(before: list[dict], after: list[dict]) -> dict:
+    """Two evaluations on the problems that both have: what changed, and could it be chance?
 
-    A problem's verdict is that of its sample, or of the majority of its samples. gained and lost count changed
-    verdicts, p is McNemar's exact one, `changed` holds the problems. Raises UserError where the two share no problem.
+    Problems are the same if question and gold answer are. A problem's verdict is that of its
+    sample, or of the majority of its samples. gained and lost count the changed verdicts, p is
+    McNemar's exact one, `changed` lists the problems. Raises UserError if there is no common
+    problem.
     """
     there, here = ({(group[0]["question"], group[0]["gold"]): group
                     for group in by_problem(records)} for records in (before, after))
@@ -276,7 +245,7 @@ def compare(before: list[dict], after: list[dict]) -> dict:
         raise UserError("the two evaluations have no problem in common, and cannot be compared")
     verdicts, changed = [], []
     for key in shared:
-        old, new = _spokesman(there[key]), _spokesman(here[key])
+        old, new = _chosen(there[key]), _chosen(here[key])
         was, now = (record is not None and record["correct"] for record in (old, new))
         verdicts.append((was, now))
         if was != now:
@@ -295,41 +264,21 @@ def compare(before: list[dict], after: list[dict]) -> dict:
 
 
 def report_lines(result: dict) -> list[str]:
-    """The figures of result.json, for people. The share that was cut stands beside every score."""
-    samples, cut = result["samples"], result["truncated_rate"]
+    """The figures of result.json, for people. Beside every score is the share that was cut."""
+    samples = result["samples"]
     lines = [_losses(result)] if result.get("lost") else []
-    lines += [
-        f"{'':24s}accuracy     95 % interval  no answer     cut",
-        _row("flexible", result,
-             f"of {result['n']} problems" + f", mean of {samples} samples" * (samples > 1)),
-        _row("strict", result["strict"], "marked answers only: a box or ####"),
-        _row("exact string", result["exact"], "the gold answer's very characters"),
-    ]
-    for kind, vote in result.get("votes", {}).items():
-        note = f"{100 * vote['gain']:+.1f} points beside one sample (SE {100 * vote['gain_se']:.1f})"
-        lines.append(_row(f"{VOTES[kind]} {samples}", vote | {"truncated_rate": cut},
-                          note))  # cut: of all that vote
-    if "greedy" in result:
-        lost = result["greedy"].get("lost")
-        note = f"of {result['greedy']['n']} problems, {lost} replies lost" if lost else ""
-        lines.append(_row("greedy", result["greedy"], note))
-        lines.append(f"{'majority beside greedy':24s}{_change(result['greedy']['majority'])}")
-    for field in ("level", "subject"):
-        parts = result[f"by_{field}"]
-        for name, part in parts.items() if len(parts) > 1 else ():
-            lines.append(
-                _row(f"{field} {name or '(none)'}" if field == "level" else name or "(none)", part,
-                     f"of {part['n']}"))
+    lines.append(f"{'':24s}accuracy     95 % interval  no answer     cut")
+    lines += _three_scores(result) + _votes(result) + _parts(result)
     if samples > 1:
-        lines += _curve(result)
-    told = "an untold number of" if result["mean_tokens"] is None else f"{result['mean_tokens']:.0f}"
-    lines.append(f"{'length':24s}{told} tokens a completion{_budget(result)}")
+        lines += _curves(result)
+    mean = result["mean_tokens"]
+    tokens = "an unknown number of" if mean is None else f"{mean:.0f}"
+    lines.append(f"{'length':24s}{tokens} tokens a completion{_budget(result)}")
     if "eval_seconds" in result:
         timed, total = result["timed_completions"], result["n"] * samples
         part = f" (of the last {timed} of {total} completions)" if timed < total else ""
-        lines.append(
-            f"{'speed':24s}{result['eval_seconds']:.1f} s, {result['tokens_per_second']:.0f} tokens/s{part}"
-        )
+        lines.append(f"{'speed':24s}{result['eval_seconds']:.1f} s,"
+                     f" {result['tokens_per_second']:.0f} tokens/s{part}")
     if "cost" in result:
         lines.append(f"{'cost':24s}{cost_line(result['cost'])}")
     lines.append(f"{'grading':24s}{result['grading_seconds_per_1000']:.3f} s for 1,000 answers")
@@ -337,68 +286,101 @@ def report_lines(result: dict) -> list[str]:
 
 
 def _losses(result: dict) -> str:
-    return (
-        f"lost {result['lost']} of {result['wanted']} replies: {result['left_out']} problem(s) left out below; "
-        "with --output-dir they are asked again")
-
-
-def cost_line(cost: dict) -> str:
-    """What a teacher was asked in this sitting, and what its replies have cost."""
-    return (
-        f"{cost['requests']} requests ({cost['retries']} of them again) in {cost['seconds']:.1f} s; in all "
-        f"{cost['prompt_tokens']:,} prompt tokens, {cost['new_tokens']:,} new tokens")
+    return (f"lost {result['lost']} of {result['wanted']} replies: {result['left_out']} problem(s)"
+            " left out below; with --output-dir they are asked again")
 
 
 def _row(name: str, part: dict, note: str) -> str:
     low, high = part["ci95"]
-    return (
-        f"{name:24s}{part['accuracy']:8.1%}{f'{low:.1%} to {high:.1%}':>18s}{part['no_answer_rate']:11.1%}"
-        f"{part['truncated_rate']:8.1%}  {note}").rstrip()
+    interval = f"{low:.1%} to {high:.1%}"
+    return (f"{name:24s}{part['accuracy']:8.1%}{interval:>18s}{part['no_answer_rate']:11.1%}"
+            f"{part['truncated_rate']:8.1%}  {note}").rstrip()
+
+
+def _three_scores(result: dict) -> list[str]:
+    samples = result["samples"]
+    mean = f", mean of {samples} samples" if samples > 1 else ""
+    return [_row("flexible", result, f"of {result['n']} problems{mean}"),
+            _row("strict", result["strict"], "marked answers only: a box or ####"),
+            _row("exact string", result["exact"], "the gold answer's very characters")]
+
+
+def _votes(result: dict) -> list[str]:
+    """Each kind of vote, and the greedy evaluation of the same problems."""
+    lines = []
+    for kind, vote in result.get("votes", {}).items():
+        note = (f"{100 * vote['gain']:+.1f} points beside one sample"
+                f" (SE {100 * vote['gain_se']:.1f})")
+        part = vote | {"truncated_rate": result["truncated_rate"]}  # of all samples that vote
+        lines.append(_row(f"{VOTES[kind]} {result['samples']}", part, note))
+    if "greedy" in result:
+        greedy = result["greedy"]
+        lost = greedy.get("lost")
+        note = f"of {greedy['n']} problems, {lost} replies lost" if lost else ""
+        lines.append(_row("greedy", greedy, note))
+        lines.append(f"{'majority beside greedy':24s}{_change(greedy['majority'])}")
+    return lines
+
+
+def _parts(result: dict) -> list[str]:
+    """The score of each level and subject. Their names come from a file, and may hold anything."""
+    lines = []
+    for field, prefix in (("level", "level "), ("subject", "")):
+        parts = result[f"by_{field}"]
+        for name, part in parts.items() if len(parts) > 1 else ():
+            shown = f"{prefix}{_short(name)}" if name else f"{prefix}(none)"
+            lines.append(_row(shown, part, f"of {part['n']}"))
+    return lines
+
+
+def _curves(result: dict) -> list[str]:
+    """Accuracy by the number k of samples, a column for each k."""
+    rows = {"k samples": [f"{k:>8s}" for k in result["pass_at_k"]],
+            "pass@k, one is right": [f"{share:8.1%}" for share in result["pass_at_k"].values()]}
+    names = {"majority": "maj@k", "weighted": "weighted vote@k", "best": "most confident@k"}
+    for kind, points in result["maj_at_k"].items():
+        rows[names[kind]] = [f"{point['accuracy']:8.1%}" for point in points.values()]
+    lines = [f"{name:24s}{''.join(cells)}" for name, cells in rows.items()]
+    error = max(point["se"] for points in result["maj_at_k"].values() for point in points.values())
+    if error:
+        lines.append(f"{'':24s}(drawn subsets of k: standard error at most"
+                     f" {100 * error:.2f} points)")
+    return lines
 
 
 def _budget(result: dict) -> str:
     most = result.get("max_new_tokens")
-    least = result.get("least_new_tokens", most)  # a server does not tell its model's positions
+    least = result.get("least_new_tokens", most)  # a server does not say how many positions it has
     if most is None:  # graded again from records alone
         return ""
-    sooner = f" (after the longest prompt at {least:,}: the model's positions end)" if least < most else ""
+    sooner = (f" (after the longest prompt at {least:,}: the model's positions end)"
+              if least < most else "")
     return f", cut at {most:,}{sooner}"
 
 
-def _curve(result: dict) -> list[str]:
-    """Accuracy by the number k of samples, a column for each k."""
-    ks = list(result["pass_at_k"])
-    lines = [f"{'k samples':24s}" + "".join(f"{k:>8s}" for k in ks)]
-    lines.append(f"{'pass@k, one is right':24s}" + "".join(f"{result['pass_at_k'][k]:8.1%}"
-                                                           for k in ks))
-    names = {"majority": "maj@k", "weighted": "weighted vote@k", "best": "most confident@k"}
-    for kind in result["maj_at_k"]:
-        name = names[kind]
-        lines.append(f"{name:24s}" + "".join(f"{result['maj_at_k'][kind][k]['accuracy']:8.1%}"
-                                             for k in ks))
-    error = max(point["se"] for points in result["maj_at_k"].values() for point in points.values())
-    if error:
-        lines.append(
-            f"{'':24s}(drawn subsets of k: standard error at most {100 * error:.2f} points)")
-    return lines
+def cost_line(cost: dict) -> str:
+    """What the teacher was asked in this run, and the tokens of all its replies so far."""
+    return (f"{cost['requests']} requests ({cost['retries']} of them again)"
+            f" in {cost['seconds']:.1f} s; in all {cost['prompt_tokens']:,} prompt tokens,"
+            f" {cost['new_tokens']:,} new tokens")
 
 
 def _change(change: dict) -> str:
     points = 100 * (change["accuracy_after"] - change["accuracy_before"])
-    return f"{points:+.1f} points: {change['gained']} gained, {change['lost']} lost, McNemar p = {change['p']:.2g}"
+    return (f"{points:+.1f} points: {change['gained']} gained, {change['lost']} lost,"
+            f" McNemar p = {change['p']:.2g}")
 
 
 def versus_lines(other: str, change: dict) -> list[str]:
     """A comparison for people: the test, then each problem whose verdict changed."""
-    lines = [
-        f"versus {other}: {change['n']} problems in common, of {change['n_before']} there and {change['n_after']} here",
-        f"  {change['accuracy_before']:.1%} there, {change['accuracy_after']:.1%} here, {_change(change)}",
-    ]
+    before, after = change["accuracy_before"], change["accuracy_after"]
+    lines = [(f"versus {other}: {change['n']} problems in common,"
+              f" of {change['n_before']} there and {change['n_after']} here"),
+             f"  {before:.1%} there, {after:.1%} here, {_change(change)}"]
     for problem in sorted(change["changed"], key=lambda problem: problem["gained"]):
-        answers = [_short(problem[key]) for key in ("gold", "before", "after")]
-        lines.append(
-            f"  {'gained' if problem['gained'] else 'lost  '} {problem['id']}: gold {answers[0]}, "
-            f"there {answers[1]}, here {answers[2]}")
+        gold, there, here = (_short(problem[key]) for key in ("gold", "before", "after"))
+        name = "gained" if problem["gained"] else "lost  "
+        lines.append(f"  {name} {one_line(problem['id'])}: gold {gold}, there {there}, here {here}")
     return lines
 
 
@@ -406,5 +388,5 @@ def _short(answer: str | None, most: int = 40) -> str:
     """An answer on one line. It comes from a model, and may hold anything."""
     if answer is None:
         return "(none)"
-    line = "".join(char if char.isprintable() else " " for char in answer[: most + 1])
+    line = one_line(answer)
     return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,10 +1,12 @@
-"""How sure one may be of a share: intervals, the test of a change, and where a gain comes from.
+"""How sure a share is: intervals, the test of a change, and where a gain comes from.
 
     python stats.py 81 263        # 81 right of 263: 30.8 %, and the 95 % interval
 
-The unit is always the problem. The samples of one problem resemble each other, so they are averaged first; problems are
-independent draws. Wilson's interval: Wilson 1927, as recommended by Brown, Cai and DasGupta 2001; McNemar 1947, in
-its exact form; the bootstrap: Efron 1979.
+The unit is always the problem. The samples of one problem resemble each other, so they are averaged
+first; problems are independent draws.
+
+Sources: Wilson's interval: Wilson 1927, as recommended by Brown, Cai and DasGupta 2001. The exact
+test: McNemar 1947. The bootstrap: Efron 1979.
 """
 
 import math
@@ -15,7 +17,10 @@ import numpy as np
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion; honest also near 0 and 1, where the normal interval has no width."""
+    """Wilson's 95 % interval of a proportion.
+
+    It is right also near 0 and 1, where the normal interval has no width.
+    """
     if n == 0:
         return 0.0, 1.0
     z = 1.959963984540054  # the 97.5 % point of the normal distribution
@@ -23,14 +28,15 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-    return max(0.0, min(p, low)), min(1.0, max(p, high))  # against rounding, where p is 0 or 1
+    return max(0.0, min(p, low)), min(1.0, max(p, high))  # rounding, if p is 0 or 1
 
 
 def bootstrap(values: Sequence[float], draws: int = 2000,
               seed: int = 0) -> tuple[float, list[float]]:
-    """Standard error and 95 % interval [low, high] of the mean, from means of `draws` resamples of the values.
+    """Standard error and 95 % interval [low, high] of the mean of one value a problem.
 
-    One value a problem. A paired difference is resampled as the list of its differences.
+    They are those of the means of `draws` resamples. For a paired comparison the values are the
+    differences.
     """
     rng = np.random.default_rng(seed)
     array = np.asarray(values, dtype=np.float64)
@@ -41,7 +47,8 @@ def bootstrap(values: Sequence[float], draws: int = 2000,
 def interval(values: Sequence[float]) -> list[float]:
     """The 95 % interval [low, high] of the mean of one value a problem, each between 0 and 1.
 
-    Wilson's where each value is a verdict, 0 or 1; a bootstrap where some are averages over samples.
+    It is Wilson's if each value is a verdict, 0 or 1, and a bootstrap if some are averages over
+    samples.
     """
     if all(value in (0, 1) for value in values):
         return list(wilson(int(sum(values)), len(values)))
@@ -51,7 +58,8 @@ def interval(values: Sequence[float]) -> list[float]:
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Two-sided p of the exact McNemar test on paired verdicts.
 
-    Only problems whose verdict changed say anything; were the change chance, each would be gained or lost with 1/2.
+    Only problems whose verdict changed count. If the change were chance, each of them would be
+    gained with probability 1/2.
     """
     lost = sum(b and not a for b, a in zip(before, after, strict=True))
     gained = sum(a and not b for b, a in zip(before, after, strict=True))
@@ -61,10 +69,11 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 
 def split_gain(before: dict, after: dict) -> dict[str, float]:
-    """Split the gain in accuracy between two results into `more_answers` and `more_right_answers`, which add up to it.
+    """Split the gain in accuracy between two results into `more_answers` and `more_right_answers`.
 
-    accuracy = answered · right, the share of completions with an answer times the share of right ones among those. So
-    a1·r1 - a0·r0 = (a1 - a0)·r0 + a1·(r1 - r0): what answering more often brings at the old quality, and the rest.
+    accuracy = a·r: the share a of completions with an answer, times the share r of right ones
+    among those. The gain a1·r1 - a0·r0 is a sum of two parts: (a1 - a0)·r0, more answers of the old
+    quality, and a1·(r1 - r0), better answers.
     """
     a0, a1 = 1 - before["no_answer_rate"], 1 - after["no_answer_rate"]
     r0 = before["accuracy"] / a0 if a0 else 0.0

@@ -1,15 +1,18 @@
-"""Two data sets that need no download: word problems in GSM8K's form and short LaTeX problems in MATH's form.
+"""Two data sets that need no download: word problems like GSM8K's, LaTeX problems like MATH's.
 
     python synthetic.py mini-gsm --count 3
     python synthetic.py mini-math --split test --count 500 > test.jsonl
 
-Problem number `index` of a split is a function of (data set, split, seed, index) alone, so the sets are unlimited, need no
-memory, and are the same on every machine. A problem's *key* is its operations and numbers, whatever the names, things and
-sentences around them. A hash of the key puts one tenth of all keys into `test` and the rest into `train`: the two are
-disjoint by construction, for every seed and difficulty.
+Problem number `index` of a split is a function of (data set, split, seed, index) alone. So the sets
+are unlimited, need no memory, and are the same on every machine. `mini-gsm` is a chain of two to
+five calculations, each in one of several wordings; `mini-math` has seven topics.
 
-`mini-gsm` is a chain of two to five calculations, each with several ways to be told; `mini-math` has seven topics. Records
-carry the keys of the published files (`question`/`answer`, and `problem`/`solution`/`answer`), so that one reader serves both.
+A problem's *key* is its operations and numbers, without names, things and sentences. A hash of the
+key puts one tenth of all keys into `test` and the others into `train`. So the two splits have no
+key in common, for every seed and difficulty.
+
+The records have the fields of the published files (`question`/`answer`, and
+`problem`/`solution`/`answer`), so that one reader reads both.
 """
 
 import argparse
@@ -26,37 +29,38 @@ from runtime import hash_of
 DATASETS = ("mini-gsm", "mini-math")
 SPLITS = ("train", "test")
 MIN_STEPS, MAX_STEPS = 2, 5
-# Each problem draws one of the first `difficulty` of these. In mini-gsm it is the largest number that occurs; in mini-math
-# it sets the size of powers, roots, fractions and divisors.
-LARGEST = (99, 299, 999, 2999, 9999)
+# Each problem draws one of the first `difficulty` of these. In mini-gsm it is the largest number of
+# the problem; in mini-math it sets the size of powers, roots, fractions and divisors.
+LARGEST_NUMBERS = (99, 299, 999, 2999, 9999)
 DEFAULT_DIFFICULTY = 3
 
 
 def problems(dataset: str, split: str, count: int, seed: int = 0,
              difficulty: int = DEFAULT_DIFFICULTY) -> list[dict]:
-    """The first `count` records of a split. A `mini-gsm` split has equal shares of two to five steps."""
+    """The first `count` records of a split; mini-gsm has equal shares of two to five steps."""
     return [problem(dataset, split, index, seed, difficulty) for index in range(count)]
 
 
 def problem(dataset: str, split: str, index: int, seed: int = 0,
             difficulty: int = DEFAULT_DIFFICULTY) -> dict:
-    """Record `index` of a split: drawn again and again, from its own random numbers, until its key is in the split."""
+    """Record `index` of a split: drawn from its own random numbers until its key is in the
+    split."""
     name = f"{dataset}/{split}/{seed}/{index}"
     if dataset == "mini-gsm":
         return {"id": name, **story(split, index, seed, difficulty).record()}
     rng = random.Random(f"{name}/{difficulty}")
     while True:
-        key, record = TOPICS[index % len(TOPICS)](rng, rng.choice(LARGEST[:difficulty]))
+        key, record = TOPICS[index % len(TOPICS)](rng, rng.choice(LARGEST_NUMBERS[:difficulty]))
         if split_of(key) == split:
             return {"id": name, **record}
 
 
 def story(split: str, index: int, seed: int = 0, difficulty: int = DEFAULT_DIFFICULTY) -> "Story":
-    """The word problem behind a `mini-gsm` record, which can also be solved with a slip."""
+    """The word problem of a `mini-gsm` record, which can also be solved with a slip."""
     rng = random.Random(f"mini-gsm/{split}/{seed}/{index}/{difficulty}")
     steps = MIN_STEPS + index % (MAX_STEPS - MIN_STEPS + 1)
     while True:
-        drawn = draw_story(rng, steps, rng.choice(LARGEST[:difficulty]))
+        drawn = draw_story(rng, steps, rng.choice(LARGEST_NUMBERS[:difficulty]))
         if split_of(drawn.key) == split:
             return drawn
 
@@ -72,7 +76,7 @@ NAMES = ("Mia", "Ben", "Lena", "Omar", "Ana", "Tom", "Nora", "Ivan", "Sara", "Pa
          "Ella", "Hugo")
 THINGS = ("shells", "stamps", "cards", "apples", "books", "coins", "beads", "pens", "eggs",
           "stones", "cakes", "toys")
-BOXES = ("boxes", "bags", "jars", "baskets")
+CONTAINERS = ("boxes", "bags", "jars", "baskets")
 PARTS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times", 6: "six times"}
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
@@ -82,10 +86,11 @@ OPENINGS = ("{P} has {start} {things}.", "{P} starts with {start} {things}.",
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happens to an amount of things: several ways to tell it, and the lines that calculate it.
+    """Something that happens to an amount of things: sentences for it, and lines that calculate it.
 
-    A line is (text, left, operator, right). Its operands are "x", the amount before the event; "y", the result of the
-    line before; or the name of a number that `draw(rng, amount, largest)` gives. The last line's result is the new amount.
+    A line is (text, left, operator, right). An operand is "x", the amount before the event; "y",
+    the result of the line before; or the name of a number that `draw(rng, amount, largest)` gives.
+    The result of the last line is the new amount.
     """
 
     sentences: tuple[str, ...]
@@ -94,119 +99,115 @@ class Event:
 
 
 def _divisor(name: str, most: int) -> Callable:
-    """Draws a number of 2..most that divides the amount; where there is none, 2, and the event will be dropped."""
+    """Draws a number of 2..most that divides the amount. If none does it is 2: `tell` refuses
+    it."""
     return lambda rng, x, top: {
-        name: rng.choice([n for n in range(2, most + 1) if x % n == 0] or [2])
-    }
+        name: rng.choice([n for n in range(2, most + 1) if x % n == 0] or [2])}
 
 
 EVENTS = {
     "add": Event(
-        ("{P} buys {n} more {things}.", "{P} finds {n} more {things}.",
-         "Then {Q} gives {P} {n} {things}."), (("{P} then has {} {things}.", "x", "+", "n"), ),
-        lambda rng, x, top: {"n": rng.randint(3, top // 3)},
-    ), "subtract": Event(
-        ("{P} loses {n} {things}.", "{P} gives {n} {things} to {Q}.",
-         "{P} sells {n} of the {things}."), (("{P} has {} {things} left.", "x", "-", "n"), ),
-        lambda rng, x, top: {"n": rng.randint(2, max(2, x - 1))},
-    ), "multiply": Event(("A month later {P} has {times} as many {things}.",
-                          "The number of {things} then grows to {times} as many.",
-                          "{P} collects {things} until there are {times} as many.",
-                          ), (("{P} then has {} {things}.", "x", "*", "k"), ),
-                         lambda rng, x, top: {"k": rng.choice(list(TIMES))},
-                         ),
+        ("{P} buys {n} more {things}.",
+         "{P} finds {n} more {things}.",
+         "Then {Q} gives {P} {n} {things}."),
+        (("{P} then has {} {things}.", "x", "+", "n"),),
+        lambda rng, x, top: {"n": rng.randint(3, top // 3)}),
+    "subtract": Event(
+        ("{P} loses {n} {things}.",
+         "{P} gives {n} {things} to {Q}.",
+         "{P} sells {n} of the {things}."),
+        (("{P} has {} {things} left.", "x", "-", "n"),),
+        lambda rng, x, top: {"n": rng.randint(2, max(2, x - 1))}),
+    "multiply": Event(
+        ("A month later {P} has {times} as many {things}.",
+         "The number of {things} then grows to {times} as many.",
+         "{P} collects {things} until there are {times} as many."),
+        (("{P} then has {} {things}.", "x", "*", "k"),),
+        lambda rng, x, top: {"k": rng.choice(list(TIMES))}),
     "share": Event(
         ("{P} splits the {things} equally into {n} {boxes} and keeps one of them.",
          "{P} shares the {things} equally among {n} children, and is one of them.",
-         "Then {n} friends, one of them {P}, divide the {things} evenly.",
-         ), (("{P} keeps {} {things}.", "x", "/", "n"), ), _divisor("n", 9),
-    ), "add boxes": Event(
+         "Then {n} friends, one of them {P}, divide the {things} evenly."),
+        (("{P} keeps {} {things}.", "x", "/", "n"),),
+        _divisor("n", 9)),
+    "add boxes": Event(
         ("{P} buys {a} {boxes} with {b} {things} in each.",
          "Then {a} {boxes} of {b} {things} each arrive for {P}.",
-         "{Q} brings {P} {a} {boxes}, each with {b} {things}.",
-         ), (("The {boxes} hold {} {things}.", "a", "*", "b"),
-             ("{P} then has {} {things}.", "x", "+", "y")),
-        lambda rng, x, top: {"a": rng.randint(2, 9), "b": rng.randint(3, max(6, top // 20))},
-    ), "remove boxes": Event(
+         "{Q} brings {P} {a} {boxes}, each with {b} {things}."),
+        (("The {boxes} hold {} {things}.", "a", "*", "b"),
+         ("{P} then has {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {"a": rng.randint(2, 9), "b": rng.randint(3, max(6, top // 20))}),
+    "remove boxes": Event(
         ("{P} fills {a} {boxes} with {b} {things} each and gives them to {Q}.",
          "{P} sells {a} {boxes} with {b} {things} in each.",
-         "{Q} takes away {a} {boxes} of {b} {things} each.",
-         ), (("The {boxes} hold {} {things}.", "a", "*", "b"),
-             ("{P} has {} {things} left.", "x", "-", "y")), lambda rng, x, top:
-        {"a": (a := rng.randint(2, 9)), "b": rng.randint(2, max(2, min(x // a, top // 20)))},
-    ), "part": Event(
-        ("{P} gives {part} of the {things} to {Q}.", "{P} sells {part} of the {things}.",
-         "Rain ruins {part} of the {things}.",
-         ), (("That takes away {} {things}.", "x", "/", "p"),
-             ("{P} has {} {things} left.", "x", "-", "y")), _divisor("p", 5),
-    ), "join more": Event(("{Q} has {n} more {things} than {P}, and they put all of them together.",
-                           "{Q}, who has {n} more {things} than {P}, gives all of them to {P}.",
-                           "{P} wins all the {things} of {Q}, who had {n} more than {P}.",
-                           ), (("{Q} has {} {things}.", "x", "+", "n"),
-                               ("Together that makes {} {things}.", "x", "+", "y")),
-                          lambda rng, x, top: {"n": rng.randint(2, top // 5)},
-                          ),
+         "{Q} takes away {a} {boxes} of {b} {things} each."),
+        (("The {boxes} hold {} {things}.", "a", "*", "b"),
+         ("{P} has {} {things} left.", "x", "-", "y")),
+        lambda rng, x, top: {"a": (a := rng.randint(2, 9)),
+                             "b": rng.randint(2, max(2, min(x // a, top // 20)))}),
+    "part": Event(
+        ("{P} gives {part} of the {things} to {Q}.",
+         "{P} sells {part} of the {things}.",
+         "Rain ruins {part} of the {things}."),
+        (("That takes away {} {things}.", "x", "/", "p"),
+         ("{P} has {} {things} left.", "x", "-", "y")),
+        _divisor("p", 5)),
+    "join more": Event(
+        ("{Q} has {n} more {things} than {P}, and they put all of them together.",
+         "{Q}, who has {n} more {things} than {P}, gives all of them to {P}.",
+         "{P} wins all the {things} of {Q}, who had {n} more than {P}."),
+        (("{Q} has {} {things}.", "x", "+", "n"),
+         ("Together that makes {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {"n": rng.randint(2, top // 5)}),
     "join times": Event(
         ("{Q} has {times} as many {things} as {P}, and they put all of them together.",
          "{Q}, who has {times} as many {things} as {P}, gives all of them to {P}.",
-         "{P} wins all the {things} of {Q}, who had {times} as many as {P}.",
-         ), (("{Q} has {} {things}.", "x", "*", "k"),
-             ("Together that makes {} {things}.", "x", "+", "y")),
-        lambda rng, x, top: {"k": rng.choice(list(TIMES))},
-    ),
+         "{P} wins all the {things} of {Q}, who had {times} as many as {P}."),
+        (("{Q} has {} {things}.", "x", "*", "k"),
+         ("Together that makes {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {"k": rng.choice(list(TIMES))}),
 }
 
-# What is asked at the end; two of the three calculate once more.
+# The question at the end; two of the three need one more calculation.
 CLOSINGS = {
     "amount": Event(
-        ("How many {things} does {P} have now?", "How many {things} does {P} have in the end?"),
+        ("How many {things} does {P} have now?",
+         "How many {things} does {P} have in the end?"),
         (),
-        lambda rng, x, top: {},
-    ),
+        lambda rng, x, top: {}),
     "price": Event(
-        (
-            "{P} sells all the {things} for ${n} each. How many dollars does {P} get?",
-            "Each of the {things} costs ${n}. What are they worth together, in dollars?",
-        ),
+        ("{P} sells all the {things} for ${n} each. How many dollars does {P} get?",
+         "Each of the {things} costs ${n}. What are they worth together, in dollars?"),
         (("The money is ${}.", "x", "*", "n"),),
-        lambda rng, x, top: {"n": rng.randint(2, 9)},
-    ),
+        lambda rng, x, top: {"n": rng.randint(2, 9)}),
     "packing": Event(
-        (
-            "{P} packs the {things} into {boxes} of {n}. How many {boxes} does {P} need?",
-            "If {n} {things} go into each of the {boxes}, how many {boxes} does {P} fill?",
-        ),
+        ("{P} packs the {things} into {boxes} of {n}. How many {boxes} does {P} need?",
+         "If {n} {things} go into each of the {boxes}, how many {boxes} does {P} fill?"),
         (("That makes {} {boxes}.", "x", "/", "n"),),
-        _divisor("n", 9),
-    ),
+        _divisor("n", 9)),
 }
 
 
 class Story:
-    """A word problem while it is told: its sentences, and the program that solves it."""
+    """A word problem that grows event by event: its sentences, and the program that solves it."""
 
     def __init__(self, rng: random.Random, largest: int):
         self.rng, self.largest = rng, largest
         names = rng.sample(NAMES, 2)
-        self.words = {
-            "P": names[0], "Q": names[1], "things": rng.choice(THINGS), "boxes": rng.choice(BOXES)
-        }
+        self.words = {"P": names[0], "Q": names[1], "things": rng.choice(THINGS),
+                      "boxes": rng.choice(CONTAINERS)}
         self.start = self.amount = rng.randint(6, largest // 2)
         self.sentences = [rng.choice(OPENINGS).format(start=self.start, **self.words)]
-        self.steps: list[list[tuple]] = [
-        ]  # an event each: its lines, with numbers in the places of their names
-        self.key: tuple = (self.start,
-                           )  # kinds of events and their numbers: the problem without its words
+        self.steps: list[list[tuple]] = []  # the lines of each event, with numbers for their names
+        self.key: tuple = (self.start,)  # then kinds of events, and their numbers
 
     def tell(self, kind: str, event: Event) -> bool:
-        """Let the event happen; False, and nothing changed, where a result is not whole or not in 1..largest."""
+        """Let the event happen. If a result is not whole or not in 1..largest, return False."""
         numbers = event.draw(self.rng, self.amount, self.largest)
         spoken = {"times": TIMES.get(numbers.get("k")), "part": PARTS.get(numbers.get("p"))}
         words = {**self.words, **numbers, **spoken}
-        lines = [
-            (text.format("{}", **words), numbers.get(left, left), sign, numbers.get(right, right))
-            for text, left, sign, right in event.lines
-        ]
+        lines = [(text.format("{}", **words), numbers.get(left, left), sign,
+                  numbers.get(right, right)) for text, left, sign, right in event.lines]
         results = list(calculate(self.amount, [lines]))
         if any(not 1 <= value <= self.largest or (sign == "/" and left % right)
                for _, left, sign, right, value in results):
@@ -219,11 +220,14 @@ class Story:
         return True
 
     def solution(self, slip: tuple[int, int] | None = None) -> str:
-        """The worked solution: `48/2 = <<48/2=24>>24` in each line, and a last line `#### answer`. See `calculate`."""
+        """The worked solution: `48/2 = <<48/2=24>>24` in each line, `#### answer` in the last.
+
+        `slip` is that of `calculate`.
+        """
         lines, value = [], self.start
         for text, left, sign, right, value in calculate(self.start, self.steps, slip):
-            lines.append(
-                text.format(f"{left}{sign}{right} = <<{left}{sign}{right}={value}>>{value}"))
+            term = f"{left}{sign}{right}"
+            lines.append(text.format(f"{term} = <<{term}={value}>>{value}"))
         return "\n".join([*lines, f"#### {value}"])
 
     def record(self) -> dict:
@@ -235,14 +239,15 @@ def calculate(start: int, steps: list[list[tuple]],
               slip: tuple[int, int] | None = None) -> Iterator[tuple]:
     """Run the program of a story: (text, left, operator, right, value) for each line.
 
-    With `slip` (line, error) that line's value is wrong by the error and the lines behind it go on from there.
+    With `slip` (line, error), the value of that line is wrong by the error, and the next lines go
+    on from the wrong value.
     """
     amount, number = start, 0
     for lines in steps:
         value = amount
         for text, left, sign, right in lines:
-            left, right = ({"x": amount, "y": value}.get(operand, operand)
-                           for operand in (left, right))
+            known = {"x": amount, "y": value}
+            left, right = known.get(left, left), known.get(right, right)
             value = OPERATIONS[sign](left, right)
             if slip is not None and slip[0] == number:
                 value += slip[1]
@@ -252,8 +257,8 @@ def calculate(start: int, steps: list[list[tuple]],
 
 
 def draw_story(rng: random.Random, steps: int, largest: int) -> Story:
-    """A story of exactly `steps` calculations whose results are all whole and between 1 and `largest`."""
-    while True:  # a story that finds no fitting event in a few tries is begun anew
+    """A story of `steps` calculations, all of whose results are whole and in 1..largest."""
+    while True:  # begin a new story if no event fits in a few tries
         story = Story(rng, largest)
         closing = rng.choice(list(CLOSINGS)) if steps > MIN_STEPS else "amount"
         left = steps - len(CLOSINGS[closing].lines)
@@ -274,13 +279,12 @@ def _record(topic: str, numbers: tuple, question: str, lines: list[str],
             answer: str) -> tuple[tuple, dict]:
     """The key and the MATH-style record of one problem."""
     solution = "\n".join([*lines, f"The answer is $\\boxed{{{answer}}}$."])
-    return (topic, *numbers), {
-        "problem": question, "solution": solution, "answer": answer, "subject": topic
-    }
+    record = {"problem": question, "solution": solution, "answer": answer, "subject": topic}
+    return (topic, *numbers), record
 
 
 def latex_fraction(value: Fraction) -> str:
-    """`\\frac{3}{4}`, `-\\frac{3}{4}`, or `3` where the value is whole."""
+    """`\\frac{3}{4}`, `-\\frac{3}{4}`, or `3` for a whole value."""
     if value.denominator == 1:
         return str(value.numerator)
     return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
@@ -293,28 +297,25 @@ def _fractions(rng: random.Random, largest: int) -> tuple[tuple, dict]:
     sign = rng.choice("+-*")
     first, second = f"\\frac{{{a}}}{{{b}}}", f"\\frac{{{c}}}{{{d}}}"
     if sign == "*":
-        shown, numerator, denominator, lines = f"{first} \\cdot {second}", a * c, b * d, []
-        lines.append(f"${a} \\cdot {c} = {numerator}$ and ${b} \\cdot {d} = {denominator}$.")
+        shown, numerator, denominator = f"{first} \\cdot {second}", a * c, b * d
+        lines = [f"${a} \\cdot {c} = {numerator}$ and ${b} \\cdot {d} = {denominator}$."]
     else:
         shown, denominator = f"{first} {sign} {second}", math.lcm(b, d)
         left, right = a * denominator // b, c * denominator // d
         numerator = left + right if sign == "+" else left - right
-        lines = [
-            f"${shown} = \\frac{{{left}}}{{{denominator}}} {sign} \\frac{{{right}}}{{{denominator}}}$."
-        ]
-        lines.append(f"${left} {sign} {right} = {numerator}$.")
+        lines = [f"${shown} = \\frac{{{left}}}{{{denominator}}}"
+                 f" {sign} \\frac{{{right}}}{{{denominator}}}$.",
+                 f"${left} {sign} {right} = {numerator}$."]
     answer = latex_fraction(Fraction(numerator, denominator))
-    lines.append(
-        f"$\\frac{{{numerator}}}{{{denominator}}} = {answer}$, divided by {math.gcd(numerator, denominator)}."
-    )
-    question = rng.choice(
-        ("Compute ${}$.", "What is ${}$? Give a fraction in lowest terms.")).format(shown)
-    return _record("fractions", (sign, a, b, c, d), question, lines, answer)
+    lines.append(f"$\\frac{{{numerator}}}{{{denominator}}} = {answer}$,"
+                 f" divided by {math.gcd(numerator, denominator)}.")
+    question = rng.choice(("Compute ${}$.", "What is ${}$? Give a fraction in lowest terms."))
+    return _record("fractions", (sign, a, b, c, d), question.format(shown), lines, answer)
 
 
 def _powers(rng: random.Random, largest: int) -> tuple[tuple, dict]:
-    small = [(base, power) for power in (2, 3, 4) for base in range(2, 31) if base**power <= largest
-             ]
+    small = [(base, power) for power in (2, 3, 4) for base in range(2, 31)
+             if base**power <= largest]
     (a, m), (b, n) = rng.choice(small), rng.choice(small)
     sign = rng.choice("+-")
     value = a**m + b**n if sign == "+" else a**m - b**n
@@ -336,7 +337,7 @@ def _roots(rng: random.Random, largest: int) -> tuple[tuple, dict]:
     return _record("roots", (p, a, b, q), question, lines, f"{p * a + q}\\sqrt{{{b}}}")
 
 
-def _signed(number: int) -> str:
+def _plus(number: int) -> str:
     """`+ 3` or `- 3`."""
     return f"{'-' if number < 0 else '+'} {abs(number)}"
 
@@ -353,10 +354,10 @@ def _linear(rng: random.Random, largest: int) -> tuple[tuple, dict]:
     d = (a - c) * x + b
     if d == 0:
         return _linear(rng, largest)
-    lines = [f"${a} - {c} = {a - c}$ and ${d} {_signed(-b)} = {d - b}$."]
+    lines = [f"${a} - {c} = {a - c}$ and ${d} {_plus(-b)} = {d - b}$."]
     lines.append(f"So ${_times_x(a - c)} = {d - b}$ and $x = {x}$.")
     question = rng.choice(("Solve ${}$ for $x$.", "Find $x$ if ${}$."))
-    question = question.format(f"{_times_x(a)} {_signed(b)} = {_times_x(c)} {_signed(d)}")
+    question = question.format(f"{_times_x(a)} {_plus(b)} = {_times_x(c)} {_plus(d)}")
     return _record("linear equations", (a, b, c, d), question, lines, str(x))
 
 
@@ -368,19 +369,19 @@ def _gcd(rng: random.Random, largest: int) -> tuple[tuple, dict]:
     while low:
         lines.append(f"${high} = {high // low} \\cdot {low} + {high % low}$.")
         high, low = low, high % low
-    question = rng.choice(
-        ("What is $\\gcd({a}, {b})$?", "Find the greatest common divisor of ${a}$ and ${b}$."))
+    question = rng.choice(("What is $\\gcd({a}, {b})$?",
+                           "Find the greatest common divisor of ${a}$ and ${b}$."))
     return _record("gcd", (a, b), question.format(a=a, b=b), lines, str(high))
 
 
 def _modulus(rng: random.Random, largest: int) -> tuple[tuple, dict]:
     m = rng.randint(3, 12)
-    a, b = rng.randint(m + 1, max(m + 2, largest // 5)), rng.randint(m + 1, max(
-        m + 2, largest // 5))
+    top = max(m + 2, largest // 5)
+    a, b = rng.randint(m + 1, top), rng.randint(m + 1, top)
     lines = [f"${a} = {a // m} \\cdot {m} + {a % m}$ and ${b} = {b // m} \\cdot {m} + {b % m}$."]
     product = (a % m) * (b % m)
-    lines.append(
-        f"${a % m} \\cdot {b % m} = {product} = {product // m} \\cdot {m} + {product % m}$.")
+    lines.append(f"${a % m} \\cdot {b % m} = {product}"
+                 f" = {product // m} \\cdot {m} + {product % m}$.")
     question = rng.choice(("What is ${a} \\cdot {b} \\bmod {m}$?",
                            "Find the remainder when ${a} \\cdot {b}$ is divided by ${m}$."))
     return _record("modulus", (a, b, m), question.format(a=a, b=b, m=m), lines, str(product % m))
@@ -395,11 +396,11 @@ def _intervals(rng: random.Random, largest: int) -> tuple[tuple, dict]:
     open_bracket, close_bracket = ("(", ")") if flipped in "<>" else ("[", "]")
     below = flipped in ("<", "\\le")
     answer = f"(-\\infty, {bound}{close_bracket}" if below else f"{open_bracket}{bound}, \\infty)"
-    lines = [f"${right} {_signed(-b)} = {right - b}$, so ${_times_x(a)} {sign} {right - b}$."]
+    lines = [f"${right} {_plus(-b)} = {right - b}$, so ${_times_x(a)} {sign} {right - b}$."]
     lines.append(f"Dividing by ${a}$ gives $x {flipped} {bound}$.")
-    question = rng.choice(
-        ("Solve ${}$. Give an interval.", "For which $x$ is ${}$? Write the answer as an interval.")
-    ).format(f"{_times_x(a)} {_signed(b)} {sign} {right}")
+    question = rng.choice(("Solve ${}$. Give an interval.",
+                           "For which $x$ is ${}$? Write the answer as an interval."))
+    question = question.format(f"{_times_x(a)} {_plus(b)} {sign} {right}")
     return _record("intervals", (a, b, sign, right), question, lines, answer)
 
 
@@ -407,17 +408,17 @@ TOPICS = (_fractions, _powers, _roots, _linear, _gcd, _modulus, _intervals)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Print problems of an embedded data set as JSON lines.")
+    description = "Print problems of an embedded data set as JSON lines."
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=int, default=5, help="number of problems (default: 5)")
     parser.add_argument("--seed", type=int, default=0,
                         help="another seed gives other problems (default: 0)")
-    parser.add_argument(
-        "--difficulty", type=int, choices=range(1,
-                                                len(LARGEST) + 1), default=DEFAULT_DIFFICULTY,
-        help=f"how many of the sizes {LARGEST} of numbers occur (default: {DEFAULT_DIFFICULTY})")
+    parser.add_argument("--difficulty", type=int, choices=range(1, len(LARGEST_NUMBERS) + 1),
+                        default=DEFAULT_DIFFICULTY,
+                        help=f"how many of the sizes {LARGEST_NUMBERS} of numbers occur"
+                        f" (default: {DEFAULT_DIFFICULTY})")
     flags = parser.parse_args()
     for record in problems(flags.dataset, flags.split, flags.count, flags.seed, flags.difficulty):
         print(json.dumps(record, ensure_ascii=False))

@@ -2,14 +2,22 @@
 
     python tokenizer.py tiny "What is 2 + 3?"       # the ids of a prompt, piece by piece
 
-A chat is a row of turns, `<|im_start|>ROLE\\nCONTENT<|im_end|>\\n`, the first of them the system prompt. The markers
-are single tokens that no text can produce: whatever a question contains, even the letters `<|im_end|>`, is encoded as
-ordinary text, so that it cannot end its own turn. (transformers, which tokenises the rendered string, lets it.)
+A chat is a row of turns, and the first one is the system prompt:
 
-Training needs to know which ids are targets. They are known by position: an assistant's content and the token that ends
-it. Prompt and answer are therefore tokenised apart and joined, exactly as they meet when the model generates.
+    <|im_start|>system\\nYou are ...<|im_end|>\\n<|im_start|>user\\nWhat is 2 + 3?<|im_end|>\\n
+    <|im_start|>assistant\\n2 + 3 = 5<|im_end|>
+                            ^^^^^^^^^^^^^^^^^^^     the targets of training
 
-Sources: the published tokenizer and template of Qwen2.5; Qwen2.5 Technical Report (arXiv 2412.15115), section 2.
+The markers are single tokens that no text can produce. Whatever a question contains, even the
+letters `<|im_end|>`, is encoded as ordinary text, so that it cannot end its own turn. (In
+transformers, which tokenises the rendered string, it can.)
+
+Training needs to know which ids are targets. They are known by position: an assistant's content,
+and the token that ends it. So prompt and answer are tokenised separately and joined, exactly as
+they meet when the model generates.
+
+Sources: the published tokenizer and template of Qwen2.5; Qwen2.5 Technical Report (arXiv
+2412.15115), section 2.
 """
 
 import sys
@@ -25,37 +33,36 @@ ROLES = ("system", "user", "assistant")
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint folder. Raises UserError where the folder's files are missing or odd.
+    """The tokenizer of a checkpoint folder.
 
-    end_id: the token that ends a training target; stop_ids: any of them ends a completion; size: real ids are
-    0..size-1 (the model may have further rows, which are padding).
+    end_id: the token that ends a training target. stop_ids: each of them ends a completion. size:
+    real ids are 0..size-1 (the model may have more rows, which are padding). Raises UserError if a
+    file of the folder is missing or not as expected.
     """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         file = self.folder / "tokenizer.json"
         if not file.is_file():
-            raise UserError(
-                f"{file}: no such file; a checkpoint needs its tokenizer beside its weights")
+            raise UserError(f"{file}: no such file; a checkpoint needs its tokenizer"
+                            " beside its weights")
         try:
             self._fast = FastTokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises plain Exception, whatever is wrong
-            raise UserError(
-                f"{file}: not a tokenizer that this version of tokenizers reads ({error})"
-            ) from None
-        # Settings saved along with the file, meant for other uses of it: they would cut or fill our texts unasked.
+            raise UserError(f"{file}: not a tokenizer that this version of tokenizers reads"
+                            f" ({error})") from None
+        # The file may hold settings for other uses, which would cut or pad our texts.
         self._fast.no_truncation()
         self._fast.no_padding()
         self._fast.encode_special_tokens = True  # text that spells a special token stays text
         self.size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._settings = read_json(self.folder / "tokenizer_config.json")
         eos = self._settings.get("eos_token")
-        eos = eos.get("content") if isinstance(
-            eos, dict) else eos  # older files write a token as an object
+        if isinstance(eos, dict):  # older files write a token as an object
+            eos = eos.get("content")
         if not isinstance(eos, str):
-            raise UserError(
-                f"{self.folder / 'tokenizer_config.json'}: names no eos_token; a target must end on one"
-            )
+            raise UserError(f"{self.folder / 'tokenizer_config.json'}: names no eos_token;"
+                            " a target must end on one")
         self.end_id = self._id(eos)
         self._start_turn, self._end_turn = self._id("<|im_start|>"), self._id("<|im_end|>")
         self.end_of_text = self._id("<|endoftext|>")  # ends a plain document
@@ -65,21 +72,19 @@ class Tokenizer:
     def _id(self, token: str) -> int:
         number = self._fast.token_to_id(token)
         if number is None:
-            raise UserError(
-                f"{self.folder / 'tokenizer.json'}: has no token {token!r}; is this a Qwen2.5 checkpoint?"
-            )
+            raise UserError(f"{self.folder / 'tokenizer.json'}: has no token {token!r};"
+                            " is this a Qwen2.5 checkpoint?")
         return number
 
     def _declared_stops(self) -> set[int]:
-        """Every `eos_token_id` (one or a list) of generation_config.json and config.json, where they exist."""
+        """Every `eos_token_id` (one or a list) of generation_config.json and config.json."""
         stops = set()
         for file in (self.folder / "generation_config.json", self.folder / "config.json"):
             settings = read_json(file) if file.exists() else {}
             rows = settings.get("vocab_size")
             if isinstance(rows, int) and rows < self.size:
-                raise UserError(
-                    f"{file}: vocab_size is {rows}, the tokenizer has {self.size} ids; get the right one"
-                )
+                raise UserError(f"{file}: vocab_size is {rows}, the tokenizer has {self.size} ids;"
+                                " get the right one")
             declared = settings.get("eos_token_id")
             declared = declared if isinstance(declared, list) else [declared]
             stops.update(number for number in declared if isinstance(number, int))
@@ -87,21 +92,20 @@ class Tokenizer:
 
     @cached_property
     def default_system(self) -> str:
-        """The system prompt that the checkpoint's own template gives a chat without one.
+        """The system prompt that the checkpoint's own template gives to a chat without one.
 
-        Read only when it is asked for: a checkpoint without one is usable with an explicit `--system`.
+        It is read on demand: a checkpoint without one works with an explicit `--system`.
         """
-        file = self.folder / "chat_template.jinja"  # where transformers 5 keeps it
+        file = self.folder / "chat_template.jinja"  # transformers 5 writes it here
         if file.exists():
             template = file.read_text(encoding="utf-8", errors="replace")
         else:
-            file, template = self.folder / "tokenizer_config.json", self._settings.get(
-                "chat_template")
+            file = self.folder / "tokenizer_config.json"
+            template = self._settings.get("chat_template")
         system = find_default_system(template) if isinstance(template, str) else None
         if system is None:
-            raise UserError(
-                f"{file}: holds no chat template with a default system prompt; give one with --system"
-            )
+            raise UserError(f"{file}: holds no chat template with a default system prompt;"
+                            " give one with --system")
         return system
 
     def write_default_system(self, folder: Path, system: str) -> None:
@@ -123,11 +127,11 @@ class Tokenizer:
         try:
             return self._fast.encode(text, add_special_tokens=False).ids
         except TypeError:  # JSON's escapes can spell half a surrogate pair, which is no character
-            raise UserError(
-                f"not valid Unicode, a lone surrogate: {text[:60]!r}; mend the text") from None
+            raise UserError(f"not valid Unicode, a lone surrogate: {text[:60]!r};"
+                            " mend the text") from None
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids, special tokens skipped."""
+        """The text of ids, without special tokens."""
         return self._fast.decode(ids, skip_special_tokens=True)
 
     def show(self, token: int) -> str:
@@ -136,16 +140,17 @@ class Tokenizer:
 
     def prompt(self, question: str, system: str | None = None,
                earlier: Sequence[dict] = ()) -> list[int]:
-        """A question in ChatML behind the `earlier` turns of its chat, up to where the assistant begins to write."""
+        """Ids of a question after the `earlier` turns of its chat, up to the start of the
+        answer."""
         ids, _ = self.chat([*earlier, {"role": "user", "content": question}], system)
         return ids + [self._start_turn] + self.encode("assistant\n")
 
     def chat(self, messages: list[dict], system: str | None = None) -> tuple[list[int], list[bool]]:
         """Ids of a chat and, for each, whether it is a target.
 
-        messages: `{"role", "content"}` each. A system message at their head is the system prompt, else `system`, else
-        the checkpoint's default. After a last assistant turn stands `end_id` and nothing more; every other turn
-        is closed as the template closes it, by `<|im_end|>` and a newline.
+        messages: `{"role", "content"}` each. The system prompt is a system message at their head,
+        else `system`, else the checkpoint's default. If the last turn is the assistant's, it ends
+        with `end_id`. Every other turn ends as in the template, with `<|im_end|>` and a newline.
         """
         if not messages or messages[0]["role"] != "system":
             system = self.default_system if system is None else system
@@ -159,7 +164,7 @@ class Tokenizer:
             pieces.append(([self._start_turn], False))
             if answer:
                 pieces += [(self.encode("assistant\n"), False), (self.encode(content), True)]
-            else:  # in one piece, as the rendered template is tokenised
+            else:  # in one piece, like the rendered template
                 pieces += [(self.encode(f"{role}\n{content}"), False)]
             if answer and number == len(messages):
                 pieces += [([self.end_id], True)]
@@ -170,23 +175,27 @@ class Tokenizer:
 
 
 def find_default_system(template: str) -> str | None:
-    """The default system prompt written out in a ChatML template in Jinja, or None.
+    """The default system prompt that a ChatML template in Jinja spells out, or None.
 
-    Templates open a system turn in several places and go on with the chat's own system message, or with a text of
-    their own: the latter is wanted. Where there are several (one for tools comes first) the last is the plain one.
+    Templates open a system turn in several places, and go on with the chat's own system message or
+    with a text of their own, which is the default. If there are several (the first is for tools),
+    the last is the plain one.
     """
     pieces = template.split("<|im_start|>system")
     for before, after in reversed(list(zip(pieces, pieces[1:]))):
         text, closed, _ = after.partition("<|im_end|>")
         quote = before[-1:] if before.endswith(("'", '"')) else ""
-        # Inside a Jinja string the text must reach <|im_end|> before the string ends, outside before an expression.
-        interrupted = quote in text.replace("\\" +
-                                            quote, "") if quote else ("{{" in text or "{%" in text)
+        # <|im_end|> must come before the end of the Jinja string, or outside of one before an
+        # expression.
+        if quote:
+            interrupted = quote in text.replace("\\" + quote, "")
+        else:
+            interrupted = "{{" in text or "{%" in text
         newline = "\\n" if text.startswith("\\n") else "\n"  # escaped in the string, or a real one
         if not closed or interrupted or not text.startswith(newline):
             continue
         text = text.removeprefix(newline)
-        # Jinja reads the escapes of a string just so (jinja2/lexer.py).
+        # Jinja reads the escapes of a string in this way (jinja2/lexer.py).
         return text.encode("ascii", "backslashreplace").decode("unicode-escape") if quote else text
     return None
 

@@ -12,7 +12,6 @@ asked; a checkpoint of our own is asked through generate.py.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import sys
@@ -28,7 +27,7 @@ from data import Problem
 from flags import flag, parse_flags, run_command
 from generate import ApiFlags, DecodingFlags, SamplingFlags, generate, load_asked
 from recipes.client import ApiTeacher, Reply, open_api, read_reply
-from runtime import UsageError, UserError, new_directory, printable
+from runtime import UsageError, UserError, new_directory, printable, text_sha256
 from score import cost_line, record_of
 
 LOCAL_BATCH = 4096  # completions that a checkpoint of our own has in hand at a time
@@ -115,7 +114,7 @@ def ask(teacher: "ApiTeacher | LocalTeacher", chats: list[list[dict]], folder: P
 
 def _key(teacher, messages: list[dict]) -> str:
     text = json.dumps([teacher.name, messages, teacher.settings], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_sha256(text)
 
 
 def _stored(path: Path) -> Iterator[dict]:

@@ -43,7 +43,7 @@ def test_documents_in_a_row_do_not_see_each_other(lengths, prefix, grad):
 
 @pytest.mark.parametrize("prefix", [None, torch.randn(1, 2, P, K, h)], ids=["plain", "prefix"])
 def test_a_shared_head_is_the_beginning_of_every_document(prefix):
-    """Positions, outputs and gradients are those of whole documents; the head's gradient is the sum over them."""
+    """Positions, outputs and gradients are those of whole documents; the head's is their sum."""
     shared, lengths = 6, [5, 9, 1]
     head, rests = states(shared), [states(n) for n in lengths]
     for x in (*head, *(x for rest in rests for x in rest)):
@@ -79,7 +79,7 @@ def test_a_shared_head_is_the_beginning_of_every_document(prefix):
 @pytest.mark.parametrize("prefix", [None, torch.randn(1, 2, P, K, h)], ids=["plain", "prefix"])
 @pytest.mark.parametrize("shared", [0, 6])
 def test_flex_attention_is_the_same(device, prefix, shared):
-    """The way of CUDA, with the groups of the CPU as its reference; a gradient it has on CUDA alone."""
+    """CUDA's way, compared with the groups of the CPU. It has a gradient only on CUDA."""
     lengths, front = [5, 9, 1, 130], 0 if prefix is None else P
     row = [x.requires_grad_(device == "cuda") for x in states(shared + sum(lengths))]
     expected = PackedAttention(lengths, prefix, shared=shared)(0, *row)

@@ -1,4 +1,4 @@
-"""Generation: a batch gives the texts that its rows give alone, and transformers gives the same texts."""
+"""generate.py: a batch gives the texts that its rows give alone, and so does transformers."""
 
 import subprocess
 import sys
@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention import PackedAttention
+from attention import KVCache, PackedAttention
 from checkpoint import load_model
 from conftest import reference_model
-from flags import run_command
-from generate import KVCache, choose, generate, log_probs, main
+from flags import parse_flags, run_command
+from generate import SamplingFlags, generate, load_asked, main, sample_tokens
 from model import Config, Qwen2
 from prefix import prefix_from_ids
+from runtime import UsageError
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ STOPS = {7, 8, 9, 10, 11}
 
 
 def make_model(positions: int = 128, **changes) -> Qwen2:
-    """A small model with large random weights, so that its texts differ and do not end in a loop at once."""
+    """A small model with large random weights: its texts differ and do not end in a loop at once."""
     sizes = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
                  num_attention_heads=6, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
                  rope_theta=1e4, tie_word_embeddings=False)
@@ -207,24 +208,26 @@ def reference_distribution(logits: torch.Tensor, temperature: float, top_p: floa
                                                        (1.0, 1.0, 1), (2.0, 0.95, 0),
                                                        (1.0, 0.5, 5000), ])  # fmt: skip
 def test_temperature_top_k_and_top_p_against_a_small_reference(temperature, top_p, top_k):
-    """With uniforms spread evenly over [0, 1), the shares drawn are the probabilities themselves."""
+    """With uniforms spread evenly over [0, 1), the shares drawn are the probabilities."""
     draws = 4000
     uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    # 1000 nearly equal tokens: more than the few that are looked at first. The other rows lie on few tokens.
+    # 1000 nearly equal tokens: more than the few that are looked at first. The mass of the other
+    # rows lies on few tokens.
     flat, steep = 0.1 * torch.randn(1000,
                                     generator=torch.Generator().manual_seed(3)), torch.linspace(
                                         0, 30, 1000)
     steep = steep[torch.randperm(1000, generator=torch.Generator().manual_seed(4))]
     for logits in (flat, steep):
-        tokens = choose(logits.expand(draws, -1), uniforms, temperature, top_p, top_k)
+        tokens = sample_tokens(logits.expand(draws, -1), uniforms, temperature, top_p, top_k)
         expected = reference_distribution(logits, temperature, top_p, top_k)
         shares = torch.bincount(tokens, minlength=1000) / draws
         assert (shares - expected).abs().max() <= 1.01 / draws
         assert not shares[expected == 0].any()
     # Rows do not see each other, also where only one of them needs more tokens looked at.
-    both = choose(torch.stack((flat, steep)), uniforms[[1234, 2345]], temperature, top_p, top_k)
-    assert both[0] == choose(flat[None], uniforms[[1234]], temperature, top_p, top_k)[0]
-    assert both[1] == choose(steep[None], uniforms[[2345]], temperature, top_p, top_k)[0]
+    both = sample_tokens(torch.stack((flat, steep)), uniforms[[1234, 2345]], temperature, top_p,
+                         top_k)
+    assert both[0] == sample_tokens(flat[None], uniforms[[1234]], temperature, top_p, top_k)[0]
+    assert both[1] == sample_tokens(steep[None], uniforms[[2345]], temperature, top_p, top_k)[0]
 
 
 @pytest.mark.parametrize("temperature, top_p, top_k", [(0.7, 0.8, 20), (1.3, 0.6, 0),
@@ -239,7 +242,7 @@ def test_the_kept_tokens_are_those_of_transformers(temperature, top_p, top_k):
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     expected = LogitsProcessorList(warpers)(None, logits)[0].softmax(-1)
     uniforms = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
-    tokens = choose(logits.expand(20000, -1), uniforms, temperature, top_p, top_k)
+    tokens = sample_tokens(logits.expand(20000, -1), uniforms, temperature, top_p, top_k)
     assert (torch.bincount(tokens, minlength=400) / 20000 - expected).abs().max() < 1e-4
 
 
@@ -263,7 +266,7 @@ def test_a_prefix_of_real_keys_and_values_stands_for_its_text(model):
 @pytest.mark.parametrize("with_prefix", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_cached_decoding_equals_the_teacher_forced_pass(model, with_prefix, temperature):
-    """mean_log_prob comes from the cache step by step, log_probs from one pass over the whole text."""
+    """mean_log_prob comes from the cache step by step; here one pass reads the whole text."""
     prefix = torch.randn(2, 2, 5, 2, 8,
                          generator=torch.Generator().manual_seed(6)) if with_prefix else None
     options = dict(vocab_size=V, max_new_tokens=30, samples=2, temperature=temperature, top_k=20,
@@ -272,47 +275,26 @@ def test_cached_decoding_equals_the_teacher_forced_pass(model, with_prefix, temp
                (c.problem, c.sample)).ids[9]
     completions = list(generate(model, PROMPTS, stop_ids={stop}, **options))
     assert "stop" in {completion.finish for completion in completions}
-    documents = []
     for completion in completions:
-        prompt, new = PROMPTS[
-            completion.problem], completion.ids + [stop] * (completion.finish == "stop")
-        documents.append((prompt + new, [False] * len(prompt) + [True] * len(new)))
-    for completion, (ids, is_target), found in zip(completions, documents,
-                                                   log_probs(model, documents, prefix)):
-        assert found.shape == (sum(is_target),)
+        prompt = PROMPTS[completion.problem]
+        new = completion.ids + [stop] * (completion.finish == "stop")
+        ids = torch.tensor(prompt + new)
+        attention = PackedAttention([len(ids)], prefix)
+        with torch.no_grad():
+            logits = model.logits(model(ids, attention.positions, attention))
+        found = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, ids[len(prompt):, None])
         assert completion.mean_log_prob == pytest.approx(found.mean().item(), abs=1e-5)
 
 
-def test_log_probs_in_small_chunks(model):
-    documents = [(prompt, [i > 0 and (i + n) % 3 > 0 for i in range(len(prompt))])
-                 for n, prompt in enumerate(PROMPTS)]
-    whole = log_probs(model, documents)
-    for (ids, is_target), found in zip(documents, whole):
-        attention = PackedAttention([len(ids)])
-        with torch.no_grad():
-            table = model.logits(model(torch.tensor(ids), attention.positions,
-                                       attention)).log_softmax(-1)
-        expected = torch.tensor([table[i - 1, ids[i]] for i in range(len(ids)) if is_target[i]])
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    for found, expected in zip(log_probs(model, documents, chunk_tokens=45, chunk_logits=4 * V),
-                               whole):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def test_the_first_token_cannot_be_a_target(model):
-    with pytest.raises(ValueError, match="document 1"):
-        log_probs(model, [([1, 2], [False, True]), ([1, 2], [True, True])])
-
-
 def test_between_two_completions_gradients_are_on(model):
-    """Generation computes none, but does not switch them off for who reads its completions one by one."""
+    """Generation computes none, but leaves them on for its caller, who reads one text at a time."""
     completions = generate(model, PROMPTS, stop_ids=STOPS, vocab_size=REAL, max_new_tokens=5)
     next(completions)
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def test_memory_is_bounded_by_the_rows_and_their_length(model):
-    """The cache is little larger than the longest text needs, and lets go of the room of one that has left."""
+    """The cache is little larger than the longest text needs, and shrinks when that has left."""
     cache = KVCache(model.config, 4, 300, torch.float32, torch.device("cpu"))
     slots = []
     for positions in ([3, 9], [63], [64], [299], [200], [170], [9]):
@@ -324,7 +306,7 @@ def test_memory_is_bounded_by_the_rows_and_their_length(model):
 def test_a_cache_that_grows_and_shrinks_keeps_its_tokens(model, monkeypatch):
     expected = run(model, PROMPTS)
     for slots in (1, 3, 16):
-        monkeypatch.setattr("generate.SLOTS", slots)
+        monkeypatch.setattr("attention.SLOTS", slots)
         assert run(model, PROMPTS) == run(model, PROMPTS, rows=2) == expected
 
 
@@ -360,3 +342,29 @@ def test_the_command_refuses_in_one_line(words, code, part, capsys):
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith(
         "error: ") and part in told.err and told.err.count("\n") == 1
+
+
+def test_an_adapter_without_a_run(tiny_folder, tmp_path):
+    """`--adapter DIR --model BASE`: peft's own file, and the model's system prompt."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    settings = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(theirs, settings).save_pretrained(tmp_path / "adapter")
+    common = ["--model", str(tiny_folder), "--device", "cpu", "--dtype", "fp32"]
+    run = load_asked(parse_flags(SamplingFlags, [*common, "--adapter", str(tmp_path / "adapter")]))
+    plain = load_asked(parse_flags(SamplingFlags, common))
+    assert run.system == plain.system == run.tokenizer.default_system
+    attention = PackedAttention([9])
+    ids = torch.arange(9)
+    ours, base = (r.model.logits(r.model(ids, attention.positions, attention)) for r in (run, plain))
+    expected = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder),
+                                              tmp_path / "adapter")(ids[None]).logits[0]
+    assert (ours - base).abs().max() > 0.1
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_and_an_adapter_exclude_each_other(tmp_path):
+    with pytest.raises(UsageError, match="--run excludes --model and --adapter"):
+        load_asked(parse_flags(SamplingFlags, ["--run", "x", "--adapter", "y"]))

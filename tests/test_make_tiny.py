@@ -1,4 +1,4 @@
-"""make_tiny.py: what the embedded model reads, its tokenizer, its first weights, and a training of three steps."""
+"""make_tiny.py: what the embedded model reads, its tokenizer, its first weights, three steps."""
 
 import json
 import math
@@ -19,7 +19,7 @@ COUNT = 400
 
 @pytest.fixture(autouse=True)
 def same_threads():
-    """--threads holds for the whole process: later tests compare it with others, to the last bit."""
+    """--threads holds for the whole process, and later tests compare bits."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -63,7 +63,7 @@ def test_all_tokens_but_the_first_are_targets(documents):
 
 
 def test_a_document_ends_on_an_end_token_and_has_no_other(tokenizer, documents):
-    """As ids, not as letters: plain texts on <|endoftext|>, chats on <|im_end|>, which also ends their other turns."""
+    """As ids, not as letters: plain texts on <|endoftext|>, all turns of a chat on <|im_end|>."""
     (end_of_text,) = tokenizer.stop_ids - {tokenizer.end_id}
     assert (tokenizer.show(end_of_text), tokenizer.show(
         tokenizer.end_id)) == ("<|endoftext|>", "<|im_end|>")
@@ -104,7 +104,7 @@ def calculate(text: str) -> float:
 
 
 def test_the_mixture_of_styles_is_as_promised(tokenizer, documents):
-    """Most solutions show their steps, some only the answer, a few slip; of the chats, most give the answer alone."""
+    """Most solutions show their steps, some only the answer, a few slip; most chats only answer."""
     shares = Counter(style_of(text_of(tokenizer, example)) for example in documents)
     sloppy = STYLES["slip"] * (1 - make_tiny.MINI_MATH)  # there are no slips in LaTeX problems
     expected = {
@@ -148,7 +148,8 @@ def test_digits_stand_alone_and_texts_come_back(tokenizer):
     ids = tokenizer.encode("Mia has 1234 shells, $\\frac{12}{345}$.")
     assert [tokenizer.show(token) for token in ids if tokenizer.show(token).strip().isdigit()
             ] == list("123412345")
-    for text in ("12+34 = <<12+34=46>>46", "größer\u2028 ∞ 数学 🙂\t\r\n  x", "#### 7", "'s I'LL"):
+    for text in ("12+34 = <<12+34=46>>46", "größer\u2028 ∞ 数学 🙂\t\r\n  x", "#### 7",
+                 "'s I'LL"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -188,7 +189,7 @@ def test_the_same_seed_gives_the_same_tokenizer(folder, tmp_path):
 
 
 def test_fresh_weights():
-    """Normal with std 0.02, narrower where a layer adds to the residual stream; norms at 1, biases at 0."""
+    """Normal with std 0.02, less if a map adds to the residual stream; norms at 1, biases at 0."""
     model = new_model(500, hidden_size=128, layers=2, seed=3, compute_dtype=torch.float32)
     config = model.config
     assert (config.vocab_size, config.num_attention_heads, config.num_key_value_heads,
@@ -221,7 +222,7 @@ def test_the_default_model_is_under_12_megabytes():
 
 
 def test_three_steps_from_nothing_to_a_model_and_on(tmp_path, monkeypatch, capsys):
-    """The whole command, made small; two runs of one step each are one of three, stopped and resumed."""
+    """The whole command, made small."""
     monkeypatch.setattr(make_tiny, "make_tokenizer", partial(make_tokenizer, documents=100))
     monkeypatch.setattr(make_tiny, "held_out_losses", partial(make_tiny.held_out_losses, count=4))
     flags = [

@@ -97,7 +97,7 @@ def test_peak_memory_stays_after_the_memory_is_given_back():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(),
                     reason="read from /proc, which Linux has")
 def test_peak_memory_is_not_the_parents():
-    """getrusage's ru_maxrss outlives exec: a small child would report the peak of the large process that started it."""
+    """ru_maxrss of getrusage survives exec: a small child would report the peak of its parent."""
     ballast = torch.ones(2**29, dtype=torch.uint8)
     script = "import runtime, torch; print(runtime.peak_memory_mib(torch.device('cpu')))"
     child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
@@ -175,7 +175,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         (b'{"a": 1,\n "b": 2,\n}', "x.json:3: not valid JSON"),
         (b'{\n\n\n\n\n\n"a" 1}', "x.json:7: not valid JSON"),
         (b"", "x.json:1: not valid JSON"),
-        (b"[1, 2]", "x.json: holds a list, where a JSON object was expected"),
+        (b"[1, 2]", "x.json: holds a list, not a JSON object"),
         (b'{"a": "\xff"}', "x.json: cannot be read"),
         (b"[" * 100_000, "x.json:1: not valid JSON (too deep)"),
     ],
@@ -233,3 +233,29 @@ def test_a_log_that_cannot_be_written_is_named():
             UserError,
             match="/dev/full: cannot be written .No space left on device.; free some space"):
         runtime.append_metrics(Path("/dev/full"), {"step": 1})
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("½ · 3 ≤ π, 数学, ÿ, ✓, 🙂\tend\n", None),  # text as it is
+    ("\x1b[2J\x1b]0;title\x07", " [2J ]0;title "),  # ESC and BEL: clear, set the title
+    ("wrong\rright", "wrong right"),  # a carriage return would overwrite what stands there
+    ("a\bb\x7fc\x00d\x0be\x0cf", "a b c d e f"),
+    ("\x9b2J \x85", " 2J  "),  # the one-byte forms of ESC [ and of a new line
+    ("\u202e95 \u2066\u2069\u200f\u061c", " 95     "),  # marks that turn the direction of writing
+    ("1\u20282\u20293", "1 2 3"),  # other ends of a line
+    ("4\u200b2\ufeff\u00ad", "4 2  "),  # invisible
+    ("\ud800 \udfff", "   "),  # halves of a pair, which print cannot encode
+])
+def test_no_text_steers_the_terminal(text, shown):
+    assert runtime.printable(text) == (text if shown is None else shown)
+    runtime.printable(text).encode()
+
+
+def test_hashes_are_the_same_everywhere():
+    assert runtime.hash_of("½") == runtime.hash_of("½") != runtime.hash_of("1/2")
+    assert runtime.hash_of("") == 0xE4A6A0577479B2B4
+    assert runtime.text_sha256("abc") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")

@@ -1,4 +1,4 @@
-"""score.py: what a completion is worth, what is counted over many, and two evaluations side by side."""
+"""score.py: verdicts, figures over many completions, and two evaluations side by side."""
 
 import json
 import os
@@ -9,8 +9,8 @@ import pytest
 
 from data import load_problems
 from runtime import UserError
-from score import (FIELDS, Report, by_problem, compare, grade_again, read_finished, read_records,
-                   report_lines, summarise, verdict, versus_lines)
+from score import (FIELDS, Report, by_problem, compare_evaluations, grade_again, read_finished,
+                   read_records, report_lines, summarise, verdict, versus_lines)
 from stats import bootstrap, mcnemar, wilson
 
 GOLDS = ["5", "3.5", "100"]
@@ -257,7 +257,7 @@ def test_a_single_samples_vote_is_its_verdict():
 def test_two_evaluations_are_paired_by_problem():
     before = records_of([["#### 5"], ["hm"], ["#### 99"]])
     after = records_of([["#### 6"], ["so 7/2"], ["#### 100"]])
-    change = compare(before, after)
+    change = compare_evaluations(before, after)
     assert (change["gained"], change["lost"]) == (2, 1)
     assert change["p"] == mcnemar([True, False, False], [False, True, True])
     assert (change["accuracy_before"], change["accuracy_after"]) == (1 / 3, 2 / 3)
@@ -278,7 +278,7 @@ def test_two_evaluations_are_paired_by_problem():
 
 def test_several_samples_are_paired_by_their_majority():
     greedy = records_of([["#### 6"], ["#### 3.5"], ["hm"]])
-    change = compare(greedy, records_of(VOTES))
+    change = compare_evaluations(greedy, records_of(VOTES))
     assert (change["gained"], change["lost"]) == (2, 1)
     answers = [(entry["before"], entry["after"]) for entry in change["changed"]]
     assert answers == [("6", "5"), ("3.5", "4"), (None, "100")]
@@ -286,23 +286,34 @@ def test_several_samples_are_paired_by_their_majority():
 
 def test_only_shared_problems_are_paired_whatever_their_order_and_file():
     before = records_of([["#### 5"], ["hm"], ["hm"]])
-    # The other file has two of the problems, in another order, under other names, and one whose gold answer was mended.
+    # The other file has two of the problems, in another order, under other names, one with another
+    # gold answer.
     moved = [
         before[1] | {"problem": 0, "id": "new"},
         before[0] | {"problem": 1, "gold": "55", "correct": False}
     ]
-    change = compare(before, moved)
+    change = compare_evaluations(before, moved)
     assert (change["n"], change["n_before"], change["n_after"]) == (1, 3, 2)
     assert (change["gained"], change["lost"], change["p"]) == (0, 0, 1.0)
     with pytest.raises(UserError, match="no problem in common"):
-        compare(before, moved[1:])
+        compare_evaluations(before, moved[1:])
 
 
 def test_an_answer_cannot_spoil_the_page():
     nasty = "7\n\x1b[31m" + "9" * 100
     after = [record(0, 0, "#### 5") | {"answer": nasty, "correct": False}]
-    *_, line = versus_lines("x", compare([record(0, 0, "#### 5")], after))
+    *_, line = versus_lines("x", compare_evaluations([record(0, 0, "#### 5")], after))
     assert "\n" not in line and "\x1b" not in line and line.endswith("…") and len(line) < 90
+    hidden = [entry | {"id": "p\x1b[2J\n\u202e"} for entry in after]
+    *_, line = versus_lines("x", compare_evaluations([record(0, 0, "#### 5")], hidden))
+    assert line.startswith("  lost   p [2J  : gold 5, there 5, here ")
+
+
+def test_a_subject_cannot_spoil_the_page():
+    records = [entry | {"subject": f"\x1b[31m{number}\n"}
+               for number, entry in enumerate(records_of([["#### 5"], ["hm"]]))]
+    text = "\n".join(report_lines(summarise(records) | {"grading_seconds_per_1000": 0.1}))
+    assert "\x1b" not in text and "\n [31m0  " in text and "\n [31m1  " in text
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -310,7 +321,7 @@ def test_an_answer_cannot_spoil_the_page():
 
 def test_the_report_says_it_in_words():
     result = summarise(records_of(VOTES)) | {"grading_seconds_per_1000": 0.25}
-    change = compare(records_of([["#### 6"], ["#### 3.5"], ["hm"]]), records_of(VOTES))
+    change = compare_evaluations(records_of([["#### 6"], ["#### 3.5"], ["hm"]]), records_of(VOTES))
     result["greedy"] = summarise(records_of([["#### 6"], ["#### 3.5"], ["hm"]
                                              ])) | {"majority": change}
     timed = {
@@ -320,13 +331,15 @@ def test_the_report_says_it_in_words():
     text = "\n".join(report_lines(result | timed))
     for words in [
             "flexible                   33.3%", "of 3 problems, mean of 4 samples",
-            "majority of 4              66.7%    20.8% to 93.9%       0.0%    0.0%  +33.3 points beside one sample",
+            "majority of 4              66.7%    20.8% to 93.9%       0.0%    0.0%"
+            "  +33.3 points beside one sample",
             "greedy                     33.3%",
             "majority beside greedy  +33.3 points: 2 gained, 1 lost, McNemar p = 1",
             "k samples                      1       2       4",
             "pass@k, one is right       33.3%   61.1%  100.0%", "level 1 ", "level 2 ",
             "fractions ",
-            "tokens a completion, cut at 2,048 (after the longest prompt at 100: the model's positions end)",
+            "tokens a completion, cut at 2,048 (after the longest prompt at 100:"
+            " the model's positions end)",
             "2.0 s, 50 tokens/s (of the last 9 of 12 completions)", "0.250 s for 1,000 answers",
     ]:
         assert words in text, words

@@ -1,4 +1,4 @@
-"""stats.py: intervals and tests against published and hand-counted values, and the laws they obey."""
+"""stats.py: intervals and tests against published and hand-counted values, and their laws."""
 
 import math
 import subprocess
@@ -87,7 +87,7 @@ def test_verdicts_have_wilsons_interval_and_averages_a_bootstrapped_one():
 
 
 def test_the_intervals_hold_the_truth_as_often_as_they_say():
-    """Many small evaluations of a model whose true accuracy is known: about 19 of 20 intervals hold it."""
+    """Of many evaluations of a model of known accuracy, about 19 of 20 intervals hold it."""
     rng = np.random.default_rng(0)
     truth, held = 0.3, {"verdicts": 0, "averages": 0}
     for _ in range(400):

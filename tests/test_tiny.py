@@ -1,4 +1,4 @@
-"""The embedded model: it opens in transformers, it is small, and it answers, though seldom rightly."""
+"""The embedded model: it opens in transformers, is small, and answers, though seldom rightly."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""ChatML against transformers' rendering of the template, targets, stop ids, and text that plays at being a token."""
+"""ChatML against transformers' rendering of the template, targets, stop ids, and text like
+tokens."""
 
 import json
 import os
@@ -12,7 +13,7 @@ from tokenizer import Tokenizer, find_default_system
 
 MATH_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
 
-# As published with Qwen2.5-Instruct: a branch for tools comes first and writes the same texts in pieces.
+# As published with Qwen2.5-Instruct: a branch for tools comes first, with the same texts in pieces.
 TOOLS_TEMPLATE = (
     "{%- if tools %}\n"
     "    {{- '<|im_start|>system\\n' }}\n"
@@ -35,7 +36,8 @@ TOOLS_TEMPLATE = (
 ONE_LINE_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nSYSTEM<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 TEMPLATES = {"short": TEMPLATE, "with tools": TOOLS_TEMPLATE, "one line": ONE_LINE_TEMPLATE}
 
@@ -150,7 +152,7 @@ def test_decode_gives_the_text_back_without_special_tokens(tokenizer_folder):
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("system", [DEFAULT_SYSTEM, "You are a helpful assistant.", MATH_SYSTEM])
 def test_the_default_system_is_the_string_in_the_template(template, system, tmp_path):
-    """Checked by rendering: what jinja makes of the written string (a backslash is written twice there)."""
+    """Checked by rendering: what jinja makes of the string (a backslash is doubled there)."""
     template = template.replace("SYSTEM", system.replace("\\", "\\\\"))
     assert find_default_system(template) == system
     folder = write_tokenizer(tmp_path, template)

@@ -1,4 +1,4 @@
-"""vote.py: votes are counted on values and obey the laws of voting; what k samples bring is counted, not modelled."""
+"""vote.py: votes on values, the laws of voting, and what k samples bring."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ import pytest
 
 import synthetic
 import vote
-from vote import KINDS, choose, cluster, confidence, main, maj_at_k, pass_at_k
+from vote import VOTE_KINDS, choose, cluster, confidence, main, maj_at_k, pass_at_k
 
 N = None  # a sample without an answer
 
@@ -76,7 +76,7 @@ def test_two_spellings_of_a_synthetic_answer_outvote_a_wrong_one():
     ([7, 3, 3], [0.9, 0.1, 0.1], 1, 0, 0),  # the numbers of some of the samples are enough
 ])
 def test_choose(ids, weights, majority, weighted, best):
-    assert [choose(ids, weights, kind) for kind in KINDS] == [majority, weighted, best]
+    assert [choose(ids, weights, kind) for kind in VOTE_KINDS] == [majority, weighted, best]
 
 
 @pytest.mark.parametrize("ids, chosen", [([], N), ([N], N), ([0], 0), ([0, 1], 0), ([0, 1, 1], 1),
@@ -98,7 +98,8 @@ def test_confidence_is_the_geometric_mean_of_the_probabilities():
 def case(seed: int) -> tuple[list[int | None], list[bool], list[float]]:
     """Random clusters, verdicts and weights of one to five samples, with many ties.
 
-    A verdict is drawn for each sample and not for each cluster: equality with the gold answer need not be transitive.
+    A verdict is drawn for each sample and not for each cluster: equality with the gold answer need
+    not be transitive.
     """
     rng = random.Random(seed)
     answers = rng.choices(["1", "2", "3", N], k=rng.randint(1, 5))
@@ -121,14 +122,14 @@ def by_definition(ids: list[int | None], weights: list[float], kind: str) -> int
                default=None) if groups else None  # max: the first of equals
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VOTE_KINDS)
 def test_choose_is_as_defined(kind):
     for seed in range(300):
         ids, _, weights = case(seed)
         assert choose(ids, weights, kind) == by_definition(ids, weights, kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VOTE_KINDS)
 @pytest.mark.parametrize("seed", range(40))
 def test_laws_of_a_vote(kind, seed):
     ids, right, weights = case(seed)
@@ -176,7 +177,7 @@ def test_pass_at_k_is_the_mean_over_all_subsets():
 
 
 def test_pass_at_k_is_unbiased():
-    """Over all outcomes of n samples that are each right with probability p, its mean is 1 - (1 - p)^k."""
+    """If each of n samples is right with probability p, its mean is 1 - (1 - p)^k."""
     n, p = 6, 0.3
     for k in range(1, n + 1):
         mean = sum(
@@ -199,7 +200,7 @@ def test_small_cases(ids, right, k, expected):
     assert maj_at_k(ids, right, k) == (pytest.approx(expected), 0.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VOTE_KINDS)
 def test_maj_at_k_is_the_mean_vote_over_all_orders_of_all_subsets(kind):
     for seed in range(25):
         ids, right, weights = case(seed)
@@ -211,7 +212,7 @@ def test_maj_at_k_is_the_mean_vote_over_all_orders_of_all_subsets(kind):
             assert maj_at_k(ids, right, k, weights, kind) == (pytest.approx(np.mean(outcomes)), 0.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VOTE_KINDS)
 @pytest.mark.parametrize("seed", range(40))
 def test_laws_of_maj_at_k(kind, seed):
     ids, right, weights = case(seed)
@@ -245,7 +246,7 @@ def test_two_unweighted_votes_are_one_sample(n):
 
 
 def test_the_best_by_verdict_is_pass_at_k():
-    """A perfect verifier finds the right sample wherever there is one, and what is drawn at random is not needed."""
+    """A perfect verifier finds the right sample if there is one."""
     for n, k in itertools.product([64, 2000], [1, 2, 8, 32, 64]):
         right = [True] * 5 + [False] * (n - 5)
         assert maj_at_k(range(n), right, k, right, "best") == (pytest.approx(pass_at_k(n, 5,
@@ -267,7 +268,8 @@ def test_drawn_subsets_estimate_the_mean_over_all_within_the_error_they_give(kin
     monkeypatch.setattr(vote, "DRAWS", math.comb(16, 8))
     exact, error = maj_at_k(MANY, MANY_RIGHT, 8, MANY_WEIGHTS, kind)
     assert error == 0 and 0.1 < exact < 0.9
-    # In units of their errors, the deviations of 100 seeds have mean 0 and spread 1: bounds are three of their errors.
+    # In units of their errors, the deviations of 100 seeds have mean 0 and spread 1: bounds are
+    # three of their errors.
     deviations = [(value - exact) / error for value, error in drawn]
     assert abs(np.mean(deviations)) < 0.3
     assert abs(np.std(deviations) - 1) < 0.22

@@ -1,11 +1,12 @@
-"""Make the embedded model `tiny/`: a small Qwen2.5 of our own, trained from nothing on the embedded data sets.
+"""Make the embedded model `tiny/`: a small Qwen2.5 of our own, trained on the embedded data sets.
 
-    python -m tools.make_tiny --output-dir tiny-new                 # tokenizer, then the model; see tiny/README.md for the time
-    python -m tools.make_tiny --output-dir tiny-new --resume        # goes on from the last checkpoint
+    python -m tools.make_tiny --output-dir tiny-new             # tokenizer, then the model
+    python -m tools.make_tiny --output-dir tiny-new --resume    # goes on from the last checkpoint
 
-It is a *base* model: it has read problems with worked solutions, with bare answers, with slips in the arithmetic, and some
-as chats, most of which give the bare answer. So it can reason, but asked in chat form it seldom does. That is
-what there is for fine-tuning to bring out.
+tiny/README.md names the time that it takes. The result is a *base* model: it has read problems with
+worked solutions, with bare answers, with slips in the arithmetic, and some as chats, most of which
+give the bare answer. So it can reason, but in chat form it seldom does. Fine-tuning brings that
+out.
 """
 
 import math
@@ -31,29 +32,28 @@ from runtime import (UsageError, append_metrics, describe_machine, keep_freed_me
 from tokenizer import Tokenizer
 from train import TrainSettings, mean_loss, train
 
-# Shares of the documents. Slips exist for word problems alone; elsewhere their share goes to the steps.
+# Shares of the documents. mini-math has no slips: there their share has right steps.
 STYLES = {"steps": 0.45, "answer": 0.25, "slip": 0.10, "chat": 0.20}
 CHAT_STEPS = 0.3  # share of the chats that work the solution out
 MINI_MATH = 0.3  # share of LaTeX problems
 SYSTEM = "You are a helpful assistant."
-DATA_SEED = 1_000_000  # training documents are numbered from here, far from the seeds that fine-tuning uses
+DATA_SEED = 1_000_000  # the seeds of training documents begin here, far from those of fine-tuning
 
-# Qwen's pattern for cutting text before byte pairs are merged; each digit stands alone (published tokenizer.json).
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPECIAL_TOKENS = (*("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>",
-                    "<|object_ref_end|>", "<|box_start|>"),
-                  *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
-                    "<|vision_end|>", "<|vision_pad|>"), *("<|image_pad|>", "<|video_pad|>"),
-                  )
-OTHER_TOKENS = (*("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>",
-                  "<|fim_suffix|>", "<|fim_pad|>"), *("<|repo_name|>", "<|file_sep|>"),
-                )
+# Qwen's pattern for cutting text before byte pairs are merged, from its published tokenizer.json;
+# each digit stands alone.
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+OTHER_TOKENS = ("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
+                "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n" + SYSTEM +
-    "<|im_end|>\\n' }}{% endif %}"
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
 
@@ -98,11 +98,11 @@ def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train",
     if style == "answer" or (style == "chat" and rng.random() >= CHAT_STEPS):
         solution = bare
     if style == "chat":
-        turns = [{"role": "user", "content": problem.question},
-                 {"role": "assistant", "content": solution}]
-        ids, _ = tokenizer.chat(turns)
+        ids, _ = tokenizer.chat([{"role": "user", "content": problem.question},
+                                 {"role": "assistant", "content": solution}])
     else:
-        # Appended as an id: in a text the marker's letters are but letters. A chat ends on the other of the two stops.
+        # Appended as an id: in a text, the letters of a marker are only letters. (A chat ends with
+        # end_id, the other stop token.)
         (end_of_text,) = tokenizer.stop_ids - {tokenizer.end_id}
         ids = [*tokenizer.encode(f"Question: {problem.question}\nAnswer: {solution}"), end_of_text]
     return Example(ids, [False] + [True] * (len(ids) - 1), problem.id)
@@ -110,46 +110,23 @@ def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train",
 
 def held_out_losses(model: Qwen2, tokenizer: Tokenizer, count: int = 300) -> dict[str, float]:
     """Mean loss, in nats a token, on documents of each style made from test problems."""
-    return {
-        style: mean_loss(model,
-                         [document(tokenizer, index, 0, "test", style) for index in range(count)])
-        for style in STYLES
-    }
+    losses = {}
+    for style in STYLES:
+        documents = [document(tokenizer, index, 0, "test", style) for index in range(count)]
+        losses[style] = mean_loss(model, documents)
+    return losses
 
 
 # ---------------------------------------------------------------------------------------- tokenizer
 
 
 def make_tokenizer(folder: Path, seed: int, documents: int = 20_000) -> Tokenizer:
-    """Train byte pairs on the data sets' texts and write the tokenizer files of a Qwen2.5 checkpoint."""
-    fast = FastTokenizer(models.BPE())
-    fast.normalizer = normalizers.NFC()
-    fast.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    fast.decoder = decoders.ByteLevel()
-    problems = [
-        parse_record(record, record["id"])
-        for dataset in synthetic.DATASETS
-        for record in synthetic.problems(dataset, "train", documents, DATA_SEED + seed)
-    ]
-    frame = [SYSTEM, "Question: ", "\nAnswer: ", "system\n", "user\n", "assistant\n"] * 1000
-    texts = [f"{problem.question}\n{problem.solution}" for problem in problems] + frame
-    # A pair that is rare here (min_frequency) would hardly be trained; so the vocabulary ends where pairs get rare.
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, min_frequency=100,
-                                  show_progress=False)
-    fast.train_from_iterator(texts, trainer)
-    fast.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in OTHER_TOKENS])
+    """Train byte pairs on `documents` problems of each data set, and write the tokenizer's
+    files."""
+    fast = train_byte_pairs(seed, documents)
     end, turn_end = fast.token_to_id("<|endoftext|>"), fast.token_to_id("<|im_end|>")
-
     write_text(folder / "tokenizer.json", fast.to_str(pretty=False))
-    settings = {
+    write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "Qwen2Tokenizer",
         "add_bos_token": False,
         "add_prefix_space": False,
@@ -162,11 +139,34 @@ def make_tokenizer(folder: Path, seed: int, documents: int = 20_000) -> Tokenize
         "pad_token": "<|endoftext|>",
         "split_special_tokens": False,
         "unk_token": None,
-    }
-    write_json(folder / "tokenizer_config.json", settings)
+    })
     write_json(folder / "generation_config.json",
                {"eos_token_id": [turn_end, end], "pad_token_id": end})
     return Tokenizer(folder)
+
+
+def train_byte_pairs(seed: int, documents: int) -> FastTokenizer:
+    """A byte-pair tokenizer of Qwen's form: its normal form, its cuts, and its special tokens."""
+    fast = FastTokenizer(models.BPE())
+    fast.normalizer = normalizers.NFC()
+    fast.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    fast.decoder = decoders.ByteLevel()
+    problems = [parse_record(record, record["id"])
+                for dataset in synthetic.DATASETS
+                for record in synthetic.problems(dataset, "train", documents, DATA_SEED + seed)]
+    frame = [SYSTEM, "Question: ", "\nAnswer: ", "system\n", "user\n", "assistant\n"] * 1000
+    texts = [f"{problem.question}\n{problem.solution}" for problem in problems] + frame
+    # The model would hardly learn a pair that is rare here: min_frequency ends the vocabulary.
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, min_frequency=100,
+                                  show_progress=False)
+    fast.train_from_iterator(texts, trainer)
+    fast.add_special_tokens([AddedToken(token, special=True, normalized=False)
+                             for token in SPECIAL_TOKENS])
+    fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in OTHER_TOKENS])
+    return fast
 
 
 # -------------------------------------------------------------------------------------------- model
@@ -174,13 +174,13 @@ def make_tokenizer(folder: Path, seed: int, documents: int = 20_000) -> Tokenize
 
 def new_model(vocab_size: int, hidden_size: int, layers: int, seed: int,
               compute_dtype: torch.dtype) -> Qwen2:
-    """A Qwen2.5 with fresh fp32 weights: normal, std 0.02, narrower where a layer adds to the residual stream.
+    """A Qwen2.5 with new fp32 weights: normal, std 0.02, less in a layer's last maps.
 
-    The narrower start, 0.02 / sqrt(2 L), keeps the sum over layers near one layer's size (Radford et al. 2019, 2.3).
+    The maps that add to the residual stream, `o_proj` and `down_proj`, have 0.02 / sqrt(2 L): so
+    the sum over L layers stays near the size of one layer (Radford et al. 2019, 2.3).
     """
     config = Config(
-        vocab_size=math.ceil(vocab_size / 64) *
-        64,  # rows to a round number, as Qwen's; the rest is padding
+        vocab_size=math.ceil(vocab_size / 64) * 64,  # a round number; the rest is padding
         hidden_size=hidden_size,
         intermediate_size=math.ceil(hidden_size * 8 / 3 / 64) * 64,
         num_hidden_layers=layers,
@@ -203,77 +203,78 @@ def new_model(vocab_size: int, hidden_size: int, layers: int, seed: int,
     return model
 
 
+# ------------------------------------------------------------------------------------------ command
+
+
 def main(argv: list[str]) -> None:
     """Make the tokenizer, train the model, measure it, save it."""
-    args = parse_flags(Flags, argv, __doc__)
-    if args.resume:
-        saved = read_json(Path(args.output_dir) / "args.json")
-        args = Flags(
-            **{**saved, "resume": True, "threads": args.threads, "output_dir": args.output_dir})
-    if args.hidden_size % 64:  # heads of 32, and two of them share a key/value head at least
-        raise UsageError(f"--hidden-size {args.hidden_size} is no multiple of 64")
+    args = read_args(argv)
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = pick_device("cpu")
-    dtype = pick_dtype(args.dtype, device)
+    dtype = pick_dtype(args.dtype, pick_device("cpu"))
+    folder, tokenizer = open_folder(args, dtype)
+    model = new_model(tokenizer.size, args.hidden_size, args.layers, args.seed, dtype)
+    totals = train_model(model, tokenizer, args, folder)
+    losses = held_out_losses(model, tokenizer)
+    save_model(model, folder / "model", folder / "tokenizer")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    write_json(folder / "result.json",
+               {**vars(totals), "parameters": parameters, "held_out_losses": losses})
+    print(f"{totals.tokens / 1e6:.1f} M tokens in {totals.seconds / 60:.0f} minutes;"
+          f" held-out losses: {losses}")
+
+
+def read_args(argv: list[str]) -> Flags:
+    """The flags; with --resume, those of the training that goes on."""
+    args = parse_flags(Flags, argv, __doc__)
+    if args.resume:
+        saved = read_json(Path(args.output_dir) / "args.json")
+        args = Flags(**{**saved, "resume": True, "threads": args.threads,
+                        "output_dir": args.output_dir})
+    if args.hidden_size % 64:  # heads have 32, and at least two of them share a key/value head
+        raise UsageError(f"--hidden-size {args.hidden_size} is no multiple of 64")
+    return args
+
+
+def open_folder(args: Flags, dtype: torch.dtype) -> tuple[Path, Tokenizer]:
+    """The folder of the training and its tokenizer: those of --resume, or new ones."""
     if args.resume:
         folder = Path(args.output_dir)
-        tokenizer = Tokenizer(folder / "tokenizer")
-    else:
-        folder = new_directory(args.output_dir, "tiny")
-        write_json(folder / "args.json", asdict(args))
-        write_json(folder / "env.json", describe_machine(device, dtype))
-        tokenizer = make_tokenizer(folder / "tokenizer", args.seed)
-    model = new_model(tokenizer.size, args.hidden_size, args.layers, args.seed, dtype)
+        return folder, Tokenizer(folder / "tokenizer")
+    folder = new_directory(args.output_dir, "tiny")
+    write_json(folder / "args.json", asdict(args))
+    write_json(folder / "env.json", describe_machine(torch.device("cpu"), dtype))
+    return folder, make_tokenizer(folder / "tokenizer", args.seed)
+
+
+def train_model(model: Qwen2, tokenizer: Tokenizer, args: Flags, folder: Path):
+    """Train the model on the mixture, from the last checkpoint in `folder` if there is one.
+
+    Returns what train.train returns.
+    """
     settings = TrainSettings(
-        steps=args.steps,
-        learning_rate=args.learning_rate,
-        warmup=0.1,
-        weight_decay=0.1,
-        micro_batch_tokens=args.micro_batch_tokens,
-        log_every=args.log_every,
-        save_every=args.save_every,
-    )
+        steps=args.steps, learning_rate=args.learning_rate, warmup=0.1, weight_decay=0.1,
+        micro_batch_tokens=args.micro_batch_tokens, log_every=args.log_every,
+        save_every=args.save_every)
 
     def batch_at(step: int) -> list[Example]:
         first = step * args.documents
-        return [
-            document(tokenizer, index, args.seed) for index in range(first, first + args.documents)
-        ]
+        return [document(tokenizer, index, args.seed)
+                for index in range(first, first + args.documents)]
 
     def log(record: dict) -> None:
         append_metrics(folder / "metrics.jsonl", record)
-        print(
-            f"step {record['step']:5d}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
-            f"{record['tokens_per_second']:6.0f} tokens/s", flush=True,
-        )
+        print(f"step {record['step']:5d}  loss {record['loss']:.4f}"
+              f"  lr {record['learning_rate']:.2e}"
+              f"  {record['tokens_per_second']:6.0f} tokens/s", flush=True)
 
-    bar = tqdm(total=args.steps, unit="step", disable=None)
     found = checkpoints(folder)[-1:]
     trim_metrics(folder / "metrics.jsonl", step_of(found[0]) if found else 0)
-    trainable = dict(model.named_parameters())
-    totals = train(
-        model,
-        trainable,
-        batch_at,
-        settings,
-        folder,
-        resume_from=found[0] if found else None,
-        on_log=log,
-        on_step=lambda step: bar.update(step - bar.n),
-    )
-    bar.close()
-    losses = held_out_losses(model, tokenizer)
-    save_model(model, folder / "model", folder / "tokenizer")
-    result = {
-        **vars(totals), "parameters": sum(p.numel() for p in trainable.values()),
-        "held_out_losses": losses
-    }
-    write_json(folder / "result.json", result)
-    print(
-        f"{totals.tokens / 1e6:.1f} M tokens in {totals.seconds / 60:.0f} minutes; held-out losses: {losses}"
-    )
+    with tqdm(total=args.steps, unit="step", disable=None) as bar:
+        return train(model, dict(model.named_parameters()), batch_at, settings, folder,
+                     resume_from=found[0] if found else None, on_log=log,
+                     on_step=lambda step: bar.update(step - bar.n))
 
 
 if __name__ == "__main__":
