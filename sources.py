@@ -1,16 +1,19 @@
-"""The published data sets by name: where each file lies, and how it gets here whole, checked, and once.
+"""Names the published data sets, and fetches their files: each whole, checked, and once.
 
-    python sources.py               # the sets, their splits and licences, and which of them are here
+    python sources.py               # the sets, their splits and licences, and which are here
     python sources.py gsm8k         # fetches the files of a set and prints their paths
     python sources.py hub:HuggingFaceH4/MATH-500/test.jsonl
 
-A file is looked for in `$HF_HOME/mathft/NAME/FILE` first, so that one put there by hand is taken. Files of GitHub are
-downloaded to that place (download.py), files of the hub by the hub's own client into its cache. Only JSON, JSONL and
-zips of JSONL are known.
+    1. look in `$HF_HOME/mathft/NAME/FILE`, so that a file put there by hand is used
+    2. else download it: a file of GitHub to that place (tools/download.py), a file of the hub by
+       the hub's own client into its cache
 
-The sets: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168); Hendrycks et al. 2021 (MATH, 2103.03874); Lightman et al. 2023
-(MATH-500, 2305.20050); Li et al. 2023 (MuggleMath, 2310.05506); Huang et al. 2025 (MATH-Perturb, 2502.06453). The
-published files of MuggleMath are not the paper's own: their queries are by qwen-max, their answers by DeepSeekMath-RL.
+Only JSON, JSONL and zips of JSONL are known.
+
+The sets: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168); Hendrycks et al. 2021 (MATH, 2103.03874);
+Lightman et al. 2023 (MATH-500, 2305.20050); Li et al. 2023 (MuggleMath, 2310.05506); Huang et al.
+2025 (MATH-Perturb, 2502.06453). The published files of MuggleMath are not the paper's own: their
+queries are by qwen-max, their answers by DeepSeekMath-RL.
 """
 
 import sys
@@ -33,25 +36,30 @@ class File:
 
     name: str  # in the folder of the set
     place: str  # https://... or hub:owner/name/path
-    sha256: str = ""  # where the published bytes are known
+    sha256: str = ""  # if the published bytes are known
 
 
 @dataclass(frozen=True)
 class Source:
-    """One set: its files by split, and what must be known of them."""
+    """One set: its files by split, and what a user must know of them."""
 
     splits: dict[str, tuple[File, ...]]
     licence: str = "see its page"
     tested_on: str = ""  # the set whose test problems measure a training on this one
-    note: str = ""  # said when it is loaded for training
+    note: str = ""  # printed when it is loaded for training
     refusal: str = ""  # why nobody may train on it
 
 
 GITHUB = "https://raw.githubusercontent.com"
 GSM8K = f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data"
 MUGGLEMATH = f"{GITHUB}/OFA-Sys/gsm8k-ScRel/main/data/MuggleMATH"
-PERTURB = "hub:Kaffaljidhmah2/MATH-Perturb/math_perturb"
-FOR_TESTS = "is for testing only, its authors forbid training on it; name it with --eval-dataset, and train on math"
+MATH_PERTURB = "hub:Kaffaljidhmah2/MATH-Perturb/math_perturb"
+FOR_TESTS = ("is for testing only, its authors forbid training on it; name it with --eval-dataset, "
+             "and train on math")
+
+
+def _one_file(split: str, name: str, place: str, sha256: str = "") -> dict[str, tuple[File, ...]]:
+    return {split: (File(name, place, sha256),)}
 
 
 def _muggle(stem: str) -> dict[str, tuple[File, ...]]:
@@ -61,29 +69,29 @@ def _muggle(stem: str) -> dict[str, tuple[File, ...]]:
 
 def _perturb(kind: str) -> Source:
     name = f"math_perturb_{kind}.jsonl"
-    return Source({"test": (File(name, f"{PERTURB}/{name}"),)}, refusal=FOR_TESTS)
+    return Source(_one_file("test", name, f"{MATH_PERTURB}/{name}"), refusal=FOR_TESTS)
 
 
 SETS = {
     "gsm8k": Source(
-        {
-            "train": (File("train.jsonl", f"{GSM8K}/train.jsonl",
-                           "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"), ),
-            "test": (File("test.jsonl", f"{GSM8K}/test.jsonl",
-                          "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"), ),
-        }, "MIT", tested_on="gsm8k"),
+        _one_file("train", "train.jsonl", f"{GSM8K}/train.jsonl",
+                  "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465")
+        | _one_file("test", "test.jsonl", f"{GSM8K}/test.jsonl",
+                    "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"),
+        "MIT", tested_on="gsm8k"),
     "math": Source(
-        {
-            "train": (File("math_full_minus_math500.json",
-                           "hub:rasbt/math_full_minus_math500/math_full_minus_math500.json"), )
-        }, tested_on="math500", note=
-        "4,500 of its 12,000 problems stem from MATH's test half: none of them should be in math500, "
-        "but figures on the rest of that half would not be clean"), "math500": Source(
-            {"test": (File("test.jsonl", "hub:HuggingFaceH4/MATH-500/test.jsonl"), )},
-            "MIT"), "aug-gsm8k": Source(_muggle("AugGSM8K"), tested_on="gsm8k"), "aug-math": Source(
-                _muggle("AugMATH"), tested_on="math500"), "math-perturb-simple": _perturb("simple"),
+        _one_file("train", "math_full_minus_math500.json",
+                  "hub:rasbt/math_full_minus_math500/math_full_minus_math500.json"),
+        tested_on="math500",
+        note="4,500 of its 12,000 problems stem from MATH's test half: none of them should be in "
+        "math500, but figures on the rest of that half would not be clean"),
+    "math500": Source(
+        _one_file("test", "test.jsonl", "hub:HuggingFaceH4/MATH-500/test.jsonl"), "MIT"),
+    "aug-gsm8k": Source(_muggle("AugGSM8K"), tested_on="gsm8k"),
+    "aug-math": Source(_muggle("AugMATH"), tested_on="math500"),
+    "math-perturb-simple": _perturb("simple"),
     "math-perturb-hard": _perturb("hard"),
-}
+}  # fmt: skip
 
 
 def is_known(name: str) -> bool:
@@ -92,35 +100,36 @@ def is_known(name: str) -> bool:
 
 
 def test_set_of(name: str) -> str | None:
-    """The set that by custom measures a training on this one; None where there is no such custom."""
+    """The set that usually measures a training on this one; None if there is no such set."""
     return SETS[name].tested_on or None if name in SETS else None
 
 
 def fetch(name: str, split: str) -> list[Path]:
-    """The local files of a split, downloaded where they are not here. A `hub:` file is whatever split it is taken for.
+    """The local files of a split, downloaded if they are not here. A `hub:` file is used as any
+    split.
 
-    Raises UserError for an unknown name or split, for training on what is for testing only, and, with what to do by
-    hand, for a file that cannot be had.
+    Raises UserError for an unknown name or split, for training on a set for testing only, and, with
+    what to do by hand, for a file that cannot be downloaded.
     """
     if name.startswith("hub:"):
         repo, path = _hub_parts(name)
-        known = next((source for source in SETS.values() for files in source.splits.values()
-                      for file in files if file.place.lower() == f"hub:{repo}/{path}".lower()),
-                     None)
-        _refuse_training(name, known, split)
-        return [_from_hub(name, None)]
+        known = (source for source in SETS.values() for files in source.splits.values()
+                 for file in files if file.place.lower() == f"hub:{repo}/{path}".lower())
+        _refuse_training(name, next(known, None), split)
+        return [_fetch_from_hub(name, None)]
     if name not in SETS:
-        raise UserError(
-            f"{name}: no such data set; known are {', '.join(SETS)}, and hub:owner/name/path.jsonl")
+        raise UserError(f"{name}: no such data set; known are {', '.join(SETS)}, and "
+                        "hub:owner/name/path.jsonl")
     source = SETS[name]
     _refuse_training(name, source, split)
     if split not in source.splits:
         there = " and ".join(source.splits)
-        hint = f"; what is trained on it is by custom measured on {source.tested_on}" if source.tested_on else ""
+        usual = f"; a training on it is usually measured on {source.tested_on}"
+        hint = usual if source.tested_on else ""
         raise UserError(f"{name}: has no {split} split, only {there}{hint}")
     if split == "train" and source.note:
         print(f"{name}: {source.note}", file=sys.stderr)
-    return [_get(name, file) for file in source.splits[split]]
+    return [_local_path(name, file) for file in source.splits[split]]
 
 
 def _refuse_training(name: str, source: Source | None, split: str) -> None:
@@ -129,20 +138,19 @@ def _refuse_training(name: str, source: Source | None, split: str) -> None:
 
 
 def own_path(name: str, file: File) -> Path:
-    """Where a file of a set lies, or may be put by hand."""
+    """Where a file of a set lies, or can be put by hand."""
     return Path(constants.HF_HOME) / "mathft" / name / file.name
 
 
-def _get(name: str, file: File) -> Path:
+def _local_path(name: str, file: File) -> Path:
     path = own_path(name, file)
     if not path.exists():
         if file.place.startswith("hub:"):
-            return _from_hub(file.place, path)
+            return _fetch_from_hub(file.place, path)
         download(file.place, path, file.sha256)
     elif file.sha256 and (found := sha256_of(path)) != file.sha256:
-        raise UserError(
-            f"{path}: has sha256 {found}, the published file {file.sha256}; remove it, and it is fetched"
-        )
+        raise UserError(f"{path}: has sha256 {found}, the published file {file.sha256}; remove it, "
+                        "and it is fetched")
     return path
 
 
@@ -150,7 +158,8 @@ def _get(name: str, file: File) -> Path:
 
 
 def _hub_parts(name: str) -> tuple[str, str]:
-    """Repository and path of `hub:owner/name/path`. Raises UserError where it is no path of a JSON or JSONL file."""
+    """Repository and path of `hub:owner/name/path`. Raises UserError if it is no path of a JSON or
+    JSONL file."""
     owner, *parts = name.removeprefix("hub:").split("/")
     plain = all(part and part[0] not in ".~" and "\\" not in part and part.isprintable()
                 for part in (owner, *parts))
@@ -160,20 +169,21 @@ def _hub_parts(name: str) -> tuple[str, str]:
     return f"{owner}/{parts[0]}", "/".join(parts[1:])
 
 
-def _from_hub(name: str, path: Path | None) -> Path:
-    """A file of a data set on the hub, through its client and cache; `path` is where it may be put by hand."""
+def _fetch_from_hub(name: str, path: Path | None) -> Path:
+    """A file of a data set on the hub, through its client and cache; `path` is where it can be put
+    by hand."""
     repo, filename = _hub_parts(name)
     asked = {"repo_id": repo, "filename": filename, "repo_type": "dataset"}
     url = hf_hub_url(**asked)
-    instead = f"put the file of {url} at {path}" if path else f"get the file of {url} and give its path"
+    instead = (f"put the file of {url} at {path}" if path else
+               f"get the file of {url} and give its path")
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error(
-    )  # its words on each try: what comes of it is told below, in one line
+    logging.set_verbosity_error()  # no warning on each try: the result is one line, below
     try:
         size = hf_hub_download(**asked, dry_run=True).file_size or 0
         if size <= LARGEST_FILE:
             return Path(hf_hub_download(**asked))
-    except Exception as caught:  # the client's own, and those of the HTTP library below it
+    except Exception as caught:  # the client's own errors, and those of its HTTP library
         page = f"https://huggingface.co/datasets/{repo}"
         raise hub_error(name, caught, "data set", page, "no data set of that name",
                         instead) from caught

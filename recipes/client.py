@@ -1,18 +1,21 @@
-"""A client for servers that speak OpenAI's chat completions: requests, retries, and what a reply says.
+"""Asks a server that speaks OpenAI's chat completions: requests, retries, and what a reply says.
 
-    python -m recipes.client '{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}'      # how a reply is read
+    python -m recipes.client '{"choices": [{"message": {"content": "4"}}]}' 
 
-A reply that cannot be used (cut, garbled, empty, refused, an error of the server) is asked for again, up to ATTEMPTS
-times a sitting. A text that reached the token limit is of use, for that is the model's doing; so is the empty one of a
-model that spent its whole budget on reasoning. A question that the server refuses while it answers others is lost.
+A reply that cannot be used (cut, garbled, empty, refused, an error of the server) is asked for
+again, up to ATTEMPTS times in a run. A text that reached the token limit is usable, since the model
+wrote it; so is the empty text of a model that spent its whole budget on reasoning. A question that
+the server refuses while it answers others is lost.
 
-The client is the standard library's. One request a sample (many servers ignore `n`), the budget as `max_tokens` (the
-older name, which all servers know), no proxy, and no redirect: the key would go with it. The key comes from
-OPENAI_API_KEY alone, goes into the header alone, and is cut out of what the server sends back (but for a stream that
-spells it in pieces). Plain http is allowed, as local servers speak it; whoever names a distant http address sends the
-key in the clear.
+The client is the standard library's, since no library bounds the time and the size of a whole
+reply. It sends one request a sample (many servers ignore `n`), the budget as `max_tokens` (the
+older name, which all servers know), uses no proxy and follows no redirect: the key would go with
+it. The key comes from OPENAI_API_KEY alone and goes into the header alone. It is cut out of what
+the server sends back, unless a stream spells it in pieces. Plain http is allowed, since local
+servers speak it; to a distant http address the key goes in the clear.
 
-Protocol: https://platform.openai.com/docs/api-reference/chat, and server-sent events (WHATWG HTML, section 9.2).
+Protocol: https://platform.openai.com/docs/api-reference/chat, and server-sent events (WHATWG HTML,
+section 9.2).
 """
 
 import contextlib
@@ -35,16 +38,16 @@ from urllib.parse import urlsplit
 from generate import ApiFlags, DecodingFlags, check_samples
 from runtime import UsageError, UserError, printable
 
-ATTEMPTS = 8  # requests for one reply in one sitting
+ATTEMPTS = 8  # requests for one reply in one run
 MOST_WAIT = 120.0  # seconds between two of them, whatever Retry-After says
-MOST_BYTES = 16 << 20  # of a reply; what is longer is cut, and asked for again
-KEPT_BYTES = 1 << 16  # of a reply that is known to be of no use
-PATIENCE = 12  # so many times the longest silence, a whole reply may take
-LEAST_SECRET = 8  # shorter keys are the placeholders of local servers ("none"), and stand in any text
-OF_THE_QUESTION = (
-    400, 413, 422)  # too long, or filtered: where others are answered, this one is lost
-NOT_THERE = ("ConnectionRefusedError", "gaierror", "SSLCertVerificationError"
-             )  # wrong from the start: a wrong address
+MOST_BYTES = 16 << 20  # of a reply; a longer one is cut, and asked for again
+KEPT_BYTES = 1 << 16  # of a reply that is known to be useless
+PATIENCE = 12  # a whole reply may take so many times the longest silence
+LEAST_SECRET = 8  # shorter keys are placeholders for local servers ("none"), and stand in any text
+# Too long, or filtered: if other questions are answered, this one is lost.
+OF_THE_QUESTION = (400, 413, 422)
+# Wrong from the start: a wrong address.
+NOT_THERE = ("ConnectionRefusedError", "gaierror", "SSLCertVerificationError")
 FINAL_HINTS = {401: "; is OPENAI_API_KEY right?", 403: "; is OPENAI_API_KEY right?",
                404: "; does --api-base end in /v1, as most do, and does it serve this --api-model?"}
 
@@ -56,16 +59,16 @@ class Reply:
     """What a teacher said to a chat in one sample."""
 
     text: str
-    reasoning: str = ""  # where the server keeps it apart from the text
-    finish: str = "stop"  # "length" where it was cut at the token limit
+    reasoning: str = ""  # if the server keeps it apart from the text
+    finish: str = "stop"  # "length" if it was cut at the token limit
     prompt_tokens: int | None = None  # None: the server does not say
     new_tokens: int | None = None  # reasoning included
     mean_log_prob: float | None = None  # of a checkpoint of our own
-    fault: str = ""  # why it is of no use
+    fault: str = ""  # why it cannot be used
 
 
 def read_reply(line: dict) -> Reply:
-    """The reply in a stored line. Never raises: what cannot be used has a `fault`."""
+    """The reply in a stored line. Never raises: a reply that cannot be used has a `fault`."""
     if line["fault"] or line["status"] != 200:
         return Reply("", fault=line["fault"] or f"status {line['status']}")
     try:
@@ -73,10 +76,10 @@ def read_reply(line: dict) -> Reply:
         body = json.loads(raw) if raw.startswith("{") else _joined(raw)
         choice, usage = body["choices"][0], body.get("usage") or {}
         message, finish = choice["message"], choice.get("finish_reason") or "stop"
-        text = _text(message.get("content"))
-        reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))
+        text = _string(message.get("content"))
+        reasoning = _string(message.get("reasoning_content") or message.get("reasoning"))
         counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-        refused = _text(message.get("refusal")) or finish in ("content_filter", "error")
+        refused = _string(message.get("refusal")) or finish in ("content_filter", "error")
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return Reply("", fault="garbled")
     if finish in ("eos", "eos_token", "end_turn"):  # other servers' names of it
@@ -88,7 +91,8 @@ def read_reply(line: dict) -> Reply:
 
 
 def _joined(raw: str) -> dict:
-    """The body that a stream of server-sent events spells out in pieces. Raises ValueError where it has no end."""
+    """The body that a stream of server-sent events gives in pieces. Raises ValueError if it has no
+    end."""
     pieces: dict[str, list[str]] = {}
     finish, usage, done = None, None, False
     for line in raw.split("\n"):  # not splitlines(): U+2028 may stand within a line
@@ -114,22 +118,23 @@ def _joined(raw: str) -> dict:
     return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
 
 
-def _text(value) -> str:
-    """A string that can be written to a file: JSON's escapes can spell half a surrogate pair, which is no character."""
-    return "".join([value or ""]).encode(
-        "utf-8", "replace").decode()  # join: a TypeError for what is no text
+def _string(value) -> str:
+    """A text that can be written to a file: JSON's escapes can spell half a surrogate pair. Raises
+    TypeError for other values."""
+    return "".join([value or ""]).encode("utf-8", "replace").decode()
 
 
 def _count(value) -> int | None:
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
-# ------------------------------------------------------------------------------------ over the wire
+# ---------------------------------------------------------------------------------------- questions
 
 
 @dataclass(kw_only=True)
 class ApiTeacher:
-    """A model behind `base`/chat/completions. `base` and `key` are no part of what a reply depends on."""
+    """A model behind `base`/chat/completions. A reply depends on all fields but `base` and
+    `key`."""
 
     name: str
     base: str
@@ -148,48 +153,36 @@ class ApiTeacher:
 
     @property
     def settings(self) -> dict:
-        return {
-            name: getattr(self, name)
-            for name in ("temperature", "top_p", "max_new_tokens", "seed")
-        }
+        names = ("temperature", "top_p", "max_new_tokens", "seed")
+        return {name: getattr(self, name) for name in names}
 
     def request(self, messages: list[dict], sample: int) -> dict:
-        """The body of a request. `logprobs` are not asked for: few servers give them, and none alike."""
-        body = {
-            "model": self.name, "messages": messages, "max_tokens": self.max_new_tokens,
-            "logprobs": False, "temperature": self.temperature, "stream": self.stream
-        }
+        """The body of a request. It asks for no `logprobs`: few servers give them, and each in its
+        own form."""
+        body = {"model": self.name, "messages": messages, "max_tokens": self.max_new_tokens,
+                "logprobs": False, "temperature": self.temperature, "stream": self.stream}
         if self.temperature:
             body |= {"top_p": self.top_p, "seed": self.seed + sample}
         return body | {"stream_options": {"include_usage": True}} if self.stream else body
 
     def answer(self, chats: list[list[dict]], samples: int,
                skip: Container[tuple[int, int]]) -> Iterator[tuple]:
-        """Yield ((chat, sample), line) for every attempt as it ends; the last one of a place is what came of it.
+        """Yield ((chat, sample), line) for every attempt as it ends; the last one of a place is its
+        result.
 
-        `concurrency` threads send and receive; all else is done by who iterates. They are daemons, and nobody waits
-        for what is under way when the iteration ends. Two places a thread are in hand at a time, however many to come.
+        `concurrency` threads send and receive; the caller's thread does all else. They are daemons,
+        and nobody waits for a request under way when the iteration ends. At most two places a
+        thread are in hand at a time.
+
+            places -> jobs -> [thread: wait, send, receive] -> done -> usable, lost, or a job again
         """
         jobs, done, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
         places = ((i, s) for i in range(len(chats)) for s in range(samples) if (i, s) not in skip)
-
-        def work() -> None:
-            while (job := jobs.get()) and not stop.is_set():
-                place, attempt, wait = job
-                sleep(wait)
-                sleep(self._until_my_turn())
-                if stop.is_set():
-                    return
-                try:
-                    done.put((place, attempt, self._post(self.request(chats[place[0]], place[1]))))
-                except BaseException as error:  # a fault of this program: raised where it is seen
-                    done.put((place, attempt, error))
-
-        # heard: there has been an answer of any kind; answered: one of use. Until then, much is wrong for all questions.
-        in_hand, silent, mute, heard, answered = 0, 0, 0, False, bool(skip)
+        health, in_hand = _Health(self, answered=bool(skip)), 0
         try:
             for _ in range(min(self.concurrency, len(chats) * samples)):
-                threading.Thread(target=work, daemon=True).start()
+                threading.Thread(target=self._work, args=(chats, jobs, done, stop),
+                                 daemon=True).start()
             while True:
                 for place in islice(places, 2 * self.concurrency - in_hand):
                     jobs.put((place, 1, 0.0))
@@ -201,31 +194,28 @@ class ApiTeacher:
                     raise line
                 after = line.pop("retry_after")
                 yield place, line | {"attempt": attempt}
-                usable = not read_reply(line).fault
-                heard, answered = heard or line["status"] > 0, answered or usable
-                refused = answered and line["status"] in OF_THE_QUESTION
-                if not refused:
-                    self._refuse_final(line, heard)
-                mute = 0 if heard else mute + 1
-                if mute >= max(ATTEMPTS, self.concurrency):
-                    raise UserError(
-                        f"{self.base}: {mute} requests and no answer ({self._said(line)}); is this its address?"
-                    )
-                if not usable and not refused and attempt < ATTEMPTS:
+                if health.needs_another(line, attempt):
                     jobs.put((place, attempt + 1, seconds_to_wait(attempt, after)))
-                    continue
-                in_hand -= 1
-                silent = silent + 1 if not refused and (line["fault"]
-                                                        or line["status"] != 200) else 0
-                if silent >= 2 * self.concurrency:
-                    raise UserError(
-                        f"{self.base}: {silent} questions in a row got no reply in {ATTEMPTS} attempts "
-                        f"(the last: {self._said(line)}); what came before is kept, go on when it is back"
-                    )
+                else:
+                    in_hand -= 1
         finally:
             stop.set()
             for _ in range(self.concurrency):
                 jobs.put(None)
+
+    def _work(self, chats: list[list[dict]], jobs: queue.SimpleQueue, done: queue.SimpleQueue,
+              stop: threading.Event) -> None:
+        """One thread: send the jobs as they come, until there is none or `stop` is set."""
+        while (job := jobs.get()) and not stop.is_set():
+            place, attempt, wait = job
+            sleep(wait)
+            sleep(self._until_my_turn())
+            if stop.is_set():
+                return
+            try:
+                done.put((place, attempt, self._post(self.request(chats[place[0]], place[1]))))
+            except BaseException as error:  # a fault of this program: raised in the caller's thread
+                done.put((place, attempt, error))
 
     def _until_my_turn(self) -> float:
         """Seconds until one more request keeps to the rate."""
@@ -236,22 +226,22 @@ class ApiTeacher:
         return turn - now
 
     def _post(self, body: dict) -> dict:
-        """One request, and all that came of it, as part of a line. What network and server do raises nothing."""
-        url, headers = urlsplit(
-            self.base), {"Content-Type": "application/json", "Connection": "close"}
+        """One request, and all that came of it, as part of a line. Faults of network and server
+        raise nothing."""
+        url = urlsplit(self.base)
+        headers = {"Content-Type": "application/json", "Connection": "close"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(url.hostname, url.port,
-                          timeout=self.timeout)  # of each wait, not of the whole
+        connection = kind(url.hostname, url.port, timeout=self.timeout)  # of each wait, not of all
         watch, status, after, data = None, 0, "", bytearray()
         try:
             connection.connect()
             watch = threading.Timer(PATIENCE * self.timeout, _hang_up, [connection.sock])
             watch.daemon = True
             watch.start()
-            connection.request("POST", f"{url.path}/chat/completions",
-                               json.dumps(body).encode(), headers)
+            connection.request("POST", f"{url.path}/chat/completions", json.dumps(body).encode(),
+                               headers)
             response = connection.getresponse()
             status, after = response.status, response.headers.get("Retry-After", "")
             fault = _receive(response, data)
@@ -261,8 +251,8 @@ class ApiTeacher:
             if watch:
                 watch.cancel()
             connection.close()
-        raw = self._without_key(data.decode(
-            "utf-8", "replace").strip())  # blanks keep slow connections alive
+        # strip(): blanks keep slow connections alive
+        raw = self._without_key(data.decode("utf-8", "replace").strip())
         if fault or status != 200:
             raw = raw[:KEPT_BYTES]
         fault = self._without_key(fault)[:300]
@@ -275,111 +265,153 @@ class ApiTeacher:
             text = text.replace(form, "[OPENAI_API_KEY]")
         return text
 
-    def _refuse_final(self, line: dict, heard: bool) -> None:
-        """Raise UserError for what no second request would change; `heard`: there has been an answer of some kind."""
-        status = line["status"]
-        if not heard and line["fault"].startswith(NOT_THERE):
-            raise UserError(
-                f"{self.base}: {self._said(line)}; does the server run, and is this its address?")
-        if 300 <= status < 400:
-            raise UserError(
-                f"{self.base}: answers {status}, a redirect, which is not followed (the key would go with "
-                "it); give the address it leads to as --api-base")
-        if 400 <= status < 500 and status not in (408, 409, 425, 429):
-            raise UserError(f"{self.base}: {self._said(line)}{FINAL_HINTS.get(status, '')}")
-
-    def _said(self, line: dict) -> str:
-        """A line's trouble on one line: a server's words may hold anything."""
-        words = line["fault"] or line["raw"]
-        try:
-            error = json.loads(line["raw"])["error"]
-            words = error if isinstance(error, str) else error["message"]
-        except (ValueError, RecursionError, LookupError, TypeError):
-            pass
-        words = " ".join(printable(str(words)[:1000]).split())
-        status = f"{line['status']} " if line["status"] else ""
-        return status + (words if len(words) <= 200 else words[:199] + "…")
-
 
 def _hang_up(connected: socket.socket) -> None:
     """End a connection that another thread waits on."""
     with contextlib.suppress(OSError):  # it has just ended
-        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # TLS's own farewell would wait too
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # TLS's own shutdown would wait too
 
 
 def _receive(response: http.client.HTTPResponse, data: bytearray) -> str:
-    """Read a body into `data`; what was wrong with it, else ""."""
-    whole = response.length  # None where the server does not tell
+    """Read a body into `data`; returns what is wrong with it, else ""."""
+    whole = response.length  # None if the server does not say
     while whole is None or len(data) < whole:
         piece = response.read1(1 << 16)
         data += piece
         if len(data) > MOST_BYTES:
             return f"more than {MOST_BYTES >> 20} MiB"
-        if not piece or b"\ndata:[DONE]" in data[-32:].replace(
-                b" ", b""):  # some servers leave the connection open behind it
+        # Some servers leave the connection open after [DONE].
+        if not piece or b"\ndata:[DONE]" in data[-32:].replace(b" ", b""):
             break
     return "cut off" if whole is not None and len(data) < whole else ""
 
 
 def seconds_to_wait(attempt: int, after: str) -> float:
-    """Before the next attempt: 1, 2, 4, ... 60 with jitter, or longer where Retry-After (seconds or a date) asks."""
+    """Before the next attempt: 1, 2, 4, ... 60 with jitter, or longer if Retry-After (seconds or a
+    date) says so."""
     try:
         asked = float(after)
     except ValueError:
         try:
             date = parsedate_to_datetime(after)
-            asked = ((date if date.tzinfo else date.replace(tzinfo=UTC)) -
-                     datetime.now(UTC)).total_seconds()
+            date = date if date.tzinfo else date.replace(tzinfo=UTC)
+            asked = (date - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError, IndexError, OverflowError):
             asked = 0.0
     # Half of it by chance, or all threads that failed together would come back together.
     return min(MOST_WAIT, max(min(60, 2 ** (attempt - 1)) * (1 + random.random()) / 2, asked))
 
 
+# -------------------------------------------------------------------------------- a server's health
+
+
+class _Health:
+    """Decides after each attempt: ask again, leave the question, or give the server up
+    (UserError)."""
+
+    def __init__(self, teacher: ApiTeacher, answered: bool):
+        self.teacher = teacher
+        self.heard = False  # there has been an answer of any kind
+        self.answered = answered  # there has been a usable one; before, all questions may be wrong
+        self.mute = 0  # requests without any answer since the start
+        self.silent = 0  # questions in a row without a reply
+
+    def needs_another(self, line: dict, attempt: int) -> bool:
+        """Whether this place needs another attempt. Raises UserError if no more attempts help any
+        question."""
+        base, concurrency = self.teacher.base, self.teacher.concurrency
+        usable = not read_reply(line).fault
+        self.heard = self.heard or line["status"] > 0
+        self.answered = self.answered or usable
+        refused = self.answered and line["status"] in OF_THE_QUESTION
+        if not refused:
+            self._refuse_final(line)
+        self.mute = 0 if self.heard else self.mute + 1
+        if self.mute >= max(ATTEMPTS, concurrency):
+            raise UserError(f"{base}: {self.mute} requests and no answer ({error_text(line)}); "
+                            "is this its address?")
+        if not usable and not refused and attempt < ATTEMPTS:
+            return True
+        failed = not refused and (line["fault"] or line["status"] != 200)
+        self.silent = self.silent + 1 if failed else 0
+        if self.silent >= 2 * concurrency:
+            raise UserError(
+                f"{base}: {self.silent} questions in a row got no reply in {ATTEMPTS} attempts "
+                f"(the last: {error_text(line)}); what came before is kept, go on when it is back")
+        return False
+
+    def _refuse_final(self, line: dict) -> None:
+        """Raise UserError for an answer that no second request would change."""
+        base, status = self.teacher.base, line["status"]
+        if not self.heard and line["fault"].startswith(NOT_THERE):
+            raise UserError(
+                f"{base}: {error_text(line)}; does the server run, and is this its address?")
+        if 300 <= status < 400:
+            raise UserError(
+                f"{base}: answers {status}, a redirect, which is not followed (the key would go "
+                "with it); give the address it leads to as --api-base")
+        if 400 <= status < 500 and status not in (408, 409, 425, 429):
+            raise UserError(f"{base}: {error_text(line)}{FINAL_HINTS.get(status, '')}")
+
+
+def error_text(line: dict) -> str:
+    """The fault of a stored line, on one line: a server's text may hold anything."""
+    said = line["fault"] or line["raw"]
+    try:
+        error = json.loads(line["raw"])["error"]
+        said = error if isinstance(error, str) else error["message"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        pass
+    said = " ".join(printable(str(said)[:1000]).split())
+    status = f"{line['status']} " if line["status"] else ""
+    return status + (said if len(said) <= 200 else said[:199] + "…")
+
+
 # -------------------------------------------------------------------------------------------- flags
 
 
 def open_api(flags: "ApiFlags | DecodingFlags") -> ApiTeacher | None:
-    """The server that --api-model and its companions name, if any. Raises UsageError for flags without effect."""
+    """The server that --api-model and the other --api flags name, if any. Raises UsageError for
+    flags without effect."""
     given = [part.name for part in fields(ApiFlags) if getattr(flags, part.name) != part.default]
     if not flags.api_model:
         if given:
-            raise UsageError(
-                f"--{given[0].replace('_', '-')} without --api-model: say which model of the server"
-            )
+            raise UsageError(f"--{given[0].replace('_', '-')} without --api-model: say which model "
+                             "of the server")
         return None
-    ours = {
-        "run": None, "model": None, "teacher": None, "top_k": 0, "device": "auto", "dtype": "auto"
-    }
+    ours = {"run": None, "model": None, "teacher": None, "top_k": 0, "device": "auto",
+            "dtype": "auto"}
     idle = [name for name, default in ours.items() if getattr(flags, name, default) != default]
     if idle:
-        raise UsageError(
-            f"--{idle[0].replace('_', '-')} means nothing to a server; leave it out, or --api-model"
-        )
+        raise UsageError(f"--{idle[0].replace('_', '-')} means nothing to a server; leave it out, "
+                         "or --api-model")
     check_samples(flags)
-    base = (flags.api_base or os.environ.get("OPENAI_BASE_URL") or "").strip()
-    if not base:
-        raise UsageError(
-            "--api-model needs the server's address: --api-base https://HOST/v1, or OPENAI_BASE_URL"
-        )
-    try:
-        url = urlsplit(base)
-        right = url.scheme in (
-            "http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
-    except ValueError:
-        right = False
-    if not right or not base.isascii() or not base.isprintable(
-    ) or " " in base or "@" in url.netloc:
-        raise UsageError(
-            "--api-base (or OPENAI_BASE_URL) is no address such as https://HOST:PORT/v1, without user or "
-            "query")
+    base = _address((flags.api_base or os.environ.get("OPENAI_BASE_URL") or "").strip())
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UsageError("OPENAI_API_KEY holds characters that no key has; copy it again")
-    return ApiTeacher(name=flags.api_model, base=base.rstrip("/"), key=key, system=flags.system,
+    return ApiTeacher(name=flags.api_model, base=base, key=key, system=flags.system,
                       seed=flags.seed, temperature=flags.temperature, top_p=flags.top_p,
                       max_new_tokens=flags.max_new_tokens, concurrency=flags.api_concurrency,
                       rate=flags.api_rate, timeout=flags.api_timeout, stream=flags.api_stream)
+
+
+def _address(base: str) -> str:
+    """`base` without its last slash. Raises UsageError if it is no http(s) address, or holds a
+    user, a query or blanks."""
+    if not base:
+        raise UsageError("--api-model needs the server's address: --api-base https://HOST/v1, or "
+                         "OPENAI_BASE_URL")
+    try:
+        url = urlsplit(base)
+        right = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        right = right and not url.query + url.fragment and "@" not in url.netloc
+    except ValueError:
+        right = False
+    if not right or not base.isascii() or not base.isprintable() or " " in base:
+        raise UsageError("--api-base (or OPENAI_BASE_URL) is no address such as "
+                         "https://HOST:PORT/v1, without user or query")
+    return base.rstrip("/")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from answers import BOXES, LOWER, extract_answer, normalise
 from data import Problem, load_problems, overlap_with
 from recipes.arithmetic import check, marks
-from recipes.dedup import SYMBOLS, exact_duplicates, near_duplicates, normalised_duplicates, words
+from recipes.dedup import SYMBOLS, exact_duplicates, near_duplicates, normalised_duplicates, normalised_words
 from runtime import UsageError, UserError, hash_of
 
 ENDINGS = {"gsm8k": "#### {}", "boxed": r"The answer is $\boxed{{{}}}$."}  # by style
@@ -285,7 +285,7 @@ def drop_same_patterns(problems: list[Problem]) -> Step:
     """The first of problems whose questions have the same words once numbers in digits are masked."""
 
     def pattern(problem: Problem) -> str:
-        found = words(_text(problem, True), SYMBOLS)
+        found = normalised_words(_text(problem, True), SYMBOLS)
         return " ".join("0" if any(map(str.isdigit, word)) else word for word in found)
 
     firsts = exact_duplicates(map(pattern, problems))
@@ -350,7 +350,7 @@ def sample_by_probability(problems: list[Problem], p: float, seed: int) -> Step:
 def split(problems: list[Problem], share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
     """(the rest, a `share` of the questions), rows in their order. All rows of one question (the same words) are on one
     side. Raises UserError where a side would be empty."""
-    keys = [" ".join(words(_text(problem, True), SYMBOLS)) for problem in problems]
+    keys = [" ".join(normalised_words(_text(problem, True), SYMBOLS)) for problem in problems]
     ranked = sorted(set(keys), key=lambda key: hash_of(f"{seed}\0{key}"))
     chosen = set(ranked[: round(share * len(ranked))])
     if not 0 < len(chosen) < len(ranked):

@@ -26,7 +26,7 @@ from answers import extract_answer
 from data import Problem
 from recipes.arithmetic import check, marks
 from recipes.client import ApiTeacher, Reply
-from recipes.dedup import words
+from recipes.dedup import normalised_words
 from recipes.perturb import perturb
 from recipes.program import Unfit
 from recipes.teacher import LocalTeacher, ask
@@ -149,7 +149,7 @@ def _is_right(problem: Problem, text: str) -> bool:
 def _solution_key(text: str) -> tuple:
     """What makes two solutions the same: their equations, or the words where they have none."""
     found = marks(text)
-    return tuple("".join(mark.left.split()) for mark in found) if found else tuple(words(text))
+    return tuple("".join(mark.left.split()) for mark in found) if found else tuple(normalised_words(text))
 
 
 # ----------------------------------------------------------------------- solutions to old questions
@@ -225,16 +225,16 @@ def changed_questions(kitchen: Kitchen, problems: list[Problem],
         NEW_QUESTION.format(question=problem.question, change=changes[kind])
         for problem, kind in asked
     ]
-    fresh, seen = [], {tuple(words(problem.question)) for problem in kitchen.problems}
+    fresh, seen = [], {tuple(normalised_words(problem.question)) for problem in kitchen.problems}
     for (problem, kind), texts in zip(asked, kitchen.ask(chats)):
         for reply in texts:
             question = reply.text.strip()
             if len(question) > LONGEST_QUESTION or not looks_asked(question):
                 kitchen.dropped["no question"] += 1
-            elif tuple(words(question)) in seen:
+            elif tuple(normalised_words(question)) in seen:
                 kitchen.dropped["an old question again"] += 1
             else:
-                seen.add(tuple(words(question)))
+                seen.add(tuple(normalised_words(question)))
                 fresh.append((problem, kind, question))
     for (problem, kind, question), texts in zip(fresh,
                                                 kitchen.ask([f[2] for f in fresh],
@@ -252,7 +252,7 @@ def changed_questions(kitchen: Kitchen, problems: list[Problem],
 
 def looks_asked(text: str) -> bool:
     """Whether a text may be a question: some words, and no marked answer, which a model that solves instead gives."""
-    return len(words(text)) >= 3 and extract_answer(text, strict=True) is None
+    return len(normalised_words(text)) >= 3 and extract_answer(text, strict=True) is None
 
 
 def queries(kitchen: Kitchen) -> Iterator[Problem]:

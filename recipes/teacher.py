@@ -1,14 +1,16 @@
-"""A teacher: any server that speaks OpenAI's chat completions, or one of our own checkpoints, behind one `ask`.
+"""Asks a teacher: any server that speaks OpenAI's chat completions, or one of our own checkpoints.
 
     python -m recipes.teacher "Tom has 3 boxes of 12 pens. How many pens has he?" --teacher tiny
-    OPENAI_API_KEY=... python -m recipes.teacher --api-base https://HOST/v1 --api-model NAME "..."   # HOST, NAME: your server's
+    python -m recipes.teacher "..." --api-base https://HOST/v1 --api-model NAME    # a server's
 
-`ask(teacher, chats, folder, samples)` gives every chat its replies. Each raw reply, usable or not, is a line of
-FOLDER/replies.jsonl before anything is read out of it, with the request that it answers and the key
-sha256(teacher, messages, settings). What is there is never asked for again, a killed run goes on, all can be audited.
+`ask(teacher, chats, folder, samples)` gives every chat its replies:
 
-A reply that never came in a form that can be used is lost: None, never an empty text. client.py says how a server is
-asked; a checkpoint of our own is asked through generate.py.
+    1. read FOLDER/replies.jsonl: a reply that is there is never asked for again, so a killed run goes on
+    2. ask for the others (client.py asks a server, generate.py a checkpoint of our own)
+    3. write each raw reply, usable or not, as a line of that file before it is read, with the request that it answers
+       and the key sha256(teacher, messages, settings): all can be audited
+
+A reply that never came in a usable form is lost: None, never an empty text.
 """
 
 import contextlib
@@ -30,30 +32,29 @@ from recipes.client import ApiTeacher, Reply, open_api, read_reply
 from runtime import UsageError, UserError, new_directory, printable, text_sha256
 from score import cost_line, record_of
 
-LOCAL_BATCH = 4096  # completions that a checkpoint of our own has in hand at a time
+LOCAL_BATCH = 4096  # completions that a checkpoint of our own generates at a time
 
 
 @dataclass
 class Answers:
-    """The samples' replies of each chat, None where lost, and what they took."""
+    """The samples' replies of each chat, None if lost, and their cost."""
 
     replies: list[list[Reply | None]]
     keys: list[str]  # of each chat in the store
-    asked: int  # replies that had to be asked for in this sitting
+    asked: int  # replies that had to be asked for in this run
     stored: int  # replies that were there
     lost: int
-    retries: int  # requests of this sitting beyond the first for a reply
-    prompt_tokens: int  # of all replies in the store to these chats, useless ones included: what they have cost
-    new_tokens: int
+    retries: int  # requests of this run beyond the first for a reply
+    prompt_tokens: int  # of all replies in the store to these chats, useless ones included
+    new_tokens: int  # likewise
     seconds: float
 
     @property
     def cost(self) -> dict:
         """The part of them that score.cost_line puts into words."""
-        return {
-            "requests": self.asked + self.retries, "retries": self.retries, "seconds": self.seconds,
-            "prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens
-        }
+        return {"requests": self.asked + self.retries, "retries": self.retries,
+                "seconds": self.seconds, "prompt_tokens": self.prompt_tokens,
+                "new_tokens": self.new_tokens}
 
 
 # -------------------------------------------------------------------------------------------- store
@@ -61,58 +62,79 @@ class Answers:
 
 def ask(teacher: "ApiTeacher | LocalTeacher", chats: list[list[dict]], folder: Path,
         samples: int = 1) -> Answers:
-    """The replies of `teacher` to each chat, `samples` of them, from `folder`/replies.jsonl or asked for now.
+    """The replies of `teacher` to each chat, `samples` of them, from `folder`/replies.jsonl or
+    asked for now.
 
-    chats: `{"role", "content"}` each, the last by the user. Equal chats are asked once and share their replies. Raises
-    UserError where the server refuses for good or is not there, and where the store holds what it did not write.
+    chats: `{"role", "content"}` each, the last by the user. Equal chats are asked once and share
+    their replies. Raises UserError if the server is not there or refuses for good, and if the store
+    holds a line that it did not write.
     """
     start = perf_counter()
     system = [] if teacher.system is None else [{"role": "system", "content": teacher.system}]
     chats = [chat if chat[0]["role"] == "system" else system + chat for chat in chats]
-    keys = [_key(teacher, chat) for chat in chats]
-    names, distinct = zip(*dict(zip(keys, chats)).items()) if chats else ((), ())
-    places = {key: number for number, key in enumerate(names)}
-    found: dict[tuple[int, int], Reply] = {}
-    spent = [0, 0]
+    keys = [_chat_key(teacher, chat) for chat in chats]
+    distinct = dict(zip(keys, chats))
+    store = _Store(Path(folder) / "replies.jsonl", list(distinct), samples)
+    stored = len(store.found)
+    retries = _ask_missing(teacher, list(distinct.values()), store)
+    replies = [store.replies_of(key) for key in keys]
+    lost = sum(reply is None for group in replies for reply in group)
+    return Answers(replies, keys, len(distinct) * samples - stored, stored, lost, retries,
+                   store.prompt_tokens, store.new_tokens, perf_counter() - start)
 
-    def take(place: tuple[int, int], line: dict) -> bool:
-        reply = read_reply(line)
-        spent[0] += reply.prompt_tokens or 0
-        spent[1] += reply.new_tokens or 0
-        if not reply.fault:
-            found.setdefault(place, reply)
-        return not reply.fault
 
-    store = Path(folder) / "replies.jsonl"
-    store.parent.mkdir(parents=True, exist_ok=True)
-    for line in _stored(store):
-        if line["key"] in places and 0 <= line["sample"] < samples:
-            take((places[line["key"]], line["sample"]), line)
-    stored, total, retries = len(found), len(distinct) * samples, 0
-    bar = tqdm(total=total, initial=stored, desc=f"ask {teacher.name}", leave=False,
+def _ask_missing(teacher, chats: list[list[dict]], store: "_Store") -> int:
+    """Ask for the replies that the store lacks. Returns how many requests were second or later
+    attempts."""
+    total, retries = len(chats) * store.samples, 0
+    lines = teacher.answer(chats, store.samples, frozenset(store.found))
+    bar = tqdm(total=total, initial=len(store.found), desc=f"ask {teacher.name}", leave=False,
                disable=not sys.stderr.isatty())
-    lines = teacher.answer(distinct, samples, frozenset(found))
-    with bar, open(store, "ab") as file, contextlib.closing(lines):
+    with bar, open(store.path, "ab") as file, contextlib.closing(lines):
         try:
             for (number, sample), line in lines:
-                head = {"key": names[number], "sample": sample, "teacher": teacher.name}
+                head = {"key": store.keys[number], "sample": sample, "teacher": teacher.name}
                 file.write(json.dumps(head | line, allow_nan=False).encode() + b"\n")
                 file.flush()  # before it is read
-                bar.update(take((number, sample), line))
+                bar.update(store.take((number, sample), line))
                 retries += line["attempt"] > 1
                 bar.set_postfix(retries=retries, refresh=False)
         except KeyboardInterrupt:
-            print(
-                f"{len(found)} of {total} replies are in {store}; the same into this folder goes on",
-                file=sys.stderr)
+            print(f"{len(store.found)} of {total} replies are in {store.path}; the same into this "
+                  "folder goes on", file=sys.stderr)
             raise
-    replies = [[found.get((places[key], sample)) for sample in range(samples)] for key in keys]
-    lost = sum(reply is None for group in replies for reply in group)
-    return Answers(replies, keys, total - stored, stored, lost, retries, *spent,
-                   perf_counter() - start)
+    return retries
 
 
-def _key(teacher, messages: list[dict]) -> str:
+class _Store:
+    """The replies in a file to some chats: of each place (number of the chat, sample) the first
+    usable one."""
+
+    def __init__(self, path: Path, keys: list[str], samples: int):
+        self.path, self.keys, self.samples = path, keys, samples
+        self.numbers = {key: number for number, key in enumerate(keys)}
+        self.found: dict[tuple[int, int], Reply] = {}
+        self.prompt_tokens = self.new_tokens = 0  # of all replies, useless ones included
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in _stored(path):
+            if line["key"] in self.numbers and 0 <= line["sample"] < samples:
+                self.take((self.numbers[line["key"]], line["sample"]), line)
+
+    def take(self, place: tuple[int, int], line: dict) -> bool:
+        """Read the reply in a line; whether it is usable."""
+        reply = read_reply(line)
+        self.prompt_tokens += reply.prompt_tokens or 0
+        self.new_tokens += reply.new_tokens or 0
+        if not reply.fault:
+            self.found.setdefault(place, reply)
+        return not reply.fault
+
+    def replies_of(self, key: str) -> list[Reply | None]:
+        number = self.numbers[key]
+        return [self.found.get((number, sample)) for sample in range(self.samples)]
+
+
+def _chat_key(teacher, messages: list[dict]) -> str:
     text = json.dumps([teacher.name, messages, teacher.settings], sort_keys=True)
     return text_sha256(text)
 
@@ -142,30 +164,29 @@ def _stored(path: Path) -> Iterator[dict]:
 
 def completions(teacher, problems: list[Problem], turns: list[dict], folder: Path,
                 samples: int) -> tuple[list[dict], dict]:
-    """Graded records of the problems, asked behind the `turns` of worked examples, and what was lost and spent.
+    """Graded records of the problems, asked after the `turns` of worked examples, and what was lost
+    and spent.
 
-    A problem with a lost reply is left out, for it would be counted wrong or votes be missing. Raises UserError where
-    nothing is left.
+    A problem with a lost reply is left out: else it would count as wrong, or votes would be
+    missing. Raises UserError if nothing is left.
     """
     chats = [[*turns, {"role": "user", "content": problem.question}] for problem in problems]
     answers = ask(teacher, chats, folder, samples)
     records = []
     for number, (problem, replies) in enumerate(zip(problems, answers.replies)):
         if None not in replies:
-            records += [
-                record_of(problem, number, sample, reply.text, reply.new_tokens, reply.finish,
-                          reply.mean_log_prob)
-                | {"reply_key": answers.keys[number]} for sample, reply in enumerate(replies)
-            ]
+            records += [record_of(problem, number, sample, reply.text, reply.new_tokens,
+                                  reply.finish, reply.mean_log_prob)
+                        | {"reply_key": answers.keys[number]}
+                        for sample, reply in enumerate(replies)]
     wanted = len(problems) * samples
     if not records:
         raise UserError(
             f"{answers.lost} of {wanted} replies were lost and no problem is left to count; "
             f"{Path(folder) / 'replies.jsonl'} holds what came instead")
     left_out = len(problems) - len(records) // samples
-    return records, {
-        "lost": answers.lost, "wanted": wanted, "left_out": left_out, "cost": answers.cost
-    }
+    return records, {"lost": answers.lost, "wanted": wanted, "left_out": left_out,
+                     "cost": answers.cost}
 
 
 # --------------------------------------------------------------------------------------- of our own
@@ -173,7 +194,8 @@ def completions(teacher, problems: list[Problem], turns: list[dict], folder: Pat
 
 @dataclass(kw_only=True)
 class LocalTeacher:
-    """A checkpoint or the result of a run. That `name` still has the weights it had is the caller's affair."""
+    """A checkpoint or the result of a run. The caller makes sure that `name` still has the weights
+    it had."""
 
     name: str
     run: Run = field(repr=False)
@@ -194,8 +216,8 @@ class LocalTeacher:
 
     def answer(self, chats: list[list[dict]], samples: int,
                skip: Container[tuple[int, int]]) -> Iterator[tuple]:
-        """Yield ((chat, sample), line) as the completions end, in the words of a server. A second attempt would say the
-        same."""
+        """Yield ((chat, sample), line) as the completions end, in a server's form. There is one
+        attempt: a second would give the same."""
         tokenizer, step = self.run.tokenizer, max(1, LOCAL_BATCH // samples)
         for start in range(0, len(chats), step):
             batch = chats[start : start + step]
@@ -204,34 +226,22 @@ class LocalTeacher:
             if len(known) == len(places):
                 continue
             prompts = [tokenizer.prompt(chat[-1]["content"], earlier=chat[:-1]) for chat in batch]
-            for done in generate(
-                    self.run.model,
-                    prompts,
-                    stop_ids=tokenizer.stop_ids,
-                    vocab_size=tokenizer.size,
-                    prefix=self.run.prefix,
-                    samples=samples,
-                    skip=known,
-                    # A sample depends on its place among the chats, in whichever batch that lies.
-                    **self.settings | {"seed": self.seed + (start << 32)}):
+            # A sample depends on its place among the chats, in whichever batch that is.
+            settings = self.settings | {"seed": self.seed + (start << 32)}
+            for done in generate(self.run.model, prompts, stop_ids=tokenizer.stop_ids,
+                                 vocab_size=tokenizer.size, prefix=self.run.prefix,
+                                 samples=samples, skip=known, **settings):
                 if not math.isfinite(done.mean_log_prob):
-                    raise UserError(
-                        f"{self.name}: gives no finite probabilities; are its weights NaN or infinite?"
-                    )
-                raw = {
-                    "choices": [{
-                        "message": {"content": tokenizer.decode(done.ids)},
-                        "finish_reason": done.finish
-                    }], "usage": {
-                        "prompt_tokens": len(prompts[done.problem]), "completion_tokens": len(
-                            done.ids)
-                    }
-                }
-                request = {"messages": batch[done.problem], **self.settings}
+                    raise UserError(f"{self.name}: gives no finite probabilities; are its weights "
+                                    "NaN or infinite?")
+                choice = {"message": {"content": tokenizer.decode(done.ids)},
+                          "finish_reason": done.finish}
+                usage = {"prompt_tokens": len(prompts[done.problem]),
+                         "completion_tokens": len(done.ids)}
                 yield (start + done.problem, done.sample), {
-                    "request": request, "status": 200, "fault": "", "raw": json.dumps(raw),
-                    "attempt": 1, "mean_log_prob": done.mean_log_prob
-                }
+                    "request": {"messages": batch[done.problem], **self.settings}, "status": 200,
+                    "fault": "", "raw": json.dumps({"choices": [choice], "usage": usage}),
+                    "attempt": 1, "mean_log_prob": done.mean_log_prob}
 
 
 # ------------------------------------------------------------------------------------------ command
@@ -250,9 +260,8 @@ class Flags(TeacherFlags):
     """The flags of `python -m recipes.teacher`."""
 
     question: str = flag(MISSING, "the question; - reads it from stdin", positional=True)
-    output_dir: str | None = flag(
-        None, "folder of the raw replies; what one holds is not asked again "
-        "(default: runs/teacher-N)")
+    output_dir: str | None = flag(None, "folder of the raw replies; those that are there are not "
+                                  "asked for again (default: runs/teacher-N)")
 
 
 def open_teacher(flags: TeacherFlags) -> ApiTeacher | LocalTeacher:
@@ -265,9 +274,8 @@ def open_teacher(flags: TeacherFlags) -> ApiTeacher | LocalTeacher:
             "no teacher: name one of our own with --teacher, or a server's with --api-model")
     is_run = (Path(flags.teacher) / "args.json").exists()
     named = {"run" if is_run else "model": flags.teacher}
-    run = load_asked(
-        SamplingFlags(**{part.name: getattr(flags, part.name)
-                         for part in fields(DecodingFlags)}, **named))
+    decoding = {part.name: getattr(flags, part.name) for part in fields(DecodingFlags)}
+    run = load_asked(SamplingFlags(**decoding, **named))
     return LocalTeacher(name=flags.teacher, run=run, temperature=flags.temperature,
                         top_p=flags.top_p, top_k=flags.top_k, max_new_tokens=flags.max_new_tokens,
                         seed=flags.seed)
@@ -293,9 +301,8 @@ def main(argv: list[str]) -> None:
     print(f"cost       {cost_line(answers.cost)}")
     print(f"files      {folder / 'replies.jsonl'}")
     if answers.lost:
-        raise UserError(
-            f"{answers.lost} of {flags.samples} replies were lost; --output-dir {folder} asks again"
-        )
+        raise UserError(f"{answers.lost} of {flags.samples} replies were lost; --output-dir "
+                        f"{folder} asks again")
 
 
 if __name__ == "__main__":

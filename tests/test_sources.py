@@ -61,7 +61,7 @@ def test_a_split_that_does_not_exist(server, monkeypatch):
     one_set(monkeypatch, server, tested_on="math500")
     with pytest.raises(UserError) as error:
         fetch("here", "test")
-    measured = "what is trained on it is by custom measured on math500"
+    measured = "a training on it is usually measured on math500"
     assert str(error.value) == f"here: has no test split, only train; {measured}"
     with pytest.raises(UserError, match="math500: has no train split, only test$"):
         load_problems("math500")

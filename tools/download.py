@@ -1,8 +1,11 @@
-"""Files from the web: downloaded whole, checked and once, or not at all; and zips that are read and never unpacked.
+"""Downloads files from the web, whole and checked or not at all, and reads zips without unpacking
+them.
 
-    python -m tools.download https://HOST/rows.jsonl.zip rows.jsonl.zip        # goes on where it was cut
+    python -m tools.download https://HOST/rows.jsonl.zip rows.jsonl.zip   # goes on if cut
 
-Whatever a server or a zip says, what comes of it is bounded in size, in time and in number of tries.
+Whatever a server or a zip says, the size, the time and the number of tries are bounded. (The hub
+client's own http_get bounds neither size nor time, and its resume does not ask whether the file has
+changed.)
 """
 
 import contextlib
@@ -18,7 +21,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from time import monotonic, sleep
 from urllib.parse import urlsplit
@@ -31,11 +34,12 @@ from runtime import VERSION, UserError
 LARGEST_FILE = 500 * 10**6  # bytes of a download: the largest published file is far below
 CHUNK = 2**20
 TRIES = 5
-LONGEST_WAIT = 60  # seconds between tries; a server that asks for more is asked again another day
-PASSING = (408, 429, 500, 502, 503, 504)  # answers that may be others a little later
-TIMEOUT = 60  # seconds without a byte, and, before the rate below counts, of any download
+LONGEST_WAIT = 60  # seconds between tries; if a server asks for more, the download ends
+PASSING = (408, 429, 500, 502, 503, 504)  # answers that may change a little later
+TIMEOUT = 60  # seconds without a byte; and of any download before the rate below counts
 SLOWEST = 1000  # bytes/s
-MEMBERS, LONGEST_LINE, UNPACKED = 100, 2**20, 2**30  # most files of a zip, bytes of a line and of all lines together
+# Most files of a zip, bytes of a line, and bytes of all lines together.
+MEMBERS, LONGEST_LINE, UNPACKED = 100, 2**20, 2**30
 
 
 # ----------------------------------------------------------------------------------------- download
@@ -44,8 +48,9 @@ MEMBERS, LONGEST_LINE, UNPACKED = 100, 2**20, 2**30  # most files of a zip, byte
 def download(url: str, path: Path, sha256: str = "") -> None:
     """Download `url` to `path`: whole, with the right hash, or not at all.
 
-    What has come of an interrupted download stays in `path`.part, and the next call goes on there. Of several processes
-    one downloads and the others wait for it. Raises UserError with what to do by hand.
+    An interrupted download stays in `path`.part, and the next call goes on there. Of several
+    processes one downloads and the others wait for it. Raises UserError, which says what to do by
+    hand.
     """
     by_hand = f"put that file at {path}"
     if constants.HF_HUB_OFFLINE:
@@ -66,9 +71,8 @@ def download(url: str, path: Path, sha256: str = "") -> None:
                 wrong = "is no zip file"
             if wrong:
                 _forget(part)
-                raise UserError(
-                    f"{url}: what was downloaded {wrong}, and is removed; try again later, or {by_hand}"
-                )
+                raise UserError(f"{url}: what was downloaded {wrong}, and is removed; "
+                                f"try again later, or {by_hand}")
             os.replace(part, path)
             _forget(part)
     except OSError as error:
@@ -76,7 +80,8 @@ def download(url: str, path: Path, sha256: str = "") -> None:
 
 
 def _fetch_part(url: str, part: Path, by_hand: str) -> None:
-    """Fill `part` with the whole file, in a bounded number of tries. Raises UserError, or OSError of the disk."""
+    """Fill `part` with the whole file, in at most TRIES tries. Raises UserError, or OSError of the
+    disk."""
     for attempt in range(1, TRIES + 1):
         wait = 2.0 ** (attempt - 1)
         try:
@@ -84,77 +89,86 @@ def _fetch_part(url: str, part: Path, by_hand: str) -> None:
             return
         except urllib.error.HTTPError as error:
             error.close()
-            why = f"the server answers {error.code}"
-            if error.code == 416:  # there is no such range: the part is whole, or not of this file
-                if part.exists() and error.headers.get(
-                        "Content-Range") == f"bytes */{part.stat().st_size}":
+            why, asked = f"the server answers {error.code}", error.headers.get("Retry-After", "")
+            if error.code == 416:  # no such range: the part is whole, or not of this file
+                whole = f"bytes */{part.stat().st_size}" if part.exists() else None
+                if whole and error.headers.get("Content-Range") == whole:
                     return
                 _forget(part)
             elif error.code not in PASSING:
                 raise UserError(f"{url}: {why}; {by_hand}") from error
-            asked = error.headers.get("Retry-After", "")
-            if asked.isdecimal():  # it may be a date, too: then our own pace
+            if asked.isdecimal():  # if it is a date, our own pace stays
                 wait = float(asked)
                 why += f", to be asked again after {wait:g} seconds"
         except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError,
                 ValueError) as error:
-            reason = getattr(error, "reason", error)
-            why = " ".join(str(reason).split()) or type(reason).__name__
-            if isinstance(reason,
-                          socket.gaierror | ConnectionRefusedError | ssl.SSLCertVerificationError):
-                raise UserError(
-                    f"{url}: cannot be reached ({why}); check the connection, or {by_hand}"
-                ) from error
+            why = _network_fault(url, error, by_hand)
         if attempt == TRIES or wait > LONGEST_WAIT:
-            raise UserError(
-                f"{url}: {why} (try {attempt}); the same command later goes on where it was, or {by_hand}"
-            )
+            raise UserError(f"{url}: {why} (try {attempt}); the same command later goes on where "
+                            f"it was, or {by_hand}")
         sleep(wait)
 
 
+def _network_fault(url: str, error: Exception, by_hand: str) -> str:
+    """What went wrong, in words. Raises UserError if another try would not change it."""
+    reason = getattr(error, "reason", error)
+    why = " ".join(str(reason).split()) or type(reason).__name__
+    final = socket.gaierror | ConnectionRefusedError | ssl.SSLCertVerificationError
+    if isinstance(reason, final):
+        raise UserError(f"{url}: cannot be reached ({why}); check the connection, or {by_hand}"
+                        ) from error
+    return why
+
+
 def _download_once(url: str, part: Path) -> None:
-    """One request for what `part` lacks. Raises what urllib raises, and ConnectionError where the body is cut."""
+    """One request for the rest of `part`. Raises what urllib raises, and ConnectionError if the
+    body is cut."""
     have, etag = _begun(part)
     headers = {"User-Agent": f"mathft/{VERSION}", "Accept-Encoding": "identity"}
-    if have:  # If-Range: where the file has changed since, the server sends all of it
+    if have:  # If-Range: if the file has changed since, the server sends all of it
         headers |= {"Range": f"bytes={have}-", "If-Range": etag}
     opener = urllib.request.build_opener(_SafeRedirects)
     with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-        if response.status == 206 and not response.headers.get("Content-Range",
-                                                               "").startswith(f"bytes {have}-"):
+        got = response.headers.get("Content-Range", "")
+        if response.status == 206 and not got.startswith(f"bytes {have}-"):
             _forget(part)
             raise ConnectionError("the server sends another range than it was asked for")
         at = have if response.status == 206 else 0
-        total = None if response.length is None else at + response.length
         if not at:
             _forget(part)
             _etag_file(part).write_text(response.headers.get("ETag", ""), encoding="utf-8")
-        bar = tqdm(desc=part.stem, total=total, initial=at, unit="B", unit_scale=True, leave=False,
-                   disable=not sys.stderr.isatty())
-        start, first = monotonic(), at
-        with bar, open(part, "ab") as file:
-            while total is None or at < total:
-                if max(at, total or 0) > LARGEST_FILE:
-                    file.close()
-                    _forget(part)
-                    raise UserError(
-                        f"{url}: more than {LARGEST_FILE:,} bytes; nothing was kept of it")
-                if not (chunk :=
-                        response.read1(CHUNK if total is None else min(CHUNK, total - at))):
-                    break
-                file.write(chunk)
-                at += len(chunk)
-                bar.update(len(chunk))
-                if monotonic() - start > TIMEOUT + (at - first) / SLOWEST:
-                    raise TimeoutError(f"slower than {SLOWEST} bytes/s")
-            file.flush()
-            os.fsync(file.fileno())
+        _append_body(url, response, part, at)
+
+
+def _append_body(url: str, response: HTTPResponse, part: Path, at: int) -> None:
+    """Write the body to the end of `part`, which has `at` bytes, within the bounds of size and
+    time."""
+    total = None if response.length is None else at + response.length
+    bar = tqdm(desc=part.stem, total=total, initial=at, unit="B", unit_scale=True, leave=False,
+               disable=not sys.stderr.isatty())
+    start, first = monotonic(), at
+    with bar, open(part, "ab") as file:
+        while total is None or at < total:
+            if max(at, total or 0) > LARGEST_FILE:
+                file.close()
+                _forget(part)
+                raise UserError(f"{url}: more than {LARGEST_FILE:,} bytes; nothing was kept of it")
+            chunk = response.read1(CHUNK if total is None else min(CHUNK, total - at))
+            if not chunk:
+                break
+            file.write(chunk)
+            at += len(chunk)
+            bar.update(len(chunk))
+            if monotonic() - start > TIMEOUT + (at - first) / SLOWEST:
+                raise TimeoutError(f"slower than {SLOWEST} bytes/s")
+        file.flush()
+        os.fsync(file.fileno())
     if total is not None and at < total:
         raise ConnectionError(f"the connection was cut after {at:,} of {total:,} bytes")
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal. Raises UserError where it cannot be read."""
+    """The SHA-256 of a file in hexadecimal. Raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -163,16 +177,17 @@ def sha256_of(path: Path) -> str:
 
 
 def _etag_file(part: Path) -> Path:
-    """Beside a part: which version of the file it is a part of, in the server's words."""
+    """Beside a part: the server's name for the version of the file that it is a part of."""
     return part.with_name(f"{part.name}.etag")
 
 
 def _begun(part: Path) -> tuple[int, str]:
-    """Bytes that are here already and the version they are of; 0 where nothing tells the version byte for byte."""
+    """Bytes that are here already and their version; 0 if no strong ETag names the version byte for
+    byte."""
     try:
         etag = _etag_file(part).read_text(encoding="utf-8")
-        strong = len(
-            etag) > 2 and etag[0] == etag[-1] == '"' and etag.isascii() and etag.isprintable()
+        quoted = len(etag) > 2 and etag[0] == etag[-1] == '"'
+        strong = quoted and etag.isascii() and etag.isprintable()
         return (part.stat().st_size, etag) if strong else (0, "")
     except (OSError, UnicodeDecodeError):
         return 0, ""
@@ -185,10 +200,10 @@ def _forget(part: Path) -> None:
 
 
 def _is_safe(url: str, before: str = "") -> bool:
-    """https, or plain http within this machine (not where https came `before` it)."""
+    """https, or plain http within this machine (unless https came `before` it)."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # as of half a bracket
+    except ValueError:  # half a bracket, say
         return False
     at_home = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
     return parts.scheme == "https" or (at_home and urlsplit(before).scheme != "https")
@@ -205,8 +220,9 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 # --------------------------------------------------------------------------------------------- zips
 
 
-class _Frugal(io.FileIO):
-    """A file that is read in pieces: zipfile would take a list of contents of any length into memory at once."""
+class _BoundedReads(io.FileIO):
+    """A file that is read in pieces: zipfile would read a list of contents of any length at
+    once."""
 
     def read(self, size: int = -1) -> bytes:
         data = super().read(CHUNK + 1 if size < 0 else min(size, CHUNK + 1))
@@ -218,13 +234,14 @@ class _Frugal(io.FileIO):
 def zip_lines(path: Path) -> Iterator[tuple[str, str]]:
     """The lines of all .jsonl files in a zip, each with `zip:member:line` for messages.
 
-    Nothing is unpacked to the disk, and no header is believed: what is read is counted. Raises UserError for a name
-    that leads elsewhere, for more members, longer lines or more text than any published set has, and for a broken zip.
+    Nothing is unpacked to the disk, and no header is believed: the bytes that are read are counted.
+    Raises UserError for a name that leads elsewhere, for more members, longer lines or more text
+    than any published set has, and for a broken zip.
     """
     unpacked = 0
     try:
-        with _Frugal(path) as file, zipfile.ZipFile(file) as archive:
-            for member in _members(path, archive):
+        with _BoundedReads(path) as file, zipfile.ZipFile(file) as archive:
+            for member in _jsonl_members(path, archive):
                 with io.BufferedReader(archive.open(member), CHUNK) as lines:
                     number = 0
                     while line := lines.readline(LONGEST_LINE + 1):
@@ -232,8 +249,8 @@ def zip_lines(path: Path) -> Iterator[tuple[str, str]]:
                         where = f"{path}:{member.filename}:{number}"
                         if len(line) > LONGEST_LINE or unpacked > UNPACKED:
                             raise UserError(
-                                f"{where}: a line of more than {LONGEST_LINE:,} bytes, or more than "
-                                f"{UNPACKED:,} in all; no published set is like that")
+                                f"{where}: a line of more than {LONGEST_LINE:,} bytes, or more "
+                                f"than {UNPACKED:,} in all; no published set is like that")
                         try:
                             yield where, line.decode("utf-8-sig" if number == 1 else "utf-8")
                         except UnicodeDecodeError:
@@ -245,8 +262,9 @@ def zip_lines(path: Path) -> Iterator[tuple[str, str]]:
             f"{path}: cannot be read as a zip ({error}); put a whole one there") from None
 
 
-def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The .jsonl files of a zip. (`__MACOSX/` holds what macOS adds beside each file, under the same ending.)"""
+def _jsonl_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The .jsonl files of a zip. (macOS adds a file beside each, under `__MACOSX/` and with the
+    same ending.)"""
     members = archive.infolist()
     if len(members) > MEMBERS:
         raise UserError(
@@ -254,17 +272,13 @@ def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     for member in members:
         parts = member.filename.replace("\\", "/").split("/")
         if not parts[0] or ".." in parts or ":" in parts[0] or not member.filename.isprintable():
-            raise UserError(
-                f"{path}: holds a file named {member.filename[:200]!r}, which leads elsewhere; remove the zip"
-            )
+            raise UserError(f"{path}: holds a file named {member.filename[:200]!r}, which leads "
+                            "elsewhere; remove the zip")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(
-                f"{path}: {member.filename} is compressed in another way than deflate; pack it again"
-            )
-    found = [
-        m for m in members
-        if m.filename.endswith(".jsonl") and not m.filename.startswith("__MACOSX/")
-    ]
+            raise UserError(f"{path}: {member.filename} is compressed in another way than deflate; "
+                            "pack it again")
+    found = [member for member in members if member.filename.endswith(".jsonl")
+             and not member.filename.startswith("__MACOSX/")]
     if not found:
         raise UserError(f"{path}: holds no .jsonl file")
     return found
@@ -275,13 +289,16 @@ def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 def hub_error(name: str, caught: Exception, kind: str, page: str, unknown: str,
               instead: str) -> UserError:
-    """What the hub's client has raised, in one line. `kind` is what was asked for, `page` where one reads about it,
-    `unknown` what `name` is where the hub does not know it, and `instead` what may be done without the hub."""
+    """An error of the hub's client, as one line.
+
+    kind: what was asked for. page: its address. unknown: what `name` is if the hub does not know
+    it. instead: what to do without the hub.
+    """
     from huggingface_hub import errors
 
-    # "Not in the cache either" is raised from what went wrong with the hub.
-    error = caught.__cause__ or caught if isinstance(caught,
-                                                     errors.LocalEntryNotFoundError) else caught
+    # "Not in the cache either" is raised from the error that came first.
+    first = isinstance(caught, errors.LocalEntryNotFoundError) and caught.__cause__
+    error = first or caught
     if isinstance(error, errors.GatedRepoError):
         why = f"this {kind} is gated; accept its terms at {page} and set HF_TOKEN"
     elif isinstance(error, errors.RepositoryNotFoundError):
@@ -291,10 +308,11 @@ def hub_error(name: str, caught: Exception, kind: str, page: str, unknown: str,
     elif isinstance(error, errors.OfflineModeIsEnabled):
         why = f"not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or {instead}"
     elif getattr(getattr(error, "response", None), "status_code", None) == 429:
-        why = "the hub answers 429, too many requests; wait some minutes, or set HF_TOKEN for a higher limit"
+        why = ("the hub answers 429, too many requests; wait some minutes, or set HF_TOKEN for a "
+               "higher limit")
     else:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        why = f"cannot be downloaded ({first}); check name and connection, or {instead}"
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"cannot be downloaded ({line}); check name and connection, or {instead}"
     return UserError(f"{name}: {why}")
 
 
