@@ -1,4 +1,4 @@
-"""exact.py: values have one form, roots of primes are independent, and nothing grows without bound."""
+"""exact.py: values have one form, roots of primes are independent, and every size is bounded."""
 
 from fractions import Fraction
 

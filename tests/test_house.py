@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those before it: problems -> ids and targets -> hidden states -> loss -> weights -> scores.
-ROOMS = """grader.scanner grader.latex grader.exact grader.identity grader.compare answers runtime
-    synthetic recipes.arithmetic recipes.dedup tools.download flags tokenizer vote stats score
+ROOMS = """grader.scanner grader.expressions grader.latex grader.exact grader.identity
+    grader.compare answers runtime synthetic recipes.arithmetic recipes.dedup tools.download flags tokenizer vote stats score
     sources data attention model lora prefix checkpoint recipes.curate recipes.program
     recipes.perturb recipes.tutor generate recipes.client recipes.teacher train evaluate mathft
     recipes.recipes augment tools.make_tiny tools.peer tools.bench""".split()

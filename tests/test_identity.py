@@ -1,4 +1,4 @@
-"""identity.py: functions against the standard library, identities that hold and some that nearly do."""
+"""identity.py: functions against the standard library, identities that hold and near misses."""
 
 import cmath
 import math
