@@ -1,38 +1,46 @@
-r"""Find the final answer in a completion, and tell whether it equals the gold one.
+r"""Find the final answer in a completion, and decide whether it equals the gold answer.
 
     python answers.py '\dfrac{3}{4}' 'So the answer is $0.75$.'        # 0.75: equal
 
-A completion gives its answer in a box (MATH's form), after `####` (GSM8K's form), in words ("the answer is"), or by
-ending on a number. Two answers are equal when they are the same text once typography is gone, or when both can be read
-as mathematics (latex.py) and are of one kind with equal values (compare.py). Nothing is rounded but where a decimal of
-six digits or more stands for an exact value, nothing is ever run, no function raises, and each comparison has a fixed
-budget of steps.
+Find: take the first of these that the completion has.
 
-Forms as in GSM8K (arXiv 2110.14168) and MATH (arXiv 2103.03874).
+1. The last box, as in MATH: `\boxed{...}`.
+2. The rest of the line after the last `####`, as in GSM8K.
+3. What follows the last "answer is" or "answer:".
+4. The last number.
+
+Compare:
+
+    text -> equal cleaned texts, or two integers? -> verdict
+      |  otherwise, the modules of grader/:
+      +-- scanner -> tokens -- latex, expressions -> tree -- exact -> value -- compare -> verdict
+
+Answers are equal if they are of one kind and have
+equal values. An answer that is no mathematics is compared as text. Nothing is rounded, except that
+a decimal of six digits or more may stand for an exact value. Nothing is ever executed, no function
+raises, and a comparison takes at most BUDGET steps.
+
+Formats: GSM8K (arXiv 2110.14168), MATH (arXiv 2103.03874).
 """
 
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from string import ascii_uppercase, digits
 
-from grader.compare import Comparison
-from grader.latex import parse
-from grader.scanner import DIGITS, UNICODE, Budget, Unreadable
+# Steps of one comparison, about 20 ms: a quarter to read each answer, and half to compare them.
+BUDGET = 10_000
+LONGEST_ANSWER = 2000  # characters; longer answers are compared as text
+LONGEST_PLAIN = 20  # characters of an integer that is read without the parser
+MOST_JOINED = 16  # boxes of one list; each is compared with the last one
 
-BUDGET = 10_000  # steps that one comparison may take, some 20 ms: a quarter to read either answer, half to compare
-LONGEST = 2000  # characters; longer answers are compared as they stand
-MOST_JOINED = 16  # boxes of one list: each is compared with the last, and a text may hold any number of them
-
-LOWER = {ord(letter): letter.lower()
-         for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # str.lower may change the length
-# LaTeX that says how a value looks and not what it is.
-TYPOGRAPHY = {
-    "$", r"\$", r"\left", r"\right", r"\,", r"\!", r"\;", r"\:", r"\(", r"\)", r"\[", r"\]"
-}
-SPACES = {"~", r"\ ", r"\quad", r"\qquad"}
-SAME = {r"\dfrac": r"\frac", r"\tfrac": r"\frac"} | {space: " " for space in SPACES}
-WRAPPERS = {r"\text", r"\textbf", r"\mathrm", r"\mathbf",
-            r"\mbox"}  # the braces after them go, what they hold stays
+LOWER = {ord(letter): letter.lower() for letter in ascii_uppercase}  # str.lower may change lengths
+# LaTeX that says how a value looks, and not what it is.
+TYPOGRAPHY = {"$", r"\$", r"\left", r"\right", r"\,", r"\!", r"\;", r"\:", r"\(", r"\)", r"\[",
+              r"\]"}
+RESPELLED = {r"\dfrac": r"\frac", r"\tfrac": r"\frac",
+             "~": " ", r"\ ": " ", r"\quad": " ", r"\qquad": " "}
+WRAPPERS = {r"\text", r"\textbf", r"\mathrm", r"\mathbf", r"\mbox"}  # only their content stays
 BOXES = {r"\boxed", r"\fbox"}
 
 
@@ -40,11 +48,12 @@ BOXES = {r"\boxed", r"\fbox"}
 
 
 def extract_answer(text: str, strict: bool = False) -> str | None:
-    r"""The final answer a text gives, or None.
+    r"""The final answer that a text gives, or None.
 
-    The last `\boxed{...}` or `\fbox{...}` that is closed and not empty, with those joined to it by "and", "or" or a
-    comma; else the rest of the line after the last `####`; else what follows the last "answer is", "answer:" or (where
-    a line begins) "A:"; else the last number. `strict` takes the first two only: what the text itself marks.
+    The last `\boxed{...}` or `\fbox{...}` that is closed and not empty, with the boxes joined to it
+    by "and", "or" or a comma; else the rest of the line after the last `####`; else what follows
+    the last "answer is", "answer:" or (at the beginning of a line) "A:"; else the last number.
+    With `strict`, only the first two count: the text itself marks its answer.
     """
     box = _last_boxes(text)
     if box:
@@ -57,29 +66,30 @@ def extract_answer(text: str, strict: bool = False) -> str | None:
 
 
 def _last_boxes(text: str) -> str:
-    r"""The contents of the last box and of those that are joined to it; "" where there is none."""
+    r"""The contents of the last box and of the boxes joined to it, or "" if there is no box."""
     if not any(box in text for box in BOXES):
         return ""
     boxes = _boxes(text)[-MOST_JOINED:]
     joined = boxes[-1:]
     for box in reversed(boxes[:-1]):
-        # "$x=\boxed{1}$ and $x=\boxed{2}$": between two boxes of a list stands a separator, and a name perhaps.
+        # "$x=\boxed{1}$ and $x=\boxed{2}$": a separator stands between two boxes, perhaps a name.
         between = normalise(text[box[1] : joined[0][0]])
         if between.endswith("="):
-            between = between[:-1].rstrip("_" + DIGITS)[:-1]
-        # "$\boxed{15\frac34}$, or $\boxed{\frac{63}{4}}$" says one thing twice.
-        if between not in (",", "and", ",and", "or", ",or", ";") or equivalent(
-                boxes[-1][2], box[2]):
+            between = between[:-1].rstrip("_" + digits)[:-1]
+        if between not in (",", "and", ",and", "or", ",or", ";"):
+            break
+        # "$\boxed{15\frac34}$, or $\boxed{\frac{63}{4}}$" gives one answer in two forms.
+        if equivalent(boxes[-1][2], box[2]):
             break
         joined.insert(0, box)
     return ", ".join(content for _, _, content in joined)
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """(begin, end, content) of each box that is closed and holds something, in order; of nested ones the innermost."""
+    """(begin, end, content) of each closed box that is not empty; of nested boxes the inner one."""
     found: list[tuple[int, int, str]] = []
-    opened: list[tuple[int, int]] = [
-    ]  # of each open brace: where its box begins or -1, where its content begins
+    # Of each open brace: the beginning of its box (-1 if it has none) and of its content.
+    opened: list[tuple[int, int]] = []
     at, before, box_at = 0, "", -1
     for token in _tokens(text):
         if token in BOXES:
@@ -88,9 +98,9 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
             opened.append((box_at if before in BOXES else -1, at + 1))
         elif token == "}" and opened:
             begin, start = opened.pop()
-            # A box inside a box closes first but was opened later: the inner one holds the bare value.
-            inner = found and begin < found[-1][0]
-            if begin >= 0 and not inner and text[start:at].strip():
+            # Of nested boxes, the inner one closes first. It holds the bare value.
+            holds_box = found and begin < found[-1][0]
+            if begin >= 0 and not holds_box and text[start:at].strip():
                 found.append((begin, at + 1, text[start:at].strip()))
         elif before in BOXES and not token.isspace() and token not in ("}", "$"):
             words = text[at : at + 100].replace("$", " ").split()
@@ -102,26 +112,23 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    r"""LaTeX from left to right: a command (`\frac`), an escaped character (`\{`), or one character."""
+    r"""LaTeX from left to right: commands (`\frac`), escaped characters (`\{`) and characters."""
     at = 0
     while at < len(text):
         end = at + 1
         if text[at] == "\\":
             while end < len(text) and text[end].isascii() and text[end].isalpha():
                 end += 1
-            end = max(end,
-                      at + 2)  # no letter followed: the backslash takes the one character after it
+            end = max(end, at + 2)  # without letters, the backslash takes one character
         yield text[at:end]
         at = end
 
 
 def _after_words(text: str) -> str:
-    """What a sentence calls its answer: the mathematics between dollar signs if any, else the words up to its end."""
-    lower = "\n" + text.translate(LOWER)  # one place further than in the text
-    ends = [
-        lower.rfind(marker) + len(marker) - 1 for marker in ("answer is", "answer:")
-        if marker in lower
-    ]
+    """What follows the last "answer is": formulas in dollar signs, else words up to an end."""
+    lower = "\n" + text.translate(LOWER)  # each place is one further than in the text
+    ends = [lower.rfind(marker) + len(marker) - 1 for marker in ("answer is", "answer:")
+            if marker in lower]
     line = ("\n" + text).rfind("\nA:")
     ends += [line + 2] if line >= 0 else []
     if not ends:
@@ -133,13 +140,15 @@ def _after_words(text: str) -> str:
     for end in (". ", "! ", " because ", " since "):
         rest = rest.partition(end)[0]
     rest = rest.strip(" \t\r:*").rstrip(".*")
-    # "therefore 5", "that she has 5 left": the words are no part of the answer
-    readable = _read(rest)[0] is not None if len(rest) <= LONGEST else False
+    if _plain_integer(rest) is not None:
+        return rest
+    # "therefore 5", "that she has 5 left": the words are no part of the answer.
+    readable = len(rest) <= LONGEST_ANSWER and _read(rest)[0] is not None
     return rest if readable else _last_number(rest) or rest
 
 
 def _joined_formulas(rest: str, opening: str, closing: str) -> str:
-    """`$1$, $2$ and $3$ are ...`: the formulas at the beginning of a line with what joins them."""
+    """`$1$, $2$ and $3$ are ...`: the formulas at the beginning of a line that are joined."""
     formulas = []
     while rest.startswith(opening) and closing in rest[len(opening) :]:
         formula, _, rest = rest[len(opening) :].partition(closing)
@@ -152,20 +161,20 @@ def _joined_formulas(rest: str, opening: str, closing: str) -> str:
 
 
 def _last_number(text: str) -> str | None:
-    """The last number in a text, with its sign, decimals and fraction bar; None where there is no digit."""
-    text = text.translate(UNICODE)
-    end = max(text.rfind(digit) for digit in DIGITS) + 1
+    """The last number in a text, with its sign, decimals and fraction bar; None without a digit."""
+    text = _ascii_spelling(text)
+    end = max(text.rfind(digit) for digit in digits) + 1
     if end == 0:
         return None
-    start = len(text[:end].rstrip(DIGITS + ".,/"))
+    start = len(text[:end].rstrip(digits + ".,/"))
     run = text[start:end]
-    # "1,234" is one number, "3, 4" and "3,4" are two, and of a date or a version the last part is as good as any.
+    # "1,234" is one number; "3, 4" and "3,4" are two. Of a date or a version, take the last part.
     joined = _join_thousands(run)
     last = joined.rpartition(",")[2].lstrip("/")
     top, _, bottom = last.partition("/")
     if not all(part.replace(".", "", 1).isdigit() for part in (top, bottom or "1")):
-        return run[len(run.rstrip(DIGITS)) :]
-    # A minus after a letter, a digit or a bracket subtracts; elsewhere it is a sign.
+        return run[len(run.rstrip(digits)) :]
+    # A minus subtracts after a letter, a digit or a bracket. Elsewhere it is a sign.
     minus = last == joined and text[start - 1 : start] == "-"
     subtracts = start > 1 and (text[start - 2].isalnum() or text[start - 2] in ")]}")
     return "-" + last if minus and not subtracts else last
@@ -175,22 +184,32 @@ def _last_number(text: str) -> str | None:
 
 
 def normalise(text: str) -> str:
-    r"""The text without typography: equal values often, and unequal values never, become the same text.
+    r"""The text without typography. Unequal values never become the same text.
 
-    Dropped are dollar signs, `\left`, `\right`, thin spaces, the wrapper of `\text{...}`, commas between groups of
-    three digits, a period at the end, and spaces (but one between two digits stays: `1 3/4`). `\dfrac` is `\frac`,
-    full-width digits and U+2212 are ASCII. Of more than LONGEST characters only dollar signs and white space go.
+    Dropped are dollar signs, `\left`, `\right`, thin spaces, the wrapper of `\text{...}`, commas
+    between groups of three digits, a period at the end, and spaces (one space between two digits
+    stays: `1 3/4`). `\dfrac` becomes `\frac`, and full-width digits and U+2212 become ASCII.
+    A text of more than LONGEST_ANSWER characters loses only dollar signs and white space.
     """
-    if len(text) > LONGEST:
+    if len(text) > LONGEST_ANSWER:
         return "".join(text.replace("$", "").split())
-    text = text if text.isascii() else text.translate(UNICODE)
+    text = _ascii_spelling(text)
     plain = _without_typography(text) if "\\" in text else text.replace("$", "").replace("~", " ")
     return _join_thousands(_without_spaces(plain.replace("{,}", ",").strip().rstrip(".")))
 
 
+def _ascii_spelling(text: str) -> str:
+    """The text with ASCII or LaTeX for the Unicode characters that have such a spelling."""
+    if text.isascii():
+        return text
+    from grader.scanner import UNICODE  # only now: see _verdict_of_trees
+    return text.translate(UNICODE)
+
+
 def _without_typography(text: str) -> str:
     """LaTeX without the commands that only say how a value looks."""
-    kept, wrappers, before = [], [], ""  # wrappers: of each open brace, whether it belongs to a dropped \text
+    kept, before = [], ""
+    wrappers = []  # whether each open brace belongs to a dropped \text
     for token in _tokens(text):
         keep = token not in TYPOGRAPHY and token not in WRAPPERS
         if token == "{":
@@ -199,36 +218,34 @@ def _without_typography(text: str) -> str:
         elif token == "}" and wrappers:
             keep = not wrappers.pop()
         if keep:
-            kept.append(SAME.get(token, token))
+            kept.append(RESPELLED.get(token, token))
         before = token
     return "".join(kept)
 
 
 def _without_spaces(text: str) -> str:
-    """Drop white space, but leave one space between two digits, and behind a comma: `1, 234` are two numbers."""
+    """The text without white space, except one space between two digits and in `1, 234`."""
     words: list[str] = []
     for word in text.split():
-        if words and words[-1][-1] in DIGITS + "," and word[0] in DIGITS:
+        if words and words[-1][-1] in digits + "," and word[0] in digits:
             words.append(" ")
         words.append(word)
     return "".join(words)
 
 
 def _join_thousands(text: str) -> str:
-    """`10,080` -> `10080`. Inside brackets a comma stands between coordinates or members, and stays."""
+    """`10,080` -> `10080`. Inside brackets, a comma separates and stays."""
     if "," not in text:
         return text
     pieces = text.split(",")
     joined, depth, grouped = [pieces[0]], 0, False
     for before, after in zip(pieces, pieces[1:]):
-        depth += sum(before.count(mark)
-                     for mark in "([{") - sum(before.count(mark) for mark in ")]}")
-        bare = before.rstrip(DIGITS)
-        first = before[len(bare) :]  # the digits left of the comma
-        right = len(after[:4]) - len(
-            after[:4].lstrip(DIGITS))  # how many of the next four characters are digits
-        begins = 1 <= len(first) <= 3 and first[0] != "0" and bare[-1:] != "." and (
-            bare != "" or len(joined) == 1)
+        depth += sum(map(before.count, "([{")) - sum(map(before.count, ")]}"))
+        bare = before.rstrip(digits)
+        left = before[len(bare) :]  # the digits left of the comma
+        right = len(after[:4]) - len(after[:4].lstrip(digits))  # how many digits follow, up to four
+        begins = (1 <= len(left) <= 3 and left[0] != "0" and bare[-1:] != "."
+                  and (bare != "" or len(joined) == 1))
         grouped = depth <= 0 and right == 3 and (begins or grouped and len(before) == 3)
         joined.append(after if grouped else "," + after)
     return "".join(joined)
@@ -238,45 +255,68 @@ def _join_thousands(text: str) -> str:
 
 
 def equivalent(gold: str, answer: str | None) -> bool:
-    """Whether an answer equals the gold one, as text or as mathematics. None equals nothing. Symmetric, never raises."""
-    return _compare(gold, answer)[0]
+    """Whether an answer equals the gold answer. None equals nothing. Symmetric, never raises."""
+    return _verdict(gold, answer)[0]
 
 
 def steps_of(gold: str, answer: str) -> int:
     """Steps that `equivalent` takes for this pair, at most BUDGET."""
-    return _compare(gold, answer)[1]
+    return _verdict(gold, answer)[1]
 
 
-def _compare(gold: str, answer: str | None) -> tuple[bool, int]:
+def _verdict(gold: str, answer: str | None) -> tuple[bool, int]:
+    """Whether both are equal, and the steps of the comparison."""
     if answer is None:
         return False, 0
     if gold == answer:
         return True, 0
-    if len(gold) < 16 and len(answer) < 16 and _plain_integer(gold) and _plain_integer(answer):
-        return int(gold) == int(answer), 0
-    plain_gold, plain_answer = normalise(gold), normalise(answer)
-    if plain_gold == plain_answer:
+    gold_integer, answer_integer = _plain_integer(gold), _plain_integer(answer)
+    if gold_integer is not None and answer_integer is not None:
+        return gold_integer == answer_integer, 0
+    texts = normalise(gold), normalise(answer)
+    if texts[0] == texts[1]:
         return True, 0
-    if max(len(gold), len(answer)) > LONGEST:
+    if max(len(gold), len(answer)) > LONGEST_ANSWER:
         return False, 0
+    return _verdict_of_trees(gold, answer, texts)
+
+
+def _plain_integer(text: str) -> int | None:
+    """The value of `72`, `-5`, `1,072` or `$18.`; None for any text that needs the parser."""
+    if len(text) > LONGEST_PLAIN:
+        return None
+    written = _bare(text).strip("$")
+    number = _join_thousands(written.removeprefix("-"))
+    if not (number.isascii() and number.isdigit()):
+        return None
+    return -int(number) if written[0] == "-" else int(number)
+
+
+def _bare(text: str) -> str:
+    """The text without white space around it and points at its end."""
+    return text.strip().rstrip(".").strip()
+
+
+def _verdict_of_trees(gold: str, answer: str, texts: tuple[str, str]) -> tuple[bool, int]:
+    """The verdict on two answers read as mathematics, or as words if one is no mathematics."""
+    # Imports of grader/ stand inside functions: a run on word problems compares only integers, and
+    # never needs a parser.
+    from grader.compare import Comparison
+    from grader.scanner import Budget, Unreadable
     (left, steps_left), (right, steps_right) = _read(gold), _read(answer)
     steps = steps_left + steps_right
     if left is None or right is None:
-        return _same_words(plain_gold, plain_answer), steps
+        return _same_words(*texts), steps
     budget = Budget(BUDGET // 2)
     try:
-        return Comparison(budget).equal(left, right), min(steps + BUDGET // 2 - budget.left, BUDGET)
+        equal = Comparison(budget).equal(left, right)
     except Unreadable:
-        return False, min(steps + BUDGET // 2 - budget.left, BUDGET)
-
-
-def _plain_integer(text: str) -> bool:
-    digits = text[1:] if text[:1] == "-" else text
-    return digits.isascii() and digits.isdigit()
+        equal = False
+    return equal, min(steps + BUDGET // 2 - budget.left, BUDGET)
 
 
 def _same_words(a: str, b: str) -> bool:
-    """Texts that are no mathematics, such as `4:30 p.m.`: capitals and points make no difference."""
+    """Whether texts without mathematics, as `4:30 p.m.`, differ only in capitals and points."""
     a, b = (_without_points(text.translate(LOWER)) for text in (a, b))
     return a == b and not any(c in a for c in r"\^_={}()[]<>")
 
@@ -288,10 +328,12 @@ def _without_points(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _read(text: str) -> tuple[tuple | None, int]:
-    """The tree of an answer, None where it is to be compared as text; and the steps that took."""
+    """The tree of an answer, or None if it is compared as text; and the steps of reading it."""
+    from grader.latex import parse
+    from grader.scanner import Budget, Unreadable
     budget = Budget(BUDGET // 4)
     try:
-        tree = parse(text.strip().rstrip(".").strip(), budget)
+        tree = parse(_bare(text), budget)
     except Unreadable:
         tree = None
     return tree, BUDGET // 4 - max(budget.left, 0)
@@ -300,5 +342,6 @@ def _read(text: str) -> tuple[tuple | None, int]:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python answers.py GOLD COMPLETION")
-    found = extract_answer(sys.argv[2])
-    print(f"{found}: {'equal' if equivalent(sys.argv[1], found) else 'not equal'}")
+    extracted = extract_answer(sys.argv[2])
+    verdict = "equal" if equivalent(sys.argv[1], extracted) else "not equal"
+    print(f"{extracted}: {verdict}")

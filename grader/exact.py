@@ -1,14 +1,21 @@
-r"""From the tree of an expression to its exact value.
+r"""Evaluate the tree of an expression to an exact value.
 
-    python -m grader.exact '\frac{6}{\sqrt{12}}'        # 1 * 3^(1/2)
+    python -m grader.exact '\frac{6}{\sqrt{12}}'        # 1 * prime 3^(1/2)
 
-A value is a quotient of two polynomials with rational coefficients over atoms: variables, pi, e, i, the roots of
-primes (2^(1/2), 5^(2/3), ...), and whatever has no simpler form (sin x, 2^n, the root of a sum). Terms with the same
-atoms are one term, whole powers of primes are numbers, i^2 is -1, and a denominator of one term is taken into the
-numerator. So equal values without atoms of the last sort have equal cross products, term by term: different roots of
-primes are linearly independent over the rationals (Besicovitch 1940). With such atoms, identity.py decides.
+A value is a quotient of two polynomials with rational coefficients:
 
-Integers and the number of terms are bounded, and each operation takes from a budget.
+    value  = sum of terms / sum of terms        term = coefficient * atom^exponent * atom^exponent
+    atom   = a variable, pi, e, i, a prime, or anything without a simpler form (sin x, 2^n)
+
+1. Terms with the same atoms are one term.
+2. A root of a number is a product of powers of primes: sqrt 12 = 2 * 3^(1/2). Whole powers of
+   primes are numbers, and i^2 is -1.
+3. A denominator of one term moves into the numerator: 1 / sqrt 3 = 1/3 * 3^(1/2).
+4. Two values are equal if their cross products are equal term by term. The converse holds for
+   variables, constants and roots of primes, since different roots of primes are linearly
+   independent over the rationals (Besicovitch 1940). With other atoms, identity.py decides.
+
+Integers and the number of terms are bounded, and each operation counts its steps.
 """
 
 import math
@@ -18,9 +25,9 @@ from fractions import Fraction
 from grader.latex import parse
 from grader.scanner import Budget, Unreadable
 
-LARGEST_BITS = 1 << 13  # of an integer on the way
-LARGEST_PRIME = 1000  # factors of a number under a root are looked for up to here
-MOST_TERMS = 400
+LARGEST_BITS = 1 << 13  # of any integer in a value
+LARGEST_PRIME = 1000  # the largest factor that is taken out of a root
+MOST_TERMS = 400  # of a polynomial
 
 Number = int | Fraction  # whole numbers are int, which is many times faster
 ONE: dict = {frozenset(): 1}
@@ -29,7 +36,7 @@ POSITIVE = {PI, E}
 
 
 class Value:
-    """num / den, both {monomial: coefficient}; a monomial is a frozenset of (atom, exponent)."""
+    """num / den, both {monomial: coefficient}. A monomial is a frozenset of (atom, exponent)."""
 
     __slots__ = ("num", "den")
 
@@ -38,7 +45,7 @@ class Value:
 
     @property
     def rational(self) -> Number | None:
-        """The value as a number, where it is one."""
+        """The value as a number, or None if it is not rational."""
         if self.den is ONE or self.den == ONE:
             if not self.num:
                 return 0
@@ -48,16 +55,16 @@ class Value:
 
     @property
     def single(self) -> tuple | None:
-        """(monomial, coefficient) of a value with one term."""
+        """(monomial, coefficient) of a value with one term, else None."""
         return next(iter(self.num.items())) if len(self.num) == 1 and self.den == ONE else None
 
     def key(self) -> tuple:
-        """A hashable form; equal keys are equal values, the converse is left to the points."""
+        """A hashable form. Equal keys mean equal values; equal values may have different keys."""
         return frozenset(self.num.items()), frozenset(self.den.items())
 
 
 def from_key(key: tuple) -> Value:
-    """The value that `Value.key` was taken of."""
+    """The value with this `Value.key`."""
     return Value(dict(key[0]), dict(key[1]))
 
 
@@ -67,7 +74,7 @@ def number(value: Number) -> Value:
 
 
 def atom(name: tuple, exponent: Number = 1) -> Value:
-    """A power of one atom as a value: ("name", "x"), ("prime", 2), ("sin", key of the argument), ..."""
+    """A power of an atom as a value: ("name", "x"), ("prime", 2), ("sin", key of argument), ..."""
     mono, c = _merge(frozenset(), frozenset({(name, exponent)}))
     return Value({mono: c})
 
@@ -76,7 +83,7 @@ def atom(name: tuple, exponent: Number = 1) -> Value:
 
 
 class Algebra:
-    """Arithmetic on values against a budget. Raises Unreadable where a result does not exist or is too large."""
+    """Arithmetic on values. Raises Unreadable if a result does not exist or costs too much."""
 
     def __init__(self, budget: Budget):
         self.budget = budget
@@ -99,7 +106,7 @@ class Algebra:
         return Value({mono: -c for mono, c in a.num.items()}, a.den)
 
     def _reduced(self, num: dict, den: dict) -> Value:
-        """Where the denominator has one term, it goes into the numerator: 1/sqrt 3 is 3^(-1/2) is sqrt 3 / 3."""
+        """num / den, with a denominator of one term moved into the numerator."""
         if len(den) == 1 and den != ONE:
             ((mono, c),) = den.items()
             inverse = {frozenset((a, -e) for a, e in mono): Fraction(1) / c}
@@ -137,7 +144,7 @@ class Algebra:
         return product
 
     def _checked(self, c: Number) -> Number:
-        """The coefficient, as int where it is whole. Raises Unreadable where it is too large."""
+        """The coefficient, as int if it is whole. Raises Unreadable if it is too large."""
         if type(c) is Fraction and c.denominator == 1:
             c = c.numerator
         bits = c.numerator.bit_length() + c.denominator.bit_length()
@@ -173,17 +180,18 @@ class Algebra:
         return result
 
     def root(self, value: Value, n: int) -> Value:
-        """The principal n-th root; of a negative number, with n odd, the real one.
+        """The principal n-th root; of a negative number, if n is odd, the real root.
 
-        The root of a product is the product of the roots only where the factors are positive: a variable goes under a
-        root of its own only where it stands alone and to the first power. All else is an atom.
+        The root of a product is the product of the roots only if the factors are positive. So a
+        variable has a root of its own only if it stands alone and to the first power. The root of
+        any other value is an atom.
         """
         if not value.num:
             return value
         mono, c = value.single or (frozenset(), 0)
         variables = [e for a, e in mono if a not in POSITIVE and a[0] != "prime"]
-        if not c or n > 1000 or variables and (len(mono) > 1 or variables != [1]
-                                               or c < 0) or c < 0 and n % 2 == 0 and n > 2:
+        mixed = variables and (len(mono) > 1 or variables != [1] or c < 0)
+        if not c or n > 1000 or mixed or c < 0 and n % 2 == 0 and n > 2:
             return atom(("root", n, value.key()))
         result = number(1)
         for a, e in [*mono, *self._factors(abs(c))]:
@@ -193,7 +201,7 @@ class Algebra:
         return self.negate(result) if n % 2 else self.multiply(result, atom(I))
 
     def _factors(self, c: Number) -> list[tuple[tuple, int]]:
-        """Primes as atoms and their exponents, found up to LARGEST_PRIME; what is left over stands as one factor."""
+        """Primes up to LARGEST_PRIME as atoms, with exponents; the rest is one more factor."""
         found = []
         for rest, sign in ((c.numerator, 1), (c.denominator, -1)):
             prime = 2
@@ -207,13 +215,13 @@ class Algebra:
             self.budget.take(1 + prime // 8)
             if rest > 1:
                 side = math.isqrt(rest)
-                found.append((("prime", side), 2 * sign) if side * side == rest else (("prime",
-                                                                                       rest), sign))
+                square = side * side == rest
+                found.append((("prime", side), 2 * sign) if square else (("prime", rest), sign))
         return found
 
 
 def _merge(a: frozenset, b: frozenset) -> tuple[frozenset, Number]:
-    """The product of two monomials: its monomial, and the number that whole powers of primes and of i give."""
+    """The product of two monomials, and the number that whole powers of primes and of i give."""
     exponents = dict(a)
     for name, e in b:
         exponents[name] = exponents.get(name, 0) + e
@@ -239,7 +247,7 @@ def _merge(a: frozenset, b: frozenset) -> tuple[frozenset, Number]:
 
 
 class Evaluator:
-    """Tree to value. `sign` is which of the two values an expression with plus or minus takes."""
+    """Tree to value, one method per kind of node. `sign` says which sign a plus or minus takes."""
 
     def __init__(self, algebra: Algebra, sign: int = 1):
         self.algebra, self.sign = algebra, sign
@@ -302,7 +310,7 @@ class Evaluator:
         return atom((function, *(value.key() for value in values)))
 
     def _of_numbers(self, function: str, numbers: list[Number]) -> Number | None:
-        """Functions that give a rational number of rational ones; None where this is none of them."""
+        """The rational value of a function of rational numbers, or None if it has none here."""
         whole = [int(n) for n in numbers if n.denominator == 1]
         if function == "abs":
             return abs(numbers[0])
@@ -333,12 +341,13 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m grader.exact EXPRESSION")
     try:
-        budget = Budget(10_000)
-        tree = parse(sys.argv[1], budget)
-        value = Evaluator(Algebra(budget)).value(tree[1] if tree[0] == "value" else tree)
+        step_budget = Budget(10_000)
+        parsed = parse(sys.argv[1], step_budget)
+        evaluated = Evaluator(Algebra(step_budget)).value(
+            parsed[1] if parsed[0] == "value" else parsed)
     except Unreadable as reason:
         sys.exit(f"error: no exact value ({reason})")
-    for mono, c in value.num.items():
-        print(c, *(f"* {' '.join(map(str, name))}^({e})" for name, e in mono))
-    if value.den != ONE:
-        print("divided by", dict(value.den))
+    for monomial, coefficient in evaluated.num.items():
+        print(coefficient, *(f"* {' '.join(map(str, name))}^({e})" for name, e in monomial))
+    if evaluated.den != ONE:
+        print("divided by", dict(evaluated.den))

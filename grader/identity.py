@@ -1,11 +1,19 @@
-"""Whether two exact values are equal, where their forms do not tell: both are computed, at pseudo-random points.
+r"""Decide whether two exact values are equal by computing both at pseudo-random points.
 
-    python -m grader.identity '2^{n+1}' '2 \\cdot 2^n'        # equal
+    python -m grader.identity '2^{n+1}' '2 \cdot 2^n'        # equal
 
-Sixty digits are carried along, each number with a bound on its error, so that "equal" means: no further apart than the
-bounds, which must be far below the values. Points are drawn from a hash, the same on every machine, and variables take
-both signs: the root of x^2 is |x| and not x. An identity that holds at three points of thirty-odd digits holds
-everywhere but for an accident nobody will see. Sources: identity testing, Schwartz 1980, Zippel 1979.
+Equal values may have different forms, such as sin^2 x + cos^2 x and 1.
+
+1. If the cross products of the two values are equal term by term, the values are equal. If all
+   atoms are variables, constants and roots of small primes, the converse holds too (exact.py).
+2. Otherwise, draw each variable from a hash of its name, the same on every machine. Variables are
+   real and take both signs: the root of x^2 is |x| and not x.
+3. Compute both values in sixty digits, each number with a bound on its error.
+4. If they differ by more than the bounds, they are unequal. If the bounds are far below the
+   values, the point agrees. Three such points make the values equal.
+
+A false identity that holds in thirty digits at three points is practically impossible.
+Sources: identity testing, Schwartz 1980, Zippel 1979.
 """
 
 import hashlib
@@ -20,8 +28,8 @@ from grader.scanner import Budget, Unreadable
 
 PRECISION = Context(prec=60, Emax=10**6, Emin=-(10**6),
                     traps=[Overflow, DivisionByZero, InvalidOperation])
-UNIT = Decimal("1e-55")
-POINTS = 3
+ROUNDING = Decimal("1e-55")  # relative error of one operation, with room to spare
+AGREEING_POINTS = 3  # that make two values equal
 
 
 def same(a: Value, b: Value, algebra: Algebra) -> bool:
@@ -35,21 +43,20 @@ def same(a: Value, b: Value, algebra: Algebra) -> bool:
 
 
 def _may_hide(mono: frozenset) -> bool:
-    """Whether a monomial has an atom that could equal some other form: all but names, constants and small primes."""
-    return any(
-        name[0] not in ("name", "i", "pi", "e",
-                        "infinity") and not (name[0] == "prime" and name[1] < LARGEST_PRIME**2)
-        for name, _ in mono)
+    """Whether a monomial has an atom with other forms: no variable, constant or small prime."""
+    simple = ("name", "i", "pi", "e", "infinity")
+    return any(name[0] not in simple
+               and not (name[0] == "prime" and name[1] < LARGEST_PRIME**2) for name, _ in mono)
 
 
 class Numeric:
-    """A complex number in Decimal with an absolute error bound."""
+    """A complex number in Decimal with a bound on its absolute error."""
 
     __slots__ = ("re", "im", "error")
 
     def __init__(self, re: Decimal, im: Decimal = Decimal(0), error: Decimal = Decimal(0)):
         self.re, self.im = re, im
-        self.error = error + (abs(re) + abs(im)) * UNIT
+        self.error = error + (abs(re) + abs(im)) * ROUNDING
 
     @property
     def size(self) -> Decimal:
@@ -69,16 +76,16 @@ class Numeric:
     def inverse(self) -> "Numeric":
         square = self.re * self.re + self.im * self.im
         if self.size <= 4 * self.error or not square:
-            raise Unreadable("division by what may be zero")
+            raise Unreadable("division by a number that may be zero")
         return Numeric(self.re / square, -self.im / square, 4 * self.error / square)
 
 
 def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
     agreed = tried = 0
     with localcontext(PRECISION):
-        while agreed < POINTS:
+        while agreed < AGREEING_POINTS:
             tried += 1
-            if tried > 2 * POINTS:
+            if tried > 2 * AGREEING_POINTS:
                 return False
             points = Points(tried, budget)
             try:
@@ -90,9 +97,8 @@ def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
                 continue
             if difference.size > difference.error:
                 return False
-            # An error that swallows the values would agree with anything.
-            if difference.error > Decimal("1e-30") * max(Decimal(1),
-                                                         left.size) and difference.error:
+            # With an error as large as the values, anything would agree.
+            if difference.error > Decimal("1e-30") * max(Decimal(1), left.size):
                 continue
             agreed += 1
             if not points.seen:
@@ -101,7 +107,7 @@ def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
 
 
 class Points:
-    """Values at one pseudo-random point, the same on every machine; variables are real and of both signs."""
+    """Values at one pseudo-random point, the same on every machine. Variables are real."""
 
     def __init__(self, number: int, budget: Budget):
         self.number_of_point, self.budget, self.seen = number, budget, set()
@@ -148,15 +154,14 @@ class Points:
         if kind == "root":
             n, inner = rest[0], self.value(from_key(rest[1]))
             if n % 2 and inner.re < 0 and abs(inner.im) <= inner.error:
-                return self._powered(Numeric(-inner.re, error=inner.error), Fraction(
-                    1, n)) * Numeric(Decimal(-1))
+                positive = Numeric(-inner.re, error=inner.error)
+                return self._powered(positive, Fraction(1, n)) * Numeric(Decimal(-1))
             return self._powered(inner, Fraction(1, n))
         values = [self.value(from_key(key)) for key in rest]
         if kind == "power":
             return _exp(_ln(values[0]) * values[1])
         function = NUMERIC.get(kind)
         if function is None or len(values) != 1:
-            # A function nobody knows here: some number of its arguments, the same for equal ones only.
             raise Unreadable(f"{kind} has no value")
         return function(values[0])
 
@@ -171,11 +176,11 @@ def _exp(z: Numeric) -> Numeric:
     if abs(z.re) > 10**5:
         raise Unreadable("an exponent too large")
     radius, cos, sin = z.re.exp(), *_cos_sin(z.im)
-    return Numeric(radius * cos, radius * sin, 4 * radius * (z.error + UNIT * (1 + abs(z.im))))
+    return Numeric(radius * cos, radius * sin, 4 * radius * (z.error + ROUNDING * (1 + abs(z.im))))
 
 
 def _cos_sin(x: Decimal) -> tuple[Decimal, Decimal]:
-    """Cosine and sine by their series, after taking off whole turns."""
+    """Cosine and sine by their series, after whole turns are taken off."""
     x -= (x / (2 * PI_DIGITS)).to_integral_value() * 2 * PI_DIGITS
     cos, sin, term, n = Decimal(0), Decimal(0), Decimal(1), 0
     while abs(term) > Decimal("1e-65"):
@@ -190,7 +195,7 @@ def _cos_sin(x: Decimal) -> tuple[Decimal, Decimal]:
 
 def _ln(z: Numeric) -> Numeric:
     if z.size <= 4 * z.error:
-        raise Unreadable("the logarithm of what may be zero")
+        raise Unreadable("the logarithm of a number that may be zero")
     if z.im and abs(z.im) <= z.error and z.re < 0:
         z = Numeric(z.re, Decimal(0), z.error)  # on the cut: the principal value
     radius = (z.re * z.re + z.im * z.im).sqrt()
@@ -206,7 +211,7 @@ def _angle(re: Decimal, im: Decimal) -> Decimal:
     angle = Decimal(math.atan2(float(y), float(x)))
     for _ in range(2):
         cos, sin = _cos_sin(angle)
-        # The sine of the small difference, whose cube is below the precision after the second round.
+        # The sine of the remaining difference; its arcsine by the first terms of the series.
         error = y * cos - x * sin
         angle += error + error**3 / 6 + 3 * error**5 / 40
     return angle
@@ -223,8 +228,10 @@ def _cos(z: Numeric) -> Numeric:
 
 def _arcsin(z: Numeric) -> Numeric:
     inside = Numeric(Decimal(1)) - z * z
-    root = _exp(_ln(inside) * HALF) if inside.size > 4 * inside.error else Numeric(
-        Decimal(0), Decimal(0), inside.error)
+    if inside.size > 4 * inside.error:
+        root = _exp(_ln(inside) * HALF)
+    else:
+        root = Numeric(Decimal(0), Decimal(0), inside.error)
     return Numeric(Decimal(0), Decimal(-1)) * _ln(IMAGINARY * z + root)
 
 
@@ -267,23 +274,24 @@ NUMERIC = {
 
 
 def real_value(value: Value, budget: Budget) -> Decimal | None:
-    """The value as a real number in fifty digits; None where it has variables or is not real."""
+    """The value as a real number in fifty digits, or None if it has variables or is not real."""
     with localcontext(PRECISION):
         points = Points(0, budget)
         try:
             found = points.value(value)
         except (Unreadable, ArithmeticError):
             return None
-        return (None if points.seen or abs(found.im) > found.error or found.error > UNIT * 10**20 *
-                (1 + found.size) else found.re)
+        inexact = found.error > ROUNDING * 10**20 * (1 + found.size)
+        return None if points.seen or abs(found.im) > found.error or inexact else found.re
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m grader.identity EXPRESSION EXPRESSION")
     try:
-        algebra = Algebra(Budget(10_000))
-        values = [Evaluator(algebra).value(parse(text, algebra.budget)[1]) for text in sys.argv[1:]]
-        print("equal" if same(*values, algebra) else "not equal")
+        exact_algebra = Algebra(Budget(10_000))
+        both = [Evaluator(exact_algebra).value(parse(text, exact_algebra.budget)[1])
+                for text in sys.argv[1:]]
+        print("equal" if same(*both, exact_algebra) else "not equal")
     except Unreadable as reason:
         sys.exit(f"error: {reason}")

@@ -1,9 +1,11 @@
-"""answers.py as tables: what is read off a text, what counts as the same, and what must not."""
+"""answers.py as tables: what answer a text gives, which answers are equal, and which are not."""
 
 import itertools
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ from answers import BUDGET, equivalent, extract_answer, normalise, steps_of
     (r"\boxed{15\frac{3}{4}}, or \boxed{\frac{63}{4}}", r"\frac{63}{4}"),
     (r"\boxed{1} is wrong, so \boxed{2}", "2"),
     (r"$x_1=\boxed{a} \quad \text{and} \quad x_2=\boxed{b}$", "a, b"),
-    # GSM8K's mark, then words, then whatever number stands last.
+    # GSM8K's mark, then words, then the last number.
     ("48/2 = <<48/2=24>>24\n#### 24", "24"),
     ("#### 1\n#### 2\nBye 3", "2"),
     ("#### 6\nThe answer is 7.", "6"),
@@ -76,24 +78,13 @@ def test_strict_takes_only_what_is_marked():
     assert extract_answer("5", strict=True) is None
 
 
-@pytest.mark.parametrize(
-    "text, plain",
-    [
-        (r"$\left( 3, \dfrac{\pi}{2} \right)$", r"(3,\frac{\pi}{2})"),
-        (r"10{,}080", "10080"),
-        (r"10,\!080", "10080"),
-        (r"1,234,567.5", "1234567.5"),
-        (r"1, 234", "1, 234"),
-        (r"(1,234)", "(1,234)"),
-        (r"1,2,345", "1,2,345"),
-        (r"0,100", "0,100"),
-        (r"\text{Evelyn}", "Evelyn"),
-        (r"1 3/4", "1 3/4"),
-        (r"２０２５", "2025"),
-        ("−7.", "-7"),
-        (r"\leftarrow", r"\leftarrow"),
-    ],
-)
+@pytest.mark.parametrize("text, plain", [
+    (r"$\left( 3, \dfrac{\pi}{2} \right)$", r"(3,\frac{\pi}{2})"),
+    (r"10{,}080", "10080"), (r"10,\!080", "10080"), (r"1,234,567.5", "1234567.5"),
+    (r"1, 234", "1, 234"), (r"(1,234)", "(1,234)"), (r"1,2,345", "1,2,345"), (r"0,100", "0,100"),
+    (r"\text{Evelyn}", "Evelyn"), (r"1 3/4", "1 3/4"), (r"２０２５", "2025"), ("−7.", "-7"),
+    (r"\leftarrow", r"\leftarrow"),
+])  # fmt: skip
 def test_normalise(text, plain):
     assert normalise(text) == plain
     assert normalise(plain) == plain
@@ -112,52 +103,50 @@ def test_unequal_by_rule(rule):
 
 
 def test_the_tables_are_what_they_claim():
-    """Enough of each, and no pair twice: a table that repeats itself shows less than it seems to."""
+    """There are enough pairs of each kind, and no pair twice."""
     pairs = [frozenset(pair) for equal, unequal in PAIRS.values() for pair in equal + unequal]
     assert all(len(equal) >= 20 and len(unequal) >= 20 for equal, unequal in PAIRS.values())
     assert len(pairs) == len(set(pairs)) >= 600
 
 
-# Choices where more than one reading is possible.
-@pytest.mark.parametrize(
-    "gold, answer, equal",
-    [
-        (r"\{1, 2\}", "1, 2", True),  # a set and a bare list
-        ("{1,2,3}", r"\{3,2,1\}", True),  # braces that TeX would not print
-        (r"[2,\infty)", r"x \ge 2", True),
-        ("(3, 5)", "(x, y) = (3, 5)", True),
-        (r"\frac{270}7\text{ degrees}", r"\frac{270}{7}^\circ", True),
-        (r"0.1\overline{6}", r"\frac16", True),
-        (r"\sin 30^\circ", "1/2", True),
-        ("x = 2 + 3 = 5", "5", True),
-        (r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}", r"\left(\begin{array}{c}1\\2\end{array}\right)",
-         True),
-        ("6:00 PM", "6:00 p.m.", True),
-        ("p - q", "-q+p", True),
-        ("twenty-one", r"\text{Twenty-one}", True),
-        ("(1,2) U (3,4)", r"(1,2) \cup (3,4)", True),
-        ("1/3 cup", "1/3", True),
-        (r"\frac13 \approx 0.333", r"\frac13", True),
-        (r"\frac13 \approx 0.333", "0.333", False),
-        (r"\angle ABC = 60^\circ", "60", True),
-        (r"x_1 = 1,\quad x_2 = 2", r"1 \text{ and } 2", True),
-        (r"\{x \mid -1 < x \le 2\}", "(-1, 2]", True),
-        (r"102 \mathrm{~cm}", "102", True),
-        (r"x \le -1 \text{ or } x \ge 2", r"(-\infty, -1] \cup [2, +\infty)", True),
-        (r"\pm 2 + \gcd(4, 6)", "4, 0", True),
-        (r"\pm 2 + \gcd(4, 6)", "4", False),
-        (r"x \le -1 \text{ or } y \ge 2", r"(-\infty, -1] \cup [2, +\infty)", False),
-        (r"\sqrt{x^2}", "x", False),  # not for negative x
-        (r"\sqrt{x^2}", "|x|", True),
-        (r"\sqrt12", r"\sqrt{12}", False),  # TeX prints the root of 1 beside a 2
-        ("100000", "1e5", False),
-        ("x = 5", "y = 5", False),
-        ("(1, 2, 3)", r"\begin{pmatrix}1\\2\\3\end{pmatrix}", False),
-        (r"1,2", r"1,1,2", False),
-        ("3.14159", "3.141593", False),  # each is pi cut or rounded; they are still two numbers
-        ("0", None, False),
-    ])  # fmt: skip
-def test_where_the_rules_leave_a_choice(gold, answer, equal):
+# Choices between several possible readings.
+@pytest.mark.parametrize("gold, answer, equal", [
+    (r"\{1, 2\}", "1, 2", True),  # a set and a bare list
+    ("{1,2,3}", r"\{3,2,1\}", True),  # braces that TeX would not print
+    (r"[2,\infty)", r"x \ge 2", True),
+    ("(3, 5)", "(x, y) = (3, 5)", True),
+    (r"\frac{270}7\text{ degrees}", r"\frac{270}{7}^\circ", True),
+    (r"0.1\overline{6}", r"\frac16", True),
+    (r"\sin 30^\circ", "1/2", True),
+    ("x = 2 + 3 = 5", "5", True),
+    (r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}", r"\left(\begin{array}{c}1\\2\end{array}\right)",
+     True),
+    ("6:00 PM", "6:00 p.m.", True),
+    ("p - q", "-q+p", True),
+    ("twenty-one", r"\text{Twenty-one}", True),
+    ("(1,2) U (3,4)", r"(1,2) \cup (3,4)", True),
+    ("1/3 cup", "1/3", True),
+    (r"\frac13 \approx 0.333", r"\frac13", True),
+    (r"\frac13 \approx 0.333", "0.333", False),
+    (r"\angle ABC = 60^\circ", "60", True),
+    (r"x_1 = 1,\quad x_2 = 2", r"1 \text{ and } 2", True),
+    (r"\{x \mid -1 < x \le 2\}", "(-1, 2]", True),
+    (r"102 \mathrm{~cm}", "102", True),
+    (r"x \le -1 \text{ or } x \ge 2", r"(-\infty, -1] \cup [2, +\infty)", True),
+    (r"\pm 2 + \gcd(4, 6)", "4, 0", True),
+    (r"\pm 2 + \gcd(4, 6)", "4", False),
+    (r"x \le -1 \text{ or } y \ge 2", r"(-\infty, -1] \cup [2, +\infty)", False),
+    (r"\sqrt{x^2}", "x", False),  # not for negative x
+    (r"\sqrt{x^2}", "|x|", True),
+    (r"\sqrt12", r"\sqrt{12}", False),  # TeX prints the root of 1 beside a 2
+    ("100000", "1e5", False),
+    ("x = 5", "y = 5", False),
+    ("(1, 2, 3)", r"\begin{pmatrix}1\\2\\3\end{pmatrix}", False),
+    (r"1,2", r"1,1,2", False),
+    ("3.14159", "3.141593", False),  # each is pi cut or rounded; they are still two numbers
+    ("0", None, False),
+])  # fmt: skip
+def test_choices_between_readings(gold, answer, equal):
     assert equivalent(gold, answer) is equal
 
 
@@ -175,21 +164,19 @@ def test_equal_normal_forms_are_equivalent():
 
 @pytest.mark.parametrize("name", synthetic.DATASETS)
 def test_embedded_sets_grade_rightly(name):
-    """Every solution gives its gold answer, and no problem accepts a constant or the gold answer with a digit more."""
+    """Each solution gives its gold answer; a constant or one more digit is always wrong."""
     records = list(synthetic.problems(name, "test", 300, 0))
-    solutions = [record.get("solution", record["answer"]) for record in records
-                 ]  # GSM8K's form keeps both in one field
-    golds = [
-        record["answer"] if "solution" in record else extract_answer(record["answer"])
-        for record in records
-    ]
-    assert all(
-        equivalent(gold, extract_answer(solution)) for gold, solution in zip(golds, solutions))
+    # GSM8K's form keeps the solution and the answer in one field.
+    solutions = [record.get("solution", record["answer"]) for record in records]
+    golds = [record["answer"] if "solution" in record else extract_answer(record["answer"])
+             for record in records]
+    assert all(equivalent(gold, extract_answer(solution))
+               for gold, solution in zip(golds, solutions))
     assert not any(equivalent(gold, "-12345") or equivalent(gold, gold + "7") for gold in golds)
 
 
 def test_hostile_text_costs_no_more_than_the_budget():
-    """Nothing raises, nothing equals anything else, and no pair takes more steps than the budget."""
+    """No text raises or equals another text, and no pair takes more steps than the budget."""
     for text in HOSTILE:
         assert isinstance(normalise(text), str)
         extract_answer(text)
@@ -199,19 +186,54 @@ def test_hostile_text_costs_no_more_than_the_budget():
 
 
 def test_no_text_raises_and_equality_is_symmetric():
-    """Pieces of answers thrown together, as a model does that has lost its thread."""
+    """Random pieces of answers joined together, as a confused model may write them."""
     rng = random.Random(0)
-    texts = [
-        text for equal, unequal in PAIRS.values() for pair in equal + unequal for text in pair
-        if len(text) < 300
-    ]
+    texts = [text for equal, unequal in PAIRS.values() for pair in equal + unequal
+             for text in pair if len(text) < 300]
     for _ in range(2000):
         gold, answer = rng.choice(texts), rng.choice(texts)
         cut, paste = rng.randrange(len(gold) + 1), rng.randrange(len(answer) + 1)
         broken = gold[:cut] + answer[paste:]
         assert equivalent(broken, answer) == equivalent(answer, broken)
-        assert equivalent(broken, broken) and extract_answer(broken) is not None or not any(
-            c.isdigit() for c in broken)
+        assert equivalent(broken, broken)
+        assert extract_answer(broken) is not None or not any(c.isdigit() for c in broken)
+
+
+def by_trees(gold: str, answer: str) -> bool:
+    """The verdict without the short way for integers."""
+    texts = normalise(gold), normalise(answer)
+    return texts[0] == texts[1] or answers._verdict_of_trees(gold, answer, texts)[0]
+
+
+def test_integers_have_the_same_verdict_without_the_parser():
+    rng = random.Random(0)
+    texts = ["".join(letters) for size in (1, 2, 3, 4)
+             for letters in itertools.product("017,-.$ ", repeat=size)]
+    texts += ["1,072", "$1,072", "-1,072.", "1072", "01072", "10,72", "1,0720", "1 ,072", "1, 072",
+              "12,345,678", "12345678", "1234,567", "0,123", "$18.", "$18$", "1$8", "- 5", "-5"]
+    values = {text: answers._plain_integer(text) for text in texts}
+    integers = [text for text in texts if values[text] is not None]
+    assert {"-5", "$18.", "1,072", "12,345,678"} <= {*integers} and "1 ,072" not in integers
+    for gold in integers:
+        same_value = rng.choice([text for text in integers if values[text] == values[gold]])
+        for answer in (same_value, *rng.choices(integers, k=3), rng.choice(texts)):
+            assert equivalent(gold, answer) == by_trees(gold, answer), (gold, answer)
+
+
+@pytest.mark.parametrize("call, needs_parser", [
+    ("equivalent('72', '72')", False), ("equivalent('72', '1,072')", False),
+    ("equivalent('1072', '$1,072.')", False), ("equivalent('-5', '-6')", False),
+    ("equivalent('72', extract_answer('48 + 24 = 72\\n#### 72'))", False),
+    ("equivalent('72', extract_answer('The answer is 71.'))", False),
+    ("equivalent('72', extract_answer('no answer'))", False),
+    ("equivalent('1/2', '0.5')", True), ("equivalent('72', '72.0')", True),
+])  # fmt: skip
+def test_the_parser_is_imported_on_demand(call, needs_parser):
+    code = (f"import sys; from answers import *; {call};"
+            "print(any(name.startswith('grader.') for name in sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=Path(answers.__file__).parent)
+    assert done.stdout.strip() == str(needs_parser)
 
 
 def test_a_crowd_of_boxes_is_read_from_its_end():
@@ -223,27 +245,25 @@ def test_what_is_kept_of_texts_is_bounded():
     assert answers._read.cache_info().maxsize is not None
 
 
+DATA = Path(os.environ.get("MATHFT_DATA", ""))
 needs_data = pytest.mark.skipif("MATHFT_DATA" not in os.environ,
                                 reason="MATHFT_DATA names no folder of real sets")
 
 
 def math500() -> list[dict]:
-    return json.loads(
-        (Path(os.environ["MATHFT_DATA"]) / "math500/test.json").read_text(encoding="utf-8"))
+    return json.loads((DATA / "math500/test.json").read_text(encoding="utf-8"))
 
 
 @needs_data
 def test_math500_solutions_give_their_gold_answers():
     problems = math500()
-    right = [
-        equivalent(problem["answer"], extract_answer(problem["solution"])) for problem in problems
-    ]
+    right = [equivalent(problem["answer"], extract_answer(problem["solution"]))
+             for problem in problems]
     assert sum(right) == len(problems) == 500
     for problem in problems:
         assert equivalent(problem["answer"], problem["answer"] + " ")
-        assert not equivalent(problem["answer"], "-12345") and not equivalent(
-            problem["answer"], problem["answer"] + "7"
-        )
+        assert not equivalent(problem["answer"], "-12345")
+        assert not equivalent(problem["answer"], problem["answer"] + "7")
 
 
 @needs_data
@@ -266,10 +286,9 @@ def test_only_these_different_golds_of_math500_are_equal():
 @needs_data
 @pytest.mark.parametrize("split, count", [("train", 7473), ("test", 1319)])
 def test_gsm8k_answers_are_read(split, count):
-    lines = (Path(os.environ["MATHFT_DATA"]) /
-             f"gsm8k/{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (DATA / f"gsm8k/{split}.jsonl").read_text(encoding="utf-8").splitlines()
     solutions = [json.loads(line)["answer"] for line in lines]
     golds = [solution.rpartition("####")[2].strip() for solution in solutions]
-    assert sum(
-        equivalent(gold, extract_answer(text)) for gold, text in zip(golds, solutions)) == count
+    right = [equivalent(gold, extract_answer(text)) for gold, text in zip(golds, solutions)]
+    assert sum(right) == count
     assert not any(equivalent(gold, gold + "7") or equivalent(gold, "-12345") for gold in golds)

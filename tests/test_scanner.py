@@ -1,4 +1,4 @@
-"""scanner.py: one spelling for each thing, digit groups joined, and nothing raised but Unreadable."""
+"""scanner.py: one spelling for each thing, digit groups joined, only Unreadable is raised."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def kinds(text: str) -> list[str]:
     ("1st 2nd", ["1", "2"]),
     ("sin x", ["sin", "x"]),
     (r"\\[4pt] 1", ["\\\\", "1"]),
-    # Digit groups: joined outside of brackets, or where the comma is spelled as a group's.
+    # Digit groups are joined outside of brackets, or if their comma is written as a group's.
     ("1,234,567", ["1234567"]),
     ("(1,234)", ["(", "1", ",", "234", ")"]),
     (r"(10{,}080)", ["(", "10080", ")"]),

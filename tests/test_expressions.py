@@ -1,0 +1,86 @@
+"""expressions.py as a table: texts and the trees of their expressions."""
+
+from fractions import Fraction
+
+import pytest
+
+from grader.expressions import ExpressionReader
+from grader.latex import parse
+from grader.scanner import END, Budget, Unreadable, scan
+
+
+def read(text: str) -> tuple:
+    budget = Budget(10_000)
+    reader = ExpressionReader(scan(text, budget), budget)
+    tree = reader.sum()
+    reader.expect(END)
+    return tree
+
+
+def n(value) -> tuple:
+    """A number of the tree, without its digits behind the point and its significant digits."""
+    return ("number", Fraction(value))
+
+
+def plain(tree):
+    """The tree without how its numbers are written."""
+    if isinstance(tree, tuple) and tree[:1] == ("number",):
+        return tree[:2]
+    return type(tree)(map(plain, tree)) if isinstance(tree, (tuple, list)) else tree
+
+
+X, Y = ("name", "x"), ("name", "y")
+
+
+@pytest.mark.parametrize("text, expression", [
+    ("5", n(5)), ("-5", ("negative", n(5))), (".5", n("1/2")), ("1,234,567.5", n("1234567.5")),
+    (r"10{,}080", n(10080)), (r"11,\! 111,\! 100", n(11111100)), ("２５", n(25)), ("$7$", n(7)),
+    (r"0.1\overline{6}", n("1/6")), ("1/2", ("quotient", n(1), n(2))),
+    (r"\frac12", ("quotient", n(1), n(2))), (r"\frac 3{45}", ("quotient", n(3), n(45))),
+    (r"(\frac12)x", ("product", [("quotient", n(1), n(2)), X])),
+    (r"\dfrac{x}y", ("quotient", X, Y)), ("x/2y", ("product", [("quotient", X, n(2)), Y])),
+    ("1 3/4", ("sum", [n(1), ("quotient", n(3), n(4))])),
+    (r"1\frac34", ("sum", [n(1), ("quotient", n(3), n(4))])),
+    (r"2\frac73", ("product", [n(2), ("quotient", n(7), n(3))])),
+    (r"2\frac{x}3", ("product", [n(2), ("quotient", X, n(3))])), ("xy", ("product", [X, Y])),
+    ("2x", ("product", [n(2), X])), (r"2 \cdot x", ("product", [n(2), X])),
+    ("x^2", ("power", X, n(2))), ("x²", ("power", X, n(2))),
+    ("x^{-2}", ("power", X, ("negative", n(2)))), ("-x^2", ("negative", ("power", X, n(2)))),
+    ("2^10", ("power", n(2), n(10))), (r"\sqrt2", ("root", n(2), n(2))),
+    (r"\sqrt[3]{x}", ("root", n(3), X)), ("√12", ("root", n(2), n(12))),
+    (r"3\sqrt{2}/2", ("quotient", ("product", [n(3), ("root", n(2), n(2))]), n(2))),
+    ("|x|", ("call", "abs", [X])), ("5!", ("call", "factorial", [n(5)])),
+    (r"\sin x", ("call", "sin", [X])), (r"\sin^2 x", ("power", ("call", "sin", [X]), n(2))),
+    (r"\sin^{-1} x", ("call", "arcsin", [X])), (r"\sin xy", ("call", "sin", [("product", [X, Y])])),
+    (r"\log_2 x", ("quotient", ("call", "ln", [X]), ("call", "ln", [n(2)]))),
+    ("x_1", ("name", "x_1")), (r"x_{12}", ("name", "x_12")),
+    (r"\binom52", ("call", "binomial", [n(5), n(2)])), ("e^{x}", ("power", ("name", "e"), X)),
+    (r"\lfloor x \rfloor", ("call", "floor", [X])), (r"\gcd(4, 6)", ("call", "gcd", [n(4), n(6)])),
+])  # fmt: skip
+def test_expressions(text, expression):
+    assert plain(read(text)) == expression
+    assert plain(parse(text, Budget(10_000))) == ("value", expression, None)
+
+
+@pytest.mark.parametrize("text, decimals, significant", [
+    ("5", None, 0), ("0.050", 3, 2), ("1,234.5", 1, 5), (r"0.\overline{3}", None, 0),
+])  # fmt: skip
+def test_a_number_keeps_how_it_is_written(text, decimals, significant):
+    assert read(text)[2:] == (decimals, significant)
+
+
+def test_a_plus_or_minus_gives_two_values():
+    assert plain(read(r"x \pm 1")) == ("sum", [X, ("either", n(1))])
+    assert plain(read(r"x \mp 1")) == ("sum", [X, ("neither", n(1))])
+
+
+def test_degrees_are_an_angle_inside_a_function_and_a_unit_elsewhere():
+    angle = ("product", [n(30), ("quotient", ("name", "pi"), n(180))])
+    assert plain(read(r"\sin 30^\circ")) == ("call", "sin", [angle])
+    assert plain(read(r"30^\circ")) == n(30)
+
+
+@pytest.mark.parametrize("text", ["", "x = 1", "1, 2", "1 2", r"\text{yes}", r"\gcd(4"])
+def test_what_is_no_expression(text):
+    with pytest.raises(Unreadable):
+        read(text)
