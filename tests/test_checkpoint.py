@@ -18,7 +18,7 @@ import mathft
 from attention import PackedAttention
 from checkpoint import (checkpoints, find_model, load_model, load_state, read_config,
                         save_model, save_state)
-from conftest import DEFAULT_SYSTEM, reference_model
+from conftest import reference_model
 from data import load_problems
 from flags import run_command
 from generate import generate
