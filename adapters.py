@@ -2,13 +2,14 @@
 
     python -m pytest tests/test_adapters.py -v      # swapped, merged, written and read again
 
-An adapted map is an `AdaptedLinear`: it stands in the place of a linear map, keeps that map's frozen
-weight and adds something that trains. `merge` folds every adapted map into a plain one again:
+An adapted map is an `AdaptedLinear`: it stands in the place of a linear map, keeps that map's
+frozen weight and adds something that trains. `merge` folds every adapted map into a plain one
+again:
 
     base map  --swap-->  adapted map (base weight frozen, new parameters)  --merge-->  plain map
 
-A folder in PEFT's form is `adapter_config.json` beside `adapter_model.safetensors`. A setting that is
-unknown here is refused: an adapter half understood gives wrong numbers without a word.
+A folder in PEFT's form is `adapter_config.json` beside `adapter_model.safetensors`. A setting that
+is unknown here is refused: an adapter half understood gives wrong numbers without a word.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,9 +33,11 @@ class Tuning:
     """What a method trains on a model."""
 
     trainable: dict[str, nn.Parameter]  # by name
-    prefix: Callable[[], Tensor] | None = None  # gives what stands before each document: [L, 2, P, K, h]
+    # gives what stands before each document: [L, 2, P, K, h]
+    prefix: Callable[[], Tensor] | None = None
     weight_decay: float = 0.0  # of the matrices among them
-    rate_factors: dict[str, float] = field(default_factory=dict)  # learning rate = factor · --lr, by name
+    # learning rate = factor · --lr, by name
+    rate_factors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -51,7 +54,10 @@ def no_extra_flop(maps: dict[str, nn.Linear], flags) -> int:
 
 
 class AdaptedLinear(Linear):
-    """A linear map with the weight and bias of `base`, which stay frozen. Subclasses add what trains."""
+    """A linear map with the weight and bias of `base`, which stay frozen.
+
+    Subclasses add what trains.
+    """
 
     def __init__(self, base: Linear):
         # On the meta device nothing is allocated: the weight is the base's own tensor, not a copy.
@@ -89,7 +95,9 @@ def short_targets(model: nn.Module, names: Iterable[str]) -> list[str]:
 
 def swap(model: nn.Module, maps: dict[str, Linear],
          adapt: Callable[[str, Linear], AdaptedLinear]) -> dict[str, nn.Parameter]:
-    """Freeze the model, put `adapt(name, map)` in the place of each map; returns what trains, by name."""
+    """Freeze the model, put `adapt(name, map)` in the place of each map; returns what trains, by
+    name.
+    """
     model.requires_grad_(False)
     for name, base in maps.items():
         model.set_submodule(name, adapt(name, base))
@@ -103,7 +111,9 @@ def adapted_maps(model: nn.Module) -> dict[str, AdaptedLinear]:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Put a plain map in the place of each adapted one: summed in fp32, cast once to the base's dtype."""
+    """Put a plain map in the place of each adapted one: summed in fp32, cast once to the base's
+    dtype.
+    """
     for name, adapted in adapted_maps(model).items():
         weight, bias = adapted.merged()
         plain = Linear(adapted.in_features, adapted.out_features, bias is not None, device="meta")
@@ -145,14 +155,16 @@ def save_adapted(folder: Path, model: nn.Module, tuning: Tuning, base_name: str,
 
 def read_adapter(folder: Path, peft_type: str,
                  understood: set[str]) -> tuple[dict, dict[str, Tensor]]:
-    """Settings and tensors of a PEFT folder; `understood` are the settings that the caller knows."""
+    """Settings and tensors of a PEFT folder; `understood` are the settings that the caller knows.
+    """
     path = Path(folder) / "adapter_config.json"
     weights = Path(folder) / "adapter_model.safetensors"
     settings = read_json(path)
     found = settings.get("peft_type")
     if found != peft_type:
         raise UserError(f"{path}: peft_type is {found!r}, and {peft_type!r} is expected")
-    unknown = sorted(key for key, value in settings.items() if value and key not in NEUTRAL | understood)
+    known = NEUTRAL | understood
+    unknown = sorted(key for key, value in settings.items() if value and key not in known)
     if unknown:
         raise UserError(f"{path}: sets {', '.join(unknown)}, which mathft does not support")
     try:
@@ -165,14 +177,19 @@ def read_adapter(folder: Path, peft_type: str,
 
 
 def check_settings(path: Path, settings: dict, needs: dict[str, tuple[bool, str]]) -> None:
-    """Raise UserError for the first setting that does not fit; needs: name -> (fits, what is needed)."""
+    """Raise UserError for the first setting that does not fit; needs: name -> (fits, what is
+    needed).
+    """
     for name, (fits, need) in needs.items():
         if not fits:
             raise UserError(f"{path}: {name} is {settings.get(name)!r}; mathft needs {need}")
 
 
 def target_maps(folder: Path, settings: dict, model: nn.Module) -> dict[str, Linear]:
-    """The maps that `target_modules` names. Raises UserError if it is a pattern or fits no layer."""
+    """The maps that `target_modules` names.
+
+    Raises UserError if it is a pattern or fits no layer.
+    """
     path, targets = Path(folder) / "adapter_config.json", settings.get("target_modules")
     listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
     need = "a list of module names, not a pattern"
@@ -199,8 +216,8 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor],
             raise UserError(f"{path}: {name} is {found}, not {list(shape)}; {misfit}")
 
 
-def load_adapted(model: nn.Module, folder: Path, tensors: dict[str, Tensor], maps: dict[str, Linear],
-                 adapt: Callable[[str, Linear], AdaptedLinear],
+def load_adapted(model: nn.Module, folder: Path, tensors: dict[str, Tensor],
+                 maps: dict[str, Linear], adapt: Callable[[str, Linear], AdaptedLinear],
                  key_of: Callable[[str], str] = peft_key) -> dict[str, nn.Parameter]:
     """Swap the maps and fill what trains from the tensors, which PEFT calls `key_of(name)`.
 

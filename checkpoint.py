@@ -1,10 +1,13 @@
-"""Checkpoints: Hugging Face folder or hub id -> model, model -> folder, training state, a run's result.
+"""Checkpoints: Hugging Face folder or hub id -> model, model -> folder, training state, a run's
+result.
 
-    python checkpoint.py tiny       # what a checkpoint holds; also a folder or a hub id, Qwen/Qwen2.5-0.5B-Instruct
+    python checkpoint.py tiny                    # what a model holds; also a folder or a hub id
+    python checkpoint.py export runs/NAME OUT    # one plain model that every other program opens
 
-This is the edge where files of unknown origin come in. Settings are held against what `model.py` can do, and the names
-and shapes of tensors against the settings, before a weight is read. The model is first built on torch's meta device,
-where tensors have shapes and no memory, so that settings with absurd numbers cost nothing.
+This is the edge where files of unknown origin come in. Settings are held against what `model.py`
+can do, and the names and shapes of tensors against the settings, before a weight is read. The model
+is first built on torch's meta device, where tensors have shapes and no memory, so that settings
+with absurd numbers cost nothing.
 
 What is written appears whole or not at all: into a folder beside its place, which is then renamed.
 
@@ -27,7 +30,8 @@ from runtime import (UsageError, UserError, dtype_name, pick_dtype, read_json, w
                      write_json, write_tensors)
 from tokenizer import Tokenizer
 
-# All that is used of a repository on the hub. The first four are also what a saved model takes over from its source.
+# All that is used of a repository on the hub. The first four are also what a saved model takes over
+# from its source.
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
               "generation_config.json")
 HUB_FILES = [*TEXT_FILES, "config.json", "model.safetensors.index.json", "*.safetensors"]
@@ -39,7 +43,9 @@ LARGEST = 2**20
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model: `tiny` is the embedded one, else a folder that exists, else a repository on the hub."""
+    """The folder of a model: `tiny` is the embedded one, else a folder that exists, else a
+    repository on the hub.
+    """
     if name == "tiny":
         return Path(__file__).with_name("tiny")
     if name and Path(name).is_dir():
@@ -53,9 +59,11 @@ def find_model(name: str) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    """Download what is needed of a repository (HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold).
+    """Download what is needed of a repository (HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE
+    hold).
 
-    Where the hub cannot be reached or refuses to answer, the client itself is content with a whole copy in its cache.
+    Where the hub cannot be reached or refuses to answer, the client itself is content with a whole
+    copy in its cache.
     """
     # Here: a model in a folder needs no network client.
     from huggingface_hub import snapshot_download
@@ -74,15 +82,18 @@ def _from_hub(name: str) -> Path:
 
 
 def read_config(folder: Path) -> Config:
-    """The settings in `folder/config.json`, in the old spelling or transformers 5's. No number has a silent default.
+    """The settings in `folder/config.json`, in the old spelling or transformers 5's. No number has
+    a silent default.
 
-    Raises UserError for what is missing, of the wrong type, or asks for what `model.py` does not do.
+    Raises UserError for what is missing, of the wrong type, or asks for what `model.py` does not
+    do.
     """
     path = Path(folder) / "config.json"
     raw = read_json(path)
     if raw.get("model_type") != "qwen2":
         raise UserError(
-            f"{path}: model_type is {raw.get('model_type')!r}; mathft runs 'qwen2' (Qwen2, Qwen2.5) alone"
+            f"{path}: model_type is {raw.get('model_type')!r}; mathft runs 'qwen2' (Qwen2, "
+            f"Qwen2.5) alone"
         )
     not_ours = {
         "use_sliding_window": raw.get("use_sliding_window") not in (None, False),
@@ -99,7 +110,8 @@ def read_config(folder: Path) -> Config:
                   )  # what transformers 5 writes, before the old place
     if rope.get("rope_theta") is None:
         raise UserError(
-            f"{path}: has no rope_theta, at its top or in rope_parameters; take it from the original model"
+            f"{path}: has no rope_theta, at its top or in rope_parameters; take it from the "
+            f"original model"
         )
     sizes = {field.name: raw.get(field.name) for field in fields(Config) if field.type is int}
     if sizes["head_dim"] is None:  # as in all published files
@@ -109,7 +121,8 @@ def read_config(folder: Path) -> Config:
     sizes = {name: _number(path, sizes, name) for name in sizes}
     if sizes["num_attention_heads"] % sizes["num_key_value_heads"] or sizes["head_dim"] % 2:
         raise UserError(
-            f"{path}: num_attention_heads must be a multiple of num_key_value_heads, the head size even"
+            f"{path}: num_attention_heads must be a multiple of num_key_value_heads, the head size "
+            f"even"
         )
     reals = {name: _number(path, rope, name, float) for name in ("rms_norm_eps", "rope_theta")}
     return Config(**sizes, **reals, tie_word_embeddings=raw.get("tie_word_embeddings", False))
@@ -123,12 +136,16 @@ def _is_scaled(rope) -> bool:
 
 
 def _number(path: Path, values: dict, name: str, kind: type = int) -> float:
-    """A number above 0 and not absurd, a whole one where `kind` is int. (`type`, not isinstance: true is an int.)"""
+    """A number above 0 and not absurd, a whole one where `kind` is int.
+
+    (`type`, not isinstance: true is an int.)
+    """
     value, most = values.get(name), LARGEST if kind is int else 1e30
     if type(value) not in (int, kind) or not 0 < value <= most:
         whole = "whole " if kind is int else ""
         raise UserError(
-            f"{path}: {name} is {str(value)[:60]}, where a {whole}number in 0 < x <= {most} is needed"
+            f"{path}: {name} is {str(value)[:60]}, where a {whole}number in 0 < x <= {most} is "
+            f"needed"
         )
     return kind(value)
 
@@ -142,8 +159,8 @@ def load_model(
     """The model in `folder`: parameters in `weight_dtype`, products in `compute_dtype`.
 
     `plain` leaves out the tricks of fast.py. Tensors are mapped, not read, and cast one at a time:
-    if the file has `weight_dtype` already, no copy is made. Raises UserError if settings and tensors
-    are not those of one whole Qwen2.5.
+    if the file has `weight_dtype` already, no copy is made. Raises UserError if settings and
+    tensors are not those of one whole Qwen2.5.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -166,13 +183,15 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
     if not single.exists():
         if not index.exists():
             raise UserError(
-                f"{single}: no such file; a checkpoint needs its weights as safetensors (not .bin or .pt)"
+                f"{single}: no such file; a checkpoint needs its weights as safetensors (not .bin "
+                f"or .pt)"
             )
         told = read_json(index).get("weight_map")
         # A name with a path in it could read files from anywhere.
         if not isinstance(told, dict) or not all(_is_plain_name(name) for name in told.values()):
             raise UserError(
-                f"{index}: weight_map must map tensors to safetensors files beside it; download it again"
+                f"{index}: weight_map must map tensors to safetensors files beside it; download it "
+                f"again"
             )
     found = {}
     for file in [single
@@ -183,7 +202,8 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
         wrong = min(name for name in told.keys() | found
                     if name not in found or told.get(name) != found[name].name)
         raise UserError(
-            f"{index}: places {wrong} where it is not, or not at all; download index and shards again"
+            f"{index}: places {wrong} where it is not, or not at all; download index and shards "
+            f"again"
         )
     return found
 
@@ -205,16 +225,20 @@ def _open(file: Path):
 
 def _empty_model(folder: Path, config: Config, places: dict[str, Path],
                  compute_dtype: torch.dtype) -> Qwen2:
-    """A model without memory, once it is sure that its tensors are, by name, just those that the files hold."""
+    """A model without memory, once it is sure that its tensors are, by name, just those that the
+    files hold.
+    """
     path, head = folder / "config.json", "lm_head.weight" in places
     if config.tie_word_embeddings == head:
         holds = "hold" if head else "lack"
         raise UserError(
-            f"{path}: tie_word_embeddings is {str(head).lower()}, but the weights {holds} lm_head.weight"
+            f"{path}: tie_word_embeddings is {str(head).lower()}, but the weights {holds} "
+            f"lm_head.weight"
         )
     if config.num_hidden_layers > len(places):  # said before a million layers are built
         raise UserError(
-            f"{path}: num_hidden_layers is {config.num_hidden_layers}, but there are {len(places)} tensors"
+            f"{path}: num_hidden_layers is {config.num_hidden_layers}, but there are {len(places)} "
+            f"tensors"
         )
     with torch.device("meta"):
         model = Qwen2(config, compute_dtype)
@@ -247,7 +271,8 @@ def _check_tensors(file: Path, weights, expected: dict[str, Tensor]) -> None:
 
 def save_model(model: Qwen2, folder: Path, source: Path, dtype: torch.dtype = torch.bfloat16,
                system: str | None = None) -> None:
-    """Write the model in `dtype` as a folder that mathft and transformers open; merge adapters first.
+    """Write the model in `dtype` as a folder that mathft and transformers open; merge adapters
+    first.
 
     The text files come from `source`. With `system`, that prompt is the template's default, and
     generation_config.json names every token that ends an answer, and no penalty or sampling.
@@ -260,14 +285,17 @@ def save_model(model: Qwen2, folder: Path, source: Path, dtype: torch.dtype = to
         if system is not None:
             tokenizer.write_default_system(temporary, system)
             write_json(temporary / "generation_config.json", {
-                "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": min(tokenizer.stop_ids)})
+                "eos_token_id": sorted(tokenizer.stop_ids),
+                "pad_token_id": min(tokenizer.stop_ids)})
         write_json(temporary / "config.json", _settings(model.config, tokenizer.end_id, dtype))
         tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
         write_tensors(temporary / "model.safetensors", tensors, {"format": "pt"})
 
 
 def _settings(config: Config, end_id: int, dtype: torch.dtype) -> dict:
-    """config.json: transformers 5 reads the second spelling of rope and dtype, older ones the first."""
+    """config.json: transformers 5 reads the second spelling of rope and dtype, older ones the
+    first.
+    """
     spelled = str(dtype).removeprefix("torch.")
     return {
         "architectures": ["Qwen2ForCausalLM"],
@@ -308,11 +336,14 @@ def save_state(folder: Path, tensors: dict[str, Tensor], info: dict) -> None:
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors (on the CPU) and info of a training state. Raises UserError where the folder is not whole."""
+    """Tensors (on the CPU) and info of a training state.
+
+    Raises UserError where the folder is not whole.
+    """
     info = read_json(Path(folder) / "state.json")
     with _open(Path(folder) / "state.safetensors") as file:
-        # Copied out of the mapped file: torch aligns its own memory, and on a CPU the last bit of a product can hang
-        # on that. A resumed run shall give the same bits.
+        # Copied out of the mapped file: torch aligns its own memory, and on a CPU the last bit of a
+        # product can hang on that. A resumed run shall give the same bits.
         return {name: file.get_tensor(name).clone() for name in file.keys()}, info
 
 
@@ -379,7 +410,8 @@ def main(argv: list[str]) -> None:
     if argv[:1] == ["export"]:
         return export(argv[1:])
     if len(argv) > 1 or argv[:1] in (["-h"], ["--help"]):
-        raise UsageError("usage: python checkpoint.py [MODEL], or python checkpoint.py export RUN OUT")
+        raise UsageError("usage: python checkpoint.py [MODEL], or python checkpoint.py export RUN "
+                         "OUT")
     folder = find_model(argv[0] if argv else "tiny")
     model = load_model(folder, "meta", torch.float32, torch.float32)
     print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters\n{model.config}")

@@ -1,4 +1,5 @@
-"""From problems to what the model is trained on: records, examples with marked targets, packed rows.
+"""From problems to what the model is trained on: records, examples with marked targets, packed
+rows.
 
     python data.py mini-gsm                 # shows one example, its targets in brackets
     python data.py gsm8k                    # or path/to/problems.jsonl
@@ -44,7 +45,8 @@ class Problem:
     subject: str = ""
     messages: tuple[dict, ...] = ()  # a whole chat, instead of question and solution
     text: str = ""  # a plain document, instead of all of these
-    origin: dict = field(default_factory=dict)  # of made data: recipe, parent id, teacher, seed, ...
+    # of made data: recipe, parent id, teacher, seed, ...
+    origin: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class PackedBatch:
     weights: Tensor | None  # [N] fp32; None: 1 each
 
 
-# ------------------------------------------------------------------------------------------ problems
+# ----------------------------------------------------------------------------------------- problems
 
 
 def load_problems(name: str, split: str = "train", limit: int | None = None,
@@ -94,7 +96,8 @@ def load_problems(name: str, split: str = "train", limit: int | None = None,
                             f"known are {known_names()}")
         return read_problems(Path(name))[:limit]
     problems = []
-    for path in sources.fetch(name, split):  # ids name set, file and line, the same on every machine
+    # ids name set, file and line, the same on every machine
+    for path in sources.fetch(name, split):
         label = name if name.startswith("hub:") else f"{name}/{path.name}"
         found = read_problems(path)
         problems += [replace(p, id=p.id.replace(str(path), label, 1)) for p in found]
@@ -156,7 +159,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             raise UserError(f"{path}:{line}: not valid JSON ({error})") from None
-        yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, 1))
+        yield from ((f"{path}, record {n}", record) for n, record in enumerate(records, 1))
         return
     # Not splitlines(): it also breaks at U+2028 and its like, which may stand inside a JSON string.
     yield from _json_lines((f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1))
@@ -175,7 +178,10 @@ def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict]]:
 
 
 def _parse(text: str) -> dict | list:
-    """Parsed JSON. Raises ValueError or RecursionError, also for valid JSON that is no usable text."""
+    """Parsed JSON.
+
+    Raises ValueError or RecursionError, also for valid JSON that is no usable text.
+    """
     value = json.loads(text)  # a number of 5,000 digits is a plain ValueError
     # Half a surrogate pair (\ud800) could be written to no file.
     json.dumps(value, ensure_ascii=False).encode()
@@ -183,9 +189,11 @@ def _parse(text: str) -> dict | list:
 
 
 def parse_record(record: dict, where: str) -> Problem:
-    """A problem from a record in the form of GSM8K, MATH, MuggleMath/MetaMath, a chat or a plain text.
+    """A problem from a record in the form of GSM8K, MATH, MuggleMath/MetaMath, a chat or a plain
+    text.
 
-    The keys tell the forms apart. `where` stands in messages, and is the id of a record without one.
+    The keys tell the forms apart. `where` stands in messages, and is the id of a record without
+    one.
     """
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
@@ -216,8 +224,8 @@ def parse_record(record: dict, where: str) -> Problem:
             raise UserError(f"{where}: text is empty; remove that record")
         return Problem(question="", solution="", answer="", text=text, **extras)
     found = ", ".join(map(str, list(record)[:6])) or "none"
-    raise UserError(f"{where}: no known keys (found: {found}); expected question and answer, problem "
-                    "and solution or answer, query and response, messages, or text")
+    raise UserError(f"{where}: no known keys (found: {found}); expected question and answer, "
+                    f"problem and solution or answer, query and response, messages, or text")
 
 
 def _chat_problem(messages: tuple[dict, ...], extras: dict) -> Problem:
@@ -281,12 +289,14 @@ def train_and_test(dataset: str, eval_dataset: str | None, seed: int,
                    measured: bool = True) -> tuple[list[Problem], list[Problem], set[str]]:
     """Training problems, test problems, and the ids of the former that repeat one of the latter.
 
-    Without an `eval_dataset`, embedded sets have their own test split, and of a file a tenth is held
-    out. Of an embedded test set, whose templates repeat, only the same question is a repetition.
+    Without an `eval_dataset`, embedded sets have their own test split, and of a file a tenth is
+    held out. Of an embedded test set, whose templates repeat, only the same question is a
+    repetition.
     """
     tested_on = eval_dataset or dataset
     if eval_dataset or dataset in synthetic.DATASETS:
-        problems, tests = load_problems(dataset, "train", seed=seed), load_problems(tested_on, "test")
+        problems = load_problems(dataset, "train", seed=seed)
+        tests = load_problems(tested_on, "test")
     else:
         problems = load_problems(dataset)
         if not measured and all(problem.text for problem in problems):
@@ -300,7 +310,8 @@ def train_and_test(dataset: str, eval_dataset: str | None, seed: int,
 
 
 def overlap_with(tests: dict[str, Iterable[str]]) -> Callable[[Problem], dict[str, str]]:
-    """A function that says which of the test sets (name -> questions) a problem repeats: name -> kind.
+    """A function that says which of the test sets (name -> questions) a problem repeats: name ->
+    kind.
 
     The kinds are those of `Overlap.kind`. Each turn of the user of a chat is compared.
     """
@@ -319,7 +330,8 @@ def overlap_with(tests: dict[str, Iterable[str]]) -> Callable[[Problem], dict[st
 
 
 def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
-    """Split into (train, test): about a tenth, at most `most`, chosen by a hash of the question alone.
+    """Split into (train, test): about a tenth, at most `most`, chosen by a hash of the question
+    alone.
 
     The same question always falls on the same side, also if it stands in the file twice. Raises
     UserError if there is only one.
@@ -328,21 +340,23 @@ def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Proble
     ranks = {p.question: hash_of(p.question) for p in problems if p.answer}
     if len(ranks) < 2:
         what = "one problem alone" if ranks else "texts without an answer"
-        raise UserError(f"{what} cannot be held out and trained on; give more, or an --eval-dataset")
+        raise UserError(f"{what} cannot be held out and trained on; give more, or an "
+                        f"--eval-dataset")
     test = set(sorted(ranks, key=ranks.get)[: min(most, max(1, len(ranks) // 10))])
     held = {p.question: p for p in reversed(problems) if p.question in test and p.answer}
     first = [p for p in problems if held.get(p.question) is p]
     return [p for p in problems if p.question not in test], first
 
 
-# ------------------------------------------------------------------------------------------ examples
+# ----------------------------------------------------------------------------------------- examples
 
 
 def chat_examples(tokenizer: Tokenizer, problems: list[Problem], system: str | None,
                   max_length: int) -> tuple[list[Example], int]:
     """Examples of all problems with a solution that fit `max_length` tokens, and how many do not.
 
-    Too long examples are dropped, not cut: a solution without its end teaches the model not to stop.
+    Too long examples are dropped, not cut: a solution without its end teaches the model not to
+    stop.
     """
     solved = [problem for problem in problems if problem.solution or problem.messages]
     examples = [chat_example(tokenizer, problem, system) for problem in solved]
@@ -362,13 +376,15 @@ def document_examples(tokenizer: Tokenizer, problems: list[Problem], system: str
                       max_length: int) -> tuple[list[Example], int]:
     """Plain documents for continued pre-training: every token but the first is a target.
 
-    A long document is cut into windows of nearly equal length, which do not overlap; none is dropped.
+    A long document is cut into windows of nearly equal length, which do not overlap; none is
+    dropped.
     """
     examples = []
     for problem in problems:
         ids = [*tokenizer.encode(document_text(problem)), tokenizer.end_of_text]
         windows = math.ceil(len(ids) / max_length)
-        for window in np.array_split(ids, windows):  # two tokens at least, if max_length is 3 or more
+        # two tokens at least, if max_length is 3 or more
+        for window in np.array_split(ids, windows):
             is_target = [False] + [True] * (len(window) - 1)
             examples.append(Example(window.tolist(), is_target, problem.id))
     return examples, 0
@@ -392,17 +408,18 @@ def show(tokenizer: Tokenizer, example: Example) -> str:
             marked = is_target
         parts.append(tokenizer.show(token))
     parts.append("⟧" if marked else "")
-    return f"{''.join(parts)}\n({len(example.ids)} tokens, {sum(example.is_target)} of them targets)"
+    targets = sum(example.is_target)
+    return f"{''.join(parts)}\n({len(example.ids)} tokens, {targets} of them targets)"
 
 
-# ------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 
 
 def batch_indices(step: int, batch_size: int, count: int, seed: int) -> list[int]:
     """Which of `count` examples optimiser step `step` (from 0) sees.
 
-    Each epoch has a new order, a function of (seed, epoch). Batches run on over the end of an epoch:
-    every example is seen equally often, and nothing needs to be remembered to resume.
+    Each epoch has a new order, a function of (seed, epoch). Batches run on over the end of an
+    epoch: every example is seen equally often, and nothing needs to be remembered to resume.
     """
     indices, first = [], step * batch_size
     for epoch in range(first // count, (first + batch_size - 1) // count + 1):
@@ -441,7 +458,8 @@ def shared_beginning(documents: list[list[int]]) -> int:
 
 
 def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedBatch:
-    """Lay documents end to end. Token t is predicted by the hidden state of token t-1 of its document.
+    """Lay documents end to end. Token t is predicted by the hidden state of token t-1 of its
+    document.
 
     Their common beginning is computed once for all. Nothing may be predicted from it, so it ends
     before the first target. Fillers round up both numbers: tokens behind the last document, which
@@ -463,7 +481,8 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
     predictors += [len(ids) - 1] * (round_up(len(predictors)) - len(predictors))
     tensors = (torch.tensor(n, dtype=torch.long, device=device) for n in (ids, predictors, targets))
     row, predicting, predicted = tensors
-    return PackedBatch(row, shared, lengths, predicting, predicted, _weights(examples, wanted, device))
+    weights = _weights(examples, wanted, device)
+    return PackedBatch(row, shared, lengths, predicting, predicted, weights)
 
 
 def _weights(examples: list[Example], wanted: list[list[int]],
@@ -484,7 +503,8 @@ if __name__ == "__main__":
     try:
         first = load_problems(*sys.argv[1:2] or ["mini-gsm"], limit=1)[0]
         tokenizer = Tokenizer(Path(__file__).with_name("tiny"))
-        made, _ = (document_examples if first.text else chat_examples)(tokenizer, [first], None, 1024)
+        make = document_examples if first.text else chat_examples
+        made, _ = make(tokenizer, [first], None, 1024)
         print(*(show(tokenizer, example) for example in made), sep="\n")
     except (UserError, KeyboardInterrupt) as error:
         sys.exit(f"error: {str(error) or 'interrupted'}")

@@ -1,11 +1,12 @@
-"""The same operations with less memory and time, each beside the plain line of model.py it replaces.
+"""The same operations with less memory and time, each beside the plain line of model.py it
+replaces.
 
     python mathft.py --method lora --plain       # a run without them
-    python -m pytest tests/test_fast.py -v       # outputs and gradients are those of the plain lines
+    python -m pytest tests/test_fast.py -v       # outputs and gradients are the plain ones
 
 `accelerate(model)` puts them in place, as a literal table says (REPLACED); the parameters and their
-names stay. A trick with a gradient of its own is a `torch.autograd.Function`: it keeps its arguments
-and computes the rest again. No gradient is written behind autograd's back.
+names stay. A trick with a gradient of its own is a `torch.autograd.Function`: it keeps its
+arguments and computes the rest again. No gradient is written behind autograd's back.
 
     kept for the backward pass of one layer      plain                      here
     RMSNorm                                      four copies of x           x, one number a token
@@ -13,8 +14,8 @@ and computes the rest again. No gradient is written behind autograd's back.
     a weight that trains in fp32                 its bf16 copy              nothing
     the loss                                     logits [N, V], twice       its gradient [N, D]
 
-Sources: chunked cross-entropy with its gradient in the forward pass, after Wijmans et al. 2024 (arXiv
-2411.09009); recomputation, Chen et al. 2016 (arXiv 1604.06174).
+Sources: chunked cross-entropy with its gradient in the forward pass, after Wijmans et al. 2024
+(arXiv 2411.09009); recomputation, Chen et al. 2016 (arXiv 1604.06174).
 """
 
 import functools
@@ -47,7 +48,8 @@ class CastProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        y = x.new_empty(len(x), len(weight))  # before the copy: no hole is left between what is kept
+        # before the copy: no hole is left between what is kept
+        y = x.new_empty(len(x), len(weight))
         return torch.mm(x, weight.to(x.dtype).T, out=y)
 
     @staticmethod
@@ -64,7 +66,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = CastProduct.apply(x, weight)
         return y if bias is None else y + bias.to(x.dtype)
     if len(x) in FEW_ROWS and not torch.is_grad_enabled():
-        # The right factor is first brought into blocks: for few rows, that should not be the weight.
+        # The right factor is first brought into blocks: for few rows, that should not be the
+        # weight.
         y = (weight.to(x.dtype) @ x.T).T  # [out, in] @ [in, T] -> [T, out], a view
         return y if bias is None else y.add_(bias.to(x.dtype))
     return cast_linear(x, weight, bias)
@@ -115,8 +118,8 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 class GatedProducts(torch.autograd.Function):
     """p = silu(gate) · up, and p Wᵀ for each weight W. Plain: F.silu(gate) * up, then F.linear.
 
-    The two arguments [T, I] are kept, the widest tensors of the network; p is computed again for the
-    gradient to a weight that trains.
+    The two arguments [T, I] are kept, the widest tensors of the network; p is computed again for
+    the gradient to a weight that trains.
     """
 
     @staticmethod
@@ -165,7 +168,7 @@ def _is_untouched(down: nn.Module) -> bool:
     return not hooks and not changed and down.bias is None and down.product is linear
 
 
-# -------------------------------------------------------------------------------- embedding and loss
+# ------------------------------------------------------------------------------- embedding and loss
 
 
 def embed_tied(self: nn.Embedding, ids: Tensor) -> Tensor:
@@ -179,10 +182,10 @@ def embed_tied(self: nn.Embedding, ids: Tensor) -> Tensor:
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of -w log softmax(hidden · weightᵀ)[target]. Plain: Qwen2.summed_loss.
 
-    The logits are never whole in memory: for each chunk of rows the forward pass computes the logits,
-    their loss and at once, in the same memory, their gradient. The backward pass only scales it.
-    hidden [N or more, D], of which the first N count, weight [V, D], targets [N], weights [N] or
-    None -> a scalar in fp32.
+    The logits are never whole in memory: for each chunk of rows the forward pass computes the
+    logits, their loss and at once, in the same memory, their gradient. The backward pass only
+    scales it. hidden [N or more, D], of which the first N count, weight [V, D], targets [N],
+    weights [N] or None -> a scalar in fp32.
     """
 
     @staticmethod
@@ -194,7 +197,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         chunks = math.ceil(len(hidden) / max(256, LOGITS_AT_ONCE // len(weight)))
-        rows = round_up(math.ceil(len(hidden) / max(1, chunks)))  # alike: few rows left over are slow
+        # alike: few rows left over are slow
+        rows = round_up(math.ceil(len(hidden) / max(1, chunks)))
         buffer = hidden.new_empty(rows, len(weight))
         for start in range(0, len(hidden), max(1, rows)):
             part, wanted = hidden[start : start + rows], targets[start : start + rows]
@@ -247,7 +251,7 @@ def summed_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
     return ChunkedCrossEntropy.apply(hidden, self.head_weight, targets, weights)
 
 
-# -------------------------------------------------------------------------------------- all together
+# ------------------------------------------------------------------------------------- all together
 
 REPLACED = {  # class -> {what of it: by what}
     RMSNorm: {"forward": rms_norm},

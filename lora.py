@@ -77,7 +77,10 @@ class LoRALinear(AdaptedLinear):
         return self.combine(y, F.linear(x, self.lora_A.to(x.dtype)))  # inner: [T, in] -> [T, r]
 
     def combine(self, y: Tensor, inner: Tensor) -> Tensor:
-        """y [T, out] of the base and inner = x Aᵀ [T, r] -> [T, out]. Adds into `y`, in one pass."""
+        """y [T, out] of the base and inner = x Aᵀ [T, r] -> [T, out].
+
+        Adds into `y`, in one pass.
+        """
         return y.addmm_(inner * self.scale, self.lora_B.T.to(y.dtype))
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -85,7 +88,9 @@ class LoRALinear(AdaptedLinear):
 
 
 class DoRALinear(LoRALinear):
-    """LoRA whose rows have a trained length: `lora_magnitude_vector` [out], at first that of W's rows."""
+    """LoRA whose rows have a trained length: `lora_magnitude_vector` [out], at first that of W's
+    rows.
+    """
 
     def __init__(self, base: Linear, rank: int, alpha: float, generator: torch.Generator | None):
         super().__init__(base, rank, alpha, generator)
@@ -95,7 +100,8 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()  # section 4.3: the length is taken for a constant, which saves memory
     def lengths(self) -> Tensor:
-        """‖W + s B A‖ of each row, [out], without that matrix: ‖w‖² + 2 s b·(A w) + s² b·(A Aᵀ b)."""
+        """‖W + s B A‖ of each row, [out], without that matrix: ‖w‖² + 2 s b·(A w) + s² b·(A Aᵀ b).
+        """
         a, b, s = self.lora_A, self.lora_B, self.scale
         cross = (self.weight @ a.T.to(self.weight.dtype)).float()  # [out, in] @ [in, r] -> [out, r]
         return (self.squares + (b * (2 * s * cross + s * s * (b @ (a @ a.T)))).sum(1)).sqrt()
@@ -110,8 +116,10 @@ class DoRALinear(LoRALinear):
         return weight * (self.lora_magnitude_vector / weight.norm(dim=1))[:, None], bias
 
 
-def _adapt(rank: int, alpha: float, variant: str, seed: int = 0) -> Callable[[str, Linear], LoRALinear]:
-    """A function that makes the adapted map of a base map; α/√r is the plain rule with α·√r for α."""
+def _adapt(rank: int, alpha: float, variant: str,
+           seed: int = 0) -> Callable[[str, Linear], LoRALinear]:
+    """A function that makes the adapted map of a base map; α/√r is the plain rule with α·√r for α.
+    """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
     alpha = alpha * math.sqrt(rank) if variant == "rslora" else alpha
@@ -140,8 +148,9 @@ def _tuning(trainable: dict[str, nn.Parameter], flags: Flags) -> Tuning:
 def start(model, tokenizer, flags: Flags, system: str, seed: int) -> Tuning:
     """A and B beside each target; the rest is frozen."""
     targets = [name.strip() for name in flags.lora_targets.split(",")]
-    variant = flags.lora_variant
-    return _tuning(add_lora(model, flags.lora_rank, flags.lora_alpha, targets, variant, seed), flags)
+    trainable = add_lora(model, flags.lora_rank, flags.lora_alpha, targets, flags.lora_variant,
+                         seed)
+    return _tuning(trainable, flags)
 
 
 def extra_flop(maps: dict[str, nn.Linear], flags: Flags) -> int:

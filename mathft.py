@@ -65,7 +65,8 @@ DEFAULTS = {
 }
 LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
 # What may differ if a run goes on; every other setting is the run's own.
-FREE_ON_RESUME = (*LENGTHS, "resume", "device", "model", "dataset", "eval_dataset", "plain", "debug")
+FREE_ON_RESUME = (*LENGTHS, "resume", "device", "model", "dataset", "eval_dataset", "plain",
+                  "debug")
 WRONG_SHOWN = 3
 
 
@@ -74,46 +75,50 @@ class Flags:
     """The flags of every method."""
 
     method: str | None = flag(None, "which parameters train", choices=tuple(METHODS))
-    objective: str = flag("supervised", "what they learn: the answers of problems, or (cpt, continued "
+    objective: str = flag("supervised", "what they learn: the answers of problems, or (cpt, "
+                                        "continued "
                           "pre-training) every token of plain texts", choices=tuple(OBJECTIVES))
     model: str = flag("tiny", "tiny (embedded), a folder, or a hub id such as "
                       "Qwen/Qwen2.5-0.5B-Instruct")
     from_run: str | None = flag(None, "start at the end of the run in this folder, with the same "
                                 "method or another", alias="--from")
-    dataset: str = flag("mini-gsm", "training problems: a set's name (python sources.py lists them), "
-                        "hub:owner/name/path.jsonl, or a JSON or JSONL file")
+    dataset: str = flag("mini-gsm", "training problems: a set's name (python sources.py lists "
+                                    "them), hub:owner/name/path.jsonl, or a JSON or JSONL file")
     eval_dataset: str | None = flag(None, "test problems (default: the set's own; math500 for math "
-                                    "and aug-math, gsm8k for aug-gsm8k; of a file a tenth is held out)")
-    train_on_overlap: bool = flag(False, "keep training problems that repeat a test problem, wholly "
-                                  "or in 13 words")
+                                    "and aug-math, gsm8k for aug-gsm8k; of a file a tenth is held "
+                                    "out)")
+    train_on_overlap: bool = flag(False, "keep training problems that repeat a test problem, "
+                                         "wholly or in 13 words")
     limit: int | None = flag(None, "use at most so many training problems", least=1)
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure",
                                   least=0)
     steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1)
     epochs: float | None = flag(None, "passes over the training problems (instead of --steps)",
                                 least=0.001)
-    tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to compare "
-                              "sets", least=1)
+    tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to "
+                                    "compare sets", least=1)
     batch_size: int | None = flag(None, "examples an optimiser step sees", least=1)
-    micro_batch_tokens: int | None = flag(None, "tokens computed at once; bounds memory, changes no "
-                                          "result", least=1)
+    micro_batch_tokens: int | None = flag(None, "tokens computed at once; bounds memory, changes "
+                                                "no result", least=1)
     learning_rate: float | None = flag(None, "peak learning rate", alias="--lr", least=0)
     warmup: float = flag(0.03, "share of the steps that raise the learning rate", least=0, most=1)
     clip: float = flag(1.0, "largest norm of the gradient", least=1e-6)
-    max_length: int | None = flag(None, "longest example in tokens: longer chats are dropped, longer "
-                                  "texts are cut into windows", least=3)
+    max_length: int | None = flag(None, "longest example in tokens: longer chats are dropped, "
+                                        "longer texts are cut into windows", least=3)
     max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1)
-    grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less memory, "
-                                 "a third slower")
+    grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less "
+                                        "memory, a third slower")
     plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
                        "more memory")
     system: str | None = flag(None, "system prompt (default: the one in the checkpoint's template)")
-    seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded set",
+    seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded "
+                        "set",
                      least=0)
     output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)")
     resume: str | None = flag(None, "go on with the run in this folder, with its settings")
     keep: int = flag(1, "checkpoints kept", least=1)
-    save_every: int = flag(0, "steps between checkpoints; 0: at the end and when interrupted", least=0)
+    save_every: int = flag(0, "steps between checkpoints; 0: at the end and when "
+                              "interrupted", least=0)
     log_every: int = flag(10, "steps between lines of the log", least=1)
     dtype: str = flag("auto", "precision of products and frozen weights: auto, bf16 or fp32")
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
@@ -190,7 +195,8 @@ def read_flags(argv: list[str]) -> tuple[Flags, object]:
     if words.get("from_run"):
         words, size = continued(words)
     if words.get("method") is None:
-        raise UsageError(f"--method is missing: one of {', '.join(METHODS)}; --help lists the flags")
+        raise UsageError(f"--method is missing: one of {', '.join(METHODS)}; --help lists the "
+                         f"flags")
     method = find_method(words["method"])
     refuse_other_methods(words, method)
     usual = DEFAULTS[size] | method.DEFAULTS[size]
@@ -251,8 +257,8 @@ def continued(words: dict) -> tuple[dict, str]:
         for field in dataclasses.fields(method.Flags):
             if words.get(field.name, earlier.get(field.name)) != earlier.get(field.name):
                 if not field.metadata["free"]:
-                    raise UsageError(f"{spelled(field.name)} {words[field.name]}: the run in {folder} "
-                                     f"has {earlier.get(field.name)}; leave it out")
+                    raise UsageError(f"{spelled(field.name)} {words[field.name]}: the run in "
+                                     f"{folder} has {earlier.get(field.name)}; leave it out")
             elif field.name in earlier:
                 words[field.name] = earlier[field.name]
     if method.PEFT_TYPE is None:
@@ -278,8 +284,8 @@ def history_of(args: Flags) -> list[dict]:
 def start_folder(args: Flags, own: object) -> Path:
     """Make the folder of a new run, and in it args.json; a run that goes on has both.
 
-    If the run starts from the adapter of another method, that adapter is merged here, and the merged
-    model is written to `base/`: it is this run's --model.
+    If the run starts from the adapter of another method, that adapter is merged here, and the
+    merged model is written to `base/`: it is this run's --model.
     """
     method = find_method(args.method)
     earlier = read_run(Path(args.from_run))[1] if args.from_run else method
@@ -392,8 +398,8 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
         print("after training", *report_lines(after.result), sep="\n  ")
         gain = result["gain"]
         points = 100 * (result["accuracy_after"] - result["accuracy_before"])
-        print(f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more answers, "
-              f"{100 * gain['more_right_answers']:+.1f} by more right ones; "
+        print(f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more "
+              f"answers, {100 * gain['more_right_answers']:+.1f} by more right ones; "
               f"McNemar p = {result['mcnemar_p']:.2g}")
     trained, total = result["trainable_params"], result["total_params"]
     print(f"trained    {trained:,} parameters, {trained / total:.2%} of the model's {total:,}")
@@ -434,7 +440,7 @@ def print_start(job: Job, total: int) -> None:
     start = f", from {args.from_run}" if args.from_run else ""
     print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
           f"objective {args.objective}{start}")
-    dropped = f" ({job.dropped} longer than {args.max_length} tokens dropped)" if job.dropped else ""
+    dropped = f" ({job.dropped} longer than {args.max_length} tokens dropped)" * bool(job.dropped)
     what = "are trained on all the same" if args.train_on_overlap else "are left out"
     overlap = f" ({job.overlap} overlap the test problems and {what})" if job.overlap else ""
     print(f"data       {args.dataset}: {len(job.examples)} training examples{dropped}, "
@@ -504,7 +510,8 @@ def main(argv: list[str]) -> None:
         model = load_model(source, device, dtype, weight_dtype, args.plain)
     machine = describe_machine(device, dtype)
     write_json(folder / "env.json", machine)
-    job = Job(args, own, folder, device, machine, source, tokenizer, examples, dropped, tests, overlap)
+    job = Job(args, own, folder, device, machine, source, tokenizer, examples, dropped, tests,
+              overlap)
     try:
         run(job, model)
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@
 
 A method is a module that says which parameters train and how the result is stored:
 
-    Flags                                            a dataclass; its fields join the command's flags
+    Flags                                            a dataclass; its fields join the command's
     DEFAULTS                                         {"tiny": {...}, "real": {...}}, by flag
     PEFT_TYPE                                        the kind in PEFT's files; None: a whole model
     PASSES                                           over each linear map in training, 2 or 3
@@ -55,12 +55,14 @@ def result_folder(run: Path, method: ModuleType) -> Path:
     return Path(run) / ("model" if method.PEFT_TYPE is None else "adapter")
 
 
-# ------------------------------------------------------------------------------------ a run's result
+# ----------------------------------------------------------------------------------- a run's result
 
 
 @dataclass(frozen=True)
 class Run:
-    """A model that is ready to answer: the result of a run, an adapter on its base, or a plain model."""
+    """A model that is ready to answer: the result of a run, an adapter on its base, or a plain
+    model.
+    """
 
     model: Qwen2
     tokenizer: Tokenizer

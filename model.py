@@ -7,12 +7,12 @@
 
 The model knows of no adapter, no file and no cache. It receives the token ids, their positions, and
 `attend`: a function that says which keys and values each query looks at. Training passes
-`attention.PackedAttention`, in which documents stand end to end and do not see each other; generation
-passes one that reads and writes a key/value cache. All else in the network works on each token alone,
-which is why a batch is one row of T tokens and needs no padding.
+`attention.PackedAttention`, in which documents stand end to end and do not see each other;
+generation passes one that reads and writes a key/value cache. All else in the network works on each
+token alone, which is why a batch is one row of T tokens and needs no padding.
 
-Everything here is plain autograd. What makes it fast and small stands in fast.py, beside the lines of
-this file that it replaces.
+Everything here is plain autograd. What makes it fast and small stands in fast.py, beside the lines
+of this file that it replaces.
 
 Shapes: T tokens, N wanted tokens, D hidden, H heads, K key/value heads, h head size, L layers,
 V vocabulary. Parameter names are Hugging Face's.
@@ -112,8 +112,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend,
                 wanted: Tensor | slice = ALL) -> Tensor:
         tokens = x.shape[0]
-        queries = rotate(self.q_proj(x).view(tokens, -1, self.head_dim), table)  # [T, H·h] -> [T, H, h]
-        keys = rotate(self.k_proj(x).view(tokens, -1, self.head_dim), table)  # [T, K·h] -> [T, K, h]
+        # [T, H·h] -> [T, H, h]
+        queries = rotate(self.q_proj(x).view(tokens, -1, self.head_dim), table)
+        # [T, K·h] -> [T, K, h]
+        keys = rotate(self.k_proj(x).view(tokens, -1, self.head_dim), table)
         values = self.v_proj(x).view(tokens, -1, self.head_dim)  # [T, K·h] -> [T, K, h]
         mixed = attend(self.layer, queries, keys, values)  # [T, H, h]
         return self.o_proj(mixed.reshape(tokens, -1)[wanted])  # [T, H, h] -> [N, H·h] -> [N, D]
@@ -129,7 +131,8 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # [T, D] -> [T, I] -> [T, D]
+        # [T, D] -> [T, I] -> [T, D]
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):

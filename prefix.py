@@ -1,4 +1,5 @@
-"""Prefix tuning: P trained keys and values a layer stand before every document; the model is frozen.
+"""Prefix tuning: P trained keys and values a layer stand before every document; the model is
+frozen.
 
     layer l:   [ k_1 … k_P | keys of the document ]      a query of the document sees both
                [ v_1 … v_P | values ………………………… ]
@@ -36,7 +37,8 @@ from model import Config, Qwen2
 from runtime import UsageError, UserError
 
 # Follows the system prompt in the default text to start from.
-INSTRUCTION = "Solve the problem step by step, check every calculation, and end with the final answer."
+INSTRUCTION = ("Solve the problem step by step, check every calculation, "
+               "and end with the final answer.")
 RANDOM_STD = 0.02  # as the weights of a fresh Qwen2
 
 PEFT_TYPE = "PREFIX_TUNING"
@@ -58,10 +60,12 @@ class Flags:
 
 def start_prefix(model: Qwen2, tokenizer, init: str, length: int, system: str,
                  seed: int = 0) -> Tensor:
-    """The tensor [L, 2, P, K, h] that `--prefix-init` asks for, in fp32 on the model's device; P is `length`.
+    """The tensor [L, 2, P, K, h] that `--prefix-init` asks for, in fp32 on the model's device; P is
+    `length`.
 
-    `text` takes the system prompt and INSTRUCTION, `text:STRING` the string, each repeated or cut to P tokens; `zero`
-    and `random` (normal, std RANDOM_STD, from the seed) take no text. Raises UsageError for anything else.
+    `text` takes the system prompt and INSTRUCTION, `text:STRING` the string, each repeated or cut
+    to P tokens; `zero` and `random` (normal, std RANDOM_STD, from the seed) take no text. Raises
+    UsageError for anything else.
     """
     kind, colon, text = init.partition(":")
     device = model.head_weight.device
@@ -77,7 +81,8 @@ def start_prefix(model: Qwen2, tokenizer, init: str, length: int, system: str,
     ids = tokenizer.encode(text if colon else f"{system}\n{INSTRUCTION}\n")
     if not ids:
         raise UsageError(
-            "--prefix-init text: has no text; give one after the colon, or text alone for the default"
+            "--prefix-init text: has no text; give one after the colon, or text alone for the "
+            "default"
         )
     repeats = -(-length // len(ids))  # rounded up
     return prefix_from_ids(model, (ids * repeats)[:length])
@@ -85,7 +90,9 @@ def start_prefix(model: Qwen2, tokenizer, init: str, length: int, system: str,
 
 @torch.no_grad()
 def prefix_from_ids(model: Qwen2, ids: list[int]) -> Tensor:
-    """Keys and values [L, 2, P, K, h] in fp32 that the model computes for the P ids at positions 0..P-1."""
+    """Keys and values [L, 2, P, K, h] in fp32 that the model computes for the P ids at positions
+    0..P-1.
+    """
     device = model.head_weight.device
     attention = PackedAttention([len(ids)], device=device)
     kept = []
@@ -108,9 +115,10 @@ def _shape(config: Config, length: int) -> tuple[int, ...]:
 class Prefix(nn.Module):
     """The trainable prefix: calling it gives the tensor [L, 2, P, K, h] in fp32.
 
-    Plain, the tensor itself trains. With `projection` the start stays as it is, and a small vector per position goes
-    through an MLP with one Tanh to a correction of all layers at once. The MLP's last layer begins at zero, and so
-    training begins at `start` either way. After training only the sum is kept (Li and Liang 2021, section 4.3).
+    Plain, the tensor itself trains. With `projection` the start stays as it is, and a small vector
+    per position goes through an MLP with one Tanh to a correction of all layers at once. The MLP's
+    last layer begins at zero, and so training begins at `start` either way. After training only the
+    sum is kept (Li and Liang 2021, section 4.3).
     """
 
     def __init__(self, start: Tensor, projection: bool = False, seed: int = 0):
@@ -170,7 +178,8 @@ def save(folder: Path, model: Qwen2, tuning: Tuning, base_name: str,
     # [L, 2, P, K, h] -> [P, L, 2, K, h] -> [P, L·2·K·h]
     flat = prefix.float().permute(2, 0, 1, 3, 4).reshape(length, -1)
     save_adapter(folder, {
-        "peft_type": PEFT_TYPE,  # with task_type: without it, peft ignores the prefix and says nothing
+        # with task_type: without it, peft ignores the prefix and says nothing
+        "peft_type": PEFT_TYPE,
         "num_virtual_tokens": length,
         "token_dim": heads * head_dim,
         "num_attention_heads": heads,  # the key/value heads
@@ -188,8 +197,8 @@ def load(folder: Path, model: Qwen2, flags: Flags) -> Tuning:
 
 def merge(model: Qwen2) -> None:
     """Raise UserError: a prefix is no part of the weights."""
-    raise UserError("a prefix stands before the documents and cannot be folded into the model's weights; "
-                    "go on with --method prefix, or train a LoRA instead")
+    raise UserError("a prefix stands before the documents and cannot be folded into the model's "
+                    "weights; go on with --method prefix, or train a LoRA instead")
 
 
 def read_prefix(folder: Path, config: Config) -> Tensor:
@@ -206,7 +215,8 @@ def read_prefix(folder: Path, config: Config) -> Tensor:
               "num_transformer_submodules": 1}
     check_settings(Path(folder) / "adapter_config.json", settings, {
         "num_virtual_tokens": (type(length) is int and length > 0, "a whole number above 0")
-    } | {name: (settings.get(name) == n, f"{n} with this base model") for name, n in needed.items()})
+    } | {name: (settings.get(name) == n, f"{n} with this base "
+                                         f"model") for name, n in needed.items()})
     width = layers * 2 * heads * head_dim
     check_tensors(folder, tensors, {"prompt_embeddings": (length, width)})
     # [P, L·2·K·h] -> [P, L, 2, K, h] -> [L, 2, P, K, h]

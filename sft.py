@@ -2,8 +2,8 @@
 
     python mathft.py --method sft
 
-The model's own weights are cast to the dtype of the activations when they multiply (`model.Linear`).
-AdamW's two moments are fp32 too: 16 bytes a parameter with the gradient.
+The model's own weights are cast to the dtype of the activations when they multiply
+(`model.Linear`). AdamW's two moments are fp32 too: 16 bytes a parameter with the gradient.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from flags import flag
 PEFT_TYPE = None  # the result is a whole model, and its weights are loaded in fp32
 DEFAULTS = {
     "tiny": {"learning_rate": 1e-3},
-    # Gradients and moments lie between what the micro-batches need. Few micro-batches tear the heap less.
+    # Gradients and moments lie between what the micro-batches need. Few micro-batches tear the heap
+    # less.
     "real": {"learning_rate": 1e-5, "micro_batch_tokens": 4096},
 }
 PASSES = 3  # over each map: forward, backward to its input, backward to its weight

@@ -109,7 +109,7 @@ class Tokenizer:
         return system
 
     def write_default_system(self, folder: Path, system: str) -> None:
-        """Make `system` the default prompt of the template in `folder`, a copy of this tokenizer's."""
+        """Make `system` the default prompt of the template in `folder`, a copy of our own."""
         file = folder / "chat_template.jinja"
         settings = read_json(folder / "tokenizer_config.json")
         template = file.read_text("utf-8") if file.exists() else settings.get("chat_template")
@@ -201,7 +201,7 @@ def find_default_system(template: str) -> str | None:
 
 
 def with_default_system(template: str, system: str) -> str | None:
-    """The template with another default system prompt, or None if it has none or cannot say this one."""
+    """The template with another default system prompt; None if it cannot carry this one."""
     old = find_default_system(template)
     if not old:
         return None
@@ -210,7 +210,8 @@ def with_default_system(template: str, system: str) -> str | None:
         return text.replace("\\", "\\\\").replace("\n", "\\n").replace(quote, "\\" + quote)
 
     # Inside a string in either kind of quotes, then as plain text of the template.
-    for spell in (lambda text: escaped(text, "'"), lambda text: escaped(text, '"'), lambda text: text):
+    spellings = (lambda text: escaped(text, "'"), lambda text: escaped(text, '"'), str)
+    for spell in spellings:
         new = template.replace(spell(old), spell(system))
         if new != template and find_default_system(new) == system:
             return new

@@ -1,4 +1,5 @@
-"""The loss and the one loop that trains everything: a method's parameters on an objective's examples.
+"""The loss and the one loop that trains everything: a method's parameters on an objective's
+examples.
 
     python mathft.py --method lora              # the loop at work, with a line for every tenth step
     python -m pytest tests/test_train.py -v     # what it promises, one by one
@@ -11,8 +12,8 @@
 However the step's examples are cut into micro-batches, the gradient is the same. (A mean of
 micro-batch means would give the tokens of a short answer more weight.)
 
-Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule with warm-up, Loshchilov
-& Hutter 2017 (arXiv 1608.03983).
+Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule with warm-up,
+Loshchilov & Hutter 2017 (arXiv 1608.03983).
 """
 
 import math
@@ -29,10 +30,12 @@ from data import Example, count_targets, pack, split_by_tokens
 from model import Qwen2
 from runtime import UserError, clock, peak_memory_mib
 
-# A shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer one.
+# A shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer
+# one.
 BETAS = (0.9, 0.95)
 
-# loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets, count)
+# loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets,
+# count)
 Loss = Callable[[Qwen2, list[Example], Tensor | None], tuple[Tensor, int]]
 
 
@@ -108,7 +111,8 @@ def mean_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = Non
               micro_batch_tokens: int = 4096) -> float:
     """Mean cross-entropy a target token, in nats, without a gradient."""
     with torch.no_grad():
-        parts = [summed_loss(model, part, prefix) for part in split_by_tokens(examples, micro_batch_tokens)]
+        parts = [summed_loss(model, part, prefix)
+                 for part in split_by_tokens(examples, micro_batch_tokens)]
     return sum(total.item() for total, _ in parts) / sum(count for _, count in parts)
 
 
@@ -135,7 +139,8 @@ def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings,
         decay = settings.weight_decay if p.ndim >= 2 else 0.0
         groups.setdefault((decay, (rate_factors or {}).get(name, 1.0)), []).append(p)
     optimizer = torch.optim.AdamW(
-        [{"params": ps, "weight_decay": decay, "factor": factor} for (decay, factor), ps in groups.items()],
+        [{"params": ps, "weight_decay": decay, "factor": factor}
+         for (decay, factor), ps in groups.items()],
         lr=settings.learning_rate, betas=BETAS, fused=True)
     for p in trainable.values():  # allocate the moments now, so that they do not fragment the heap
         p.grad_dtype = None  # a gradient may be narrower than p until accumulate_gradient widens it
@@ -146,7 +151,8 @@ def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings,
 
 def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
                     optimizer: torch.optim.AdamW, totals: TrainTotals) -> None:
-    """Write all that the rest of the run depends on; the order of the data follows from the step."""
+    """Write all that the rest of the run depends on; the order of the data follows from the step.
+    """
     tensors = {f"param.{name}": p for name, p in trainable.items()}
     for name, p in trainable.items():
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[p].items()}
@@ -195,7 +201,8 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
         started = clock(device)
         rate = learning_rate_at(totals.steps, settings)
         examples = batch_at(totals.steps)
-        mean = accumulate_gradient(model, trainable, examples, settings.micro_batch_tokens, prefix, loss)
+        mean = accumulate_gradient(model, trainable, examples, settings.micro_batch_tokens, prefix,
+                                   loss)
         grad_norm = nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
         check_finite(mean, grad_norm, totals.steps + 1, examples)
         update(optimizer, rate)
@@ -220,8 +227,8 @@ def check_finite(loss: float, grad_norm: float, step: int, examples: list[Exampl
     """Raise UserError that names the step and its problems if one of the two is not finite."""
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         names = ", ".join(example.name for example in examples)
-        raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}; lower --lr, "
-                        f"or look at the problems of this batch: {names}")
+        raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}; lower "
+                        f"--lr, or look at the problems of this batch: {names}")
 
 
 def update(optimizer: torch.optim.AdamW, rate: float) -> None:

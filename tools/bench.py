@@ -8,14 +8,15 @@
 A case is a method, or a way to generate. A method does one optimiser step after another through the
 training set, in its order; tokens are all of the problems', also those that our side computes once
 for several. `decode` continues prompts greedily, all by as many tokens. In `ending` each completion
-is as long as its problem's gold solution, so that rows end at different times; `samples` is the same
-with several samples a prompt. There tokens are new tokens, and the time includes reading the prompts.
+is as long as its problem's gold solution, so that rows end at different times; `samples` is the
+same with several samples a prompt. There tokens are new tokens, and the time includes reading the
+prompts.
 
-Each measurement is a process of its own, so that its peak memory is its own (its libraries included).
-The sides take turns and are compared turn by turn, so that a slow hour falls on both. Each process
-also measures the machine, by one large product before and after. `of limit` is the speed as a share
-of what products at that rate allow for the linear maps alone, without attention, norms, sampling and
-reading of prompts. The last line printed is JSON.
+Each measurement is a process of its own, so that its peak memory is its own (its libraries
+included). The sides take turns and are compared turn by turn, so that a slow hour falls on both.
+Each process also measures the machine, by one large product before and after. `of limit` is the
+speed as a share of what products at that rate allow for the linear maps alone, without attention,
+norms, sampling and reading of prompts. The last line printed is JSON.
 """
 
 import json
@@ -53,7 +54,8 @@ SHAPES = {
                    tie_word_embeddings=True),
 }
 TRAINING = tuple(METHODS)
-# First test prompts, new tokens of each (None: its gold solution's and one for the end), samples, temperature.
+# First test prompts, new tokens of each (None: its gold solution's and one for the end), samples,
+# temperature.
 GENERATING = {
     "decode": (64, 128, 1, 0.0),
     "ending": (256, None, 1, 0.0),
@@ -62,7 +64,8 @@ GENERATING = {
 ROOM_FOR_PREFIX = 64  # positions that examples leave free
 CASES = (*TRAINING, *GENERATING)
 LOSS_TOLERANCE = {"bf16": 1e-2, "fp32": 1e-3}  # relative
-LEAST_EQUAL = 0.7  # share of first tokens: bf16 decides some near ties the other way, and random weights have many
+# share of first tokens: bf16 decides some near ties the other way, and random weights have many
+LEAST_EQUAL = 0.7
 
 
 @dataclass
@@ -149,11 +152,11 @@ def training_step(task: Task, device: torch.device,
 
 
 def generator(task: Task, device: torch.device, dtype: torch.dtype) -> Callable:
-    """A function (prompts, new tokens of each, samples, temperature) -> (first token of each prompt,
-    decoded, start).
+    """A function (prompts, new tokens of each, samples, temperature) -> (first token of each
+    prompt, decoded, start).
 
-    `decoded` tokens came after `start`, the clock at the first decoding step: all of them, since the
-    first new token comes from a decoding step too, in which the prompt's last token is read.
+    `decoded` tokens came after `start`, the clock at the first decoding step: all of them, since
+    the first new token comes from a decoding step too, in which the prompt's last token is read.
     """
     keep_freed_memory()
     model = load_model(Path(task.model), device, dtype, dtype, task.flags.plain)
@@ -197,7 +200,9 @@ def timed(step: Callable[[int], object], count: int, device: torch.device) -> li
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a product [2048, 2048] x [2048, 4096], the median of five: what the machine can do at this moment."""
+    """FLOP/s of a product [2048, 2048] x [2048, 4096], the median of five: what the machine can do
+    at this moment.
+    """
     left, right = (torch.randn(2048, columns, device=device, dtype=dtype)
                    for columns in (2048, 4096))
     return 2 * 2048 * 2048 * 4096 / median(timed(lambda _: left @ right, 5, device))
@@ -206,14 +211,15 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 def flop_per_token(case: str, config: Config, head_share: float = 1.0) -> float:
     """Operations a token needs in the linear maps: two an element and pass.
 
-    The passes over a map, and what its adapter adds, are the method's. The head counts for a share of
-    the tokens. Generating is one pass.
+    The passes over a map, and what its adapter adds, are the method's. The head counts for a share
+    of the tokens. Generating is one pass.
     """
     with torch.device("meta"):
         model = Qwen2(config)
     layers = model.model.layers.named_modules()
     maps = {name: module for name, module in layers if isinstance(module, Linear)}
-    layers, head = sum(m.weight.numel() for m in maps.values()), config.vocab_size * config.hidden_size
+    layers = sum(m.weight.numel() for m in maps.values())
+    head = config.vocab_size * config.hidden_size
     passes, extra = 1, 0
     if case in METHODS:
         method = find_method(case)
@@ -246,7 +252,8 @@ def measure_process(task: Task) -> dict:
 
 def prepared_training(task: Task, side, device: torch.device, dtype: torch.dtype,
                       record: dict) -> tuple[Callable[[int], None], list[int], float]:
-    """A function that does timed step n, the tokens of each, and the share of them that are targets.
+    """A function that does timed step n, the tokens of each, and the share of them that are
+    targets.
 
     One optimiser step comes before: each side works before it is timed.
     """
@@ -280,7 +287,8 @@ def prepared_generating(task: Task, side, device: torch.device, dtype: torch.dty
 
 
 def run_process(task: Task) -> dict:
-    """Measure in a fresh process: its record, or one with `failed`, the last line that it has left."""
+    """Measure in a fresh process: its record, or one with `failed`, the last line that it has left.
+    """
     words = [sys.executable, "-m", "tools.bench", "--worker", json.dumps(asdict(task))]
     words += ["--debug"] * task.flags.debug
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -301,7 +309,9 @@ def run_process(task: Task) -> dict:
 
 
 def write_work(flags: Flags, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
-    """Write the ids that all processes work on: training examples, prompts, lengths of gold solutions."""
+    """Write the ids that all processes work on: training examples, prompts, lengths of gold
+    solutions.
+    """
     most = max(prompts for prompts, *_ in GENERATING.values())
     size, steps = flags.batch_size, timed_steps(flags, TRAINING[0]) + 1  # one to warm up
     tested_on = flags.eval_dataset or test_set_of(flags.dataset)
@@ -310,7 +320,8 @@ def write_work(flags: Flags, tokenizer: Tokenizer, config: Config, folder: Path)
     room = config.max_position_embeddings - ROOM_FOR_PREFIX
     examples, _ = chat_examples(tokenizer, problems, None, room)
     if not examples:
-        raise UserError(f"{flags.dataset}: no problem has a solution and fits the model's positions")
+        raise UserError(f"{flags.dataset}: no problem has a solution and fits the model's "
+                        f"positions")
     batches = [[examples[i % len(examples)] for i in range(size * k, size * (k + 1))]
                for k in range(steps)]
     write_json(folder / "work.json", {
@@ -320,7 +331,9 @@ def write_work(flags: Flags, tokenizer: Tokenizer, config: Config, folder: Path)
 
 
 def write_random(config: Config, source: Path, folder: Path, seed: int) -> None:
-    """Write random bf16 weights (matrices std 0.02, norms 1, biases 0) with the tokenizer of `source`."""
+    """Write random bf16 weights (matrices std 0.02, norms 1, biases 0) with the tokenizer of
+    `source`.
+    """
     rng = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         model = Qwen2(config, torch.bfloat16).to(torch.bfloat16)
@@ -353,7 +366,8 @@ def figures(records: list[dict]) -> dict | None:
 
 
 def compare_sides(pairs: list[tuple[dict, dict]], dtype: str) -> dict:
-    """Ratios ours / peer turn by turn; `differs` lists what the sides should agree in and do not."""
+    """Ratios ours / peer turn by turn; `differs` lists what the sides should agree in and do not.
+    """
     found: dict = {f"{name}_ratio": spread([ours[key] / peer[key] for ours, peer in pairs])
                    for name, key in (("speed", "tokens_per_second"), ("memory", "peak_memory_mib"))}
     found["differs"] = []
@@ -401,7 +415,8 @@ def case_lines(summary: dict) -> list[str]:
             same = "" if equal is None else f", first tokens {equal:.0%} equal"
             ratios = (f"speed {written(found['speed_ratio'], 2)}, "
                       f"memory {written(found['memory_ratio'], 2)}")
-            lines += [f"{'':9s}{line}" for line in (f"ours / peer: {ratios}{same}", *found["differs"])]
+            lines += [f"{'':9s}{line}" for line in (f"ours / peer: "
+                                                    f"{ratios}{same}", *found["differs"])]
     return lines
 
 

@@ -1,12 +1,15 @@
-"""The same work by the standard stack: transformers with peft, as users set them up. bench.py runs it beside mathft.
+"""The same work by the standard stack: transformers with peft, as users set them up. bench.py runs
+it beside mathft.
 
     python -m tools.bench --case lora --peer       # this module's work in processes of its own
 
-The one module that needs transformers and peft; it is imported in the peer's process alone, so that neither costs the
-others time or memory. Its functions are given token ids, never text: both sides do exactly the same problems.
+The one module that needs transformers and peft; it is imported in the peer's process alone, so that
+neither costs the others time or memory. Its functions are given token ids, never text: both sides
+do exactly the same problems.
 
-Settings are the libraries' defaults: weights of one dtype, fused attention (sdpa), a batch padded to its longest row,
-computed at once, AdamW as torch has it, gradients clipped as the Trainer clips them, no cache in training.
+Settings are the libraries' defaults: weights of one dtype, fused attention (sdpa), a batch padded
+to its longest row, computed at once, AdamW as torch has it, gradients clipped as the Trainer clips
+them, no cache in training.
 
 Shapes: B rows, S longest row.
 """
@@ -47,7 +50,8 @@ def pad(rows: list[list[int]], filler: int, device: torch.device, left: bool = F
 
 def training_step(task, device: torch.device,
                   dtype: torch.dtype) -> Callable[[list[Example]], float]:
-    """A function that does one optimiser step; it returns the mean loss before it, in nats a target.
+    """A function that does one optimiser step; it returns the mean loss before it, in nats a
+    target.
 
     `task` is a bench.Task. The adapter that training starts from is in its work folder, under the
     name of its case; without one, the whole model trains.
@@ -78,7 +82,9 @@ def training_step(task, device: torch.device,
 
 
 def training_batch(examples: list[Example], device: torch.device) -> dict[str, Tensor]:
-    """Ids, mask and labels, [B, S] each, padded on the right; transformers itself shifts the labels by one."""
+    """Ids, mask and labels, [B, S] each, padded on the right; transformers itself shifts the labels
+    by one.
+    """
     labels = [[i if target else IGNORED for i, target in zip(e.ids, e.is_target, strict=True)]
               for e in examples]
     return {
@@ -92,11 +98,13 @@ def training_batch(examples: list[Example], device: torch.device) -> dict[str, T
 
 
 def generator(task, device: torch.device, dtype: torch.dtype, rows: int = 64) -> Callable:
-    """A function (prompts, new tokens of each, samples, temperature) -> (first token of each prompt, decoded, start).
+    """A function (prompts, new tokens of each, samples, temperature) -> (first token of each
+    prompt, decoded, start).
 
-    Prompts are taken in their order, `rows` completions at a time, and every batch goes on to the longest of its rows:
-    a static batch cannot let go of one. `decoded` tokens came after `start`, the clock at the second forward pass (of
-    the last batch): all but the first of each row, which the pass over the prompts has given.
+    Prompts are taken in their order, `rows` completions at a time, and every batch goes on to the
+    longest of its rows: a static batch cannot let go of one. `decoded` tokens came after `start`,
+    the clock at the second forward pass (of the last batch): all but the first of each row, which
+    the pass over the prompts has given.
     """
     model, stops = load(task.model, device, dtype).eval(), sorted(
         Tokenizer(Path(task.model)).stop_ids)
