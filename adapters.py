@@ -221,6 +221,8 @@ def load_adapted(model: nn.Module, folder: Path, tensors: dict[str, Tensor],
                  key_of: Callable[[str], str] = peft_key) -> dict[str, nn.Parameter]:
     """Swap the maps and fill what trains from the tensors, which PEFT calls `key_of(name)`.
 
+    `adapt(name, map)` gives the adapted map; it checks itself if it can adapt that kind of map.
+
     Raises UserError, with the model untouched, if names or shapes differ.
     """
     made = {name: adapt(name, base) for name, base in maps.items()}

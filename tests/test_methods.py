@@ -152,12 +152,12 @@ def test_merging_gives_the_same_texts_or_says_why_not(name, tiny_folder, tmp_pat
 
 
 def test_unknown_names_are_errors(tiny_folder, tmp_path):
-    with pytest.raises(UserError, match="method 'bitfit' is unknown; known are sft, lora"):
-        find_method("bitfit")
+    with pytest.raises(UserError, match="method 'nothing' is unknown; known are sft, lora"):
+        find_method("nothing")
     folder, _ = make_run("lora", tiny_folder, tmp_path / "run")
     args = json.loads((folder / "args.json").read_text())
-    (folder / "args.json").write_text(json.dumps(args | {"method": "bitfit"}))
-    with pytest.raises(UserError, match="args.json: method 'bitfit' is unknown"):
+    (folder / "args.json").write_text(json.dumps(args | {"method": "nothing"}))
+    with pytest.raises(UserError, match="args.json: method 'nothing' is unknown"):
         read_run(folder)
     path = folder / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": "LOHA"}))
