@@ -1,14 +1,18 @@
-"""Make and curate training data: one command for a paper's recipe, and every row says where it comes from.
+r"""Makes and curates training data: one command for a paper's recipe, and every row says where it
+comes from.
 
     python augment.py make perturb --dataset mini-gsm --limit 200 --samples 8
-    python augment.py make rft --teacher runs/lora-mini-gsm-1 --dataset mini-gsm --samples 8 --temperature 0.7
-    python augment.py make queries --api-base https://HOST/v1 --api-model NAME --dataset gsm8k --samples 5 --temperature 0.7
+    python augment.py make rft --teacher tiny --limit 50 --samples 8 --temperature 0.7
+    python augment.py make queries --api-base https://HOST/v1 --api-model NAME --dataset gsm8k \
+        --samples 5 --temperature 0.7
     python augment.py filter rows.jsonl clean.jsonl --style gsm8k --numeric --dedup near
     python augment.py recipe mugglemath-15k muggle.jsonl --source aug-gsm8k
 
-`make` runs a recipe of recipes.py into a folder of its own: args.json, replies.jsonl (what a teacher said, raw), data.jsonl
-and result.json. After Ctrl-C the same command with --output-dir FOLDER goes on and asks nothing twice. `filter` takes a file
-through the steps of curate.py in a fixed order, tells what each dropped and why, and keeps that beside the file it writes.
+`make` runs a recipe of recipes.py into a folder of its own: args.json, replies.jsonl (a teacher's
+raw replies), data.jsonl and result.json. After Ctrl-C the same command with --output-dir FOLDER
+goes on and asks nothing twice. `filter` takes a file through the steps of curate.py in a fixed
+order. It says what each step dropped and why, and writes that beside its result. `recipe` is a
+paper's selection of published data.
 """
 
 import dataclasses
@@ -25,9 +29,10 @@ from data import Problem, load_problems, write_problems
 from flags import flag, parse_flags, run_command
 from generate import ApiFlags
 from recipes import recipes
-from recipes.curate import (KINDS, STRATA, Step, drop_duplicates, drop_overlap, keep_numeric,
-                            keep_right_arithmetic, mugglemath_15k, sample, split, unify)
-from recipes.recipes import NEEDS_MAJORITY, NEEDS_TEACHER, RECIPES, Kitchen
+from recipes.curate import (DUPLICATE_KINDS, STRATA, CurationStep, drop_duplicates, drop_overlap,
+                            keep_numeric, keep_right_arithmetic, mugglemath_15k, sample, split,
+                            unify)
+from recipes.recipes import NEEDS_MAJORITY, NEEDS_TEACHER, RECIPES, RecipeContext
 from recipes.teacher import TeacherFlags, open_teacher
 from runtime import UsageError, UserError, new_directory, printable, read_json, write_json
 from score import cost_line
@@ -43,121 +48,125 @@ class MakeFlags(TeacherFlags):
     recipe: str = flag(MISSING, "what to make", positional=True, choices=tuple(RECIPES))
     dataset: str = flag("mini-gsm", "problems to start from: a set's name, or a JSON or JSONL file")
     limit: int | None = flag(None, "use at most so many of them", least=1)
-    student: str | None = flag(
-        None, "tutor: whose attempts are corrected: tiny, a run directory, a folder or a hub id")
+    student: str | None = flag(None, "tutor: whose attempts are corrected: tiny, a run directory, "
+                               "a folder or a hub id")
     check: bool = flag(True, "responses, diversify: keep only answers that the grader agrees with")
     hard: bool = flag(False, "perturb: changes after which the old way of solving fails")
-    agreement: float = flag(
-        0.5, "queries, expand: least share of the samples that a majority needs", least=0, most=1)
+    agreement: float = flag(0.5, "queries, expand: least share of the samples that a majority "
+                            "needs", least=0, most=1)
     style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box",
                              choices=("gsm8k", "boxed"))
-    seed: int = flag(0, "seed of all that is drawn, and of the problems of an embedded set",
+    seed: int = flag(0, "seed of every random choice, and of the problems of an embedded set",
                      least=0)
-    output_dir: str | None = flag(
-        None, "folder of the result; an unfinished one goes on (default: runs/RECIPE-DATASET-N)")
+    output_dir: str | None = flag(None, "folder of the result; an unfinished one goes on "
+                                  "(default: runs/RECIPE-DATASET-N)")
 
 
-# What may differ when an interrupted recipe goes on: how a server is reached, not what is asked.
+# May differ when an interrupted recipe goes on: how a server is reached, not what is asked.
 FREE = ("output_dir", "api_base", "api_concurrency", "api_rate", "api_timeout", "api_stream",
         "device", "debug")
 
 
 def make(argv: list[str]) -> None:
-    """`python augment.py make RECIPE`: run a recipe into its folder and print what came of it."""
+    """`python augment.py make RECIPE`: run a recipe into its folder and print a summary."""
     flags = parse_flags(MakeFlags, argv, recipes.__doc__)
-    if flags.recipe in NEEDS_TEACHER and not (flags.teacher or flags.api_model):
-        raise UsageError(
-            f"{flags.recipe} asks a teacher: name one of our own with --teacher, or a server's with --api-model"
-        )
-    if flags.recipe in NEEDS_MAJORITY and flags.samples < 2 and (flags.teacher or flags.api_model):
-        raise UsageError(
-            f"{flags.recipe}: new questions are answered by majority; give --samples 3 or more, and --temperature"
-        )
-    if (flags.recipe == "tutor") != bool(flags.student):
-        raise UsageError(
-            "--student names whose attempts are corrected: it goes with tutor, and tutor with it")
+    _check_teachers(flags)
     problems = load_problems(flags.dataset, "train", flags.limit, flags.seed)
-    teacher = open_teacher(flags) if flags.teacher or flags.api_model else None
-    local = {field.name: field.default for field in dataclasses.fields(ApiFlags)}
-    student = open_teacher(dataclasses.replace(flags, teacher=flags.student, **
-                                               local)) if flags.student else None
-    folder = _folder(flags)
-    print(
-        f"data       {flags.dataset}, {len(problems)} problems; recipe {flags.recipe}" +
-        (f", teacher {teacher.name}" if teacher else "") +
-        (f", student {student.name}" if student else ""), flush=True)
-    single = [
-        problem for problem in problems
-        if sum(turn["role"] == "user" for turn in problem.messages) < 2
-    ]
-    kitchen = Kitchen(flags.recipe, single, folder, teacher, student, flags.samples, flags.seed,
-                      flags.check, flags.hard, flags.agreement)
-    if len(single) < len(problems):
-        kitchen.dropped["a chat of several turns"] = len(problems) - len(single)
+    context = _open_recipe(flags, problems)
     start = perf_counter()
     try:
-        made = _made(kitchen, flags.style)
-    except (KeyboardInterrupt, UserError) as error:  # what was answered is not asked again
-        if isinstance(error, KeyboardInterrupt) or (folder / "replies.jsonl").exists():
-            words = argv if flags.output_dir else [*argv, "--output-dir", str(folder)]
-            print(f"to go on:  {shlex.join(['python', 'augment.py', 'make', *words])}")
+        made = _made(context, flags.style)
+    except (KeyboardInterrupt, UserError) as error:  # no reply that is stored is asked for again
+        if isinstance(error, KeyboardInterrupt) or (context.folder / "replies.jsonl").exists():
+            again = argv if flags.output_dir else [*argv, "--output-dir", str(context.folder)]
+            print(f"to go on:  {shlex.join(['python', 'augment.py', 'make', *again])}")
         raise
-    result = {
-        "problems": len(problems), "parents": len({problem.origin["parent"]
-                                                   for problem in made}), "rows": len(made),
-        "dropped": dict(kitchen.dropped.most_common()), "cost": dict(
-            kitchen.cost), "seconds": perf_counter() - start
-    }
-    write_json(folder / "result.json", result)
+    result = {"problems": len(problems),
+              "parents": len({problem.origin["parent"] for problem in made}), "rows": len(made),
+              "dropped": dict(context.dropped.most_common()), "cost": dict(context.cost),
+              "seconds": perf_counter() - start}
+    write_json(context.folder / "result.json", result)
     if not made:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in kitchen.dropped.most_common(3))
-        raise UserError(
-            f"{flags.recipe}: nothing came of it ({reasons}); {folder}/result.json counts why")
-    write_problems(folder / "data.jsonl", made)
-    _report(result, made[0], folder)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in context.dropped.most_common(3))
+        raise UserError(f"{flags.recipe}: made no row ({reasons}); {context.folder}/result.json "
+                        "counts why")
+    write_problems(context.folder / "data.jsonl", made)
+    _report(result, made[0], context.folder)
 
 
-def _made(kitchen: Kitchen, style: str | None) -> list[Problem]:
-    """All rows of the recipe, each once, with one ending where a style is asked for."""
+def _check_teachers(flags: MakeFlags) -> None:
+    """Raise UsageError unless the recipe has the teacher, the samples and the student that it
+    needs."""
+    has_teacher = bool(flags.teacher or flags.api_model)
+    if flags.recipe in NEEDS_TEACHER and not has_teacher:
+        raise UsageError(f"{flags.recipe} asks a teacher: name one of our own with --teacher, or a "
+                         "server's with --api-model")
+    if flags.recipe in NEEDS_MAJORITY and flags.samples < 2 and has_teacher:
+        raise UsageError(f"{flags.recipe}: new questions are answered by majority; give --samples "
+                         "3 or more, and --temperature")
+    if (flags.recipe == "tutor") != bool(flags.student):
+        raise UsageError("--student names whose attempts are corrected: it goes with tutor, and "
+                         "tutor with it")
+
+
+def _open_recipe(flags: MakeFlags, problems: list[Problem]) -> RecipeContext:
+    """Open teacher, student and folder, and print what is used. Chats of several turns are left
+    out."""
+    teacher = open_teacher(flags) if flags.teacher or flags.api_model else None
+    student = None
+    if flags.student:  # always one of our own
+        no_server = {part.name: part.default for part in dataclasses.fields(ApiFlags)}
+        student = open_teacher(dataclasses.replace(flags, teacher=flags.student, **no_server))
+    folder = _folder(flags)
+    print(f"data       {flags.dataset}, {len(problems)} problems; recipe {flags.recipe}"
+          + (f", teacher {teacher.name}" if teacher else "")
+          + (f", student {student.name}" if student else ""), flush=True)
+    single = [problem for problem in problems
+              if sum(turn["role"] == "user" for turn in problem.messages) < 2]
+    context = RecipeContext(flags.recipe, single, folder, teacher, student, flags.samples,
+                            flags.seed, flags.check, flags.hard, flags.agreement)
+    if len(single) < len(problems):
+        context.dropped["a chat of several turns"] = len(problems) - len(single)
+    return context
+
+
+def _made(context: RecipeContext, style: str | None) -> list[Problem]:
+    """All rows of the recipe, each once, with one ending if a style is asked for."""
     made, seen = [], set()
-    for problem in tqdm(RECIPES[kitchen.recipe](kitchen), kitchen.recipe, unit="rows", leave=False,
+    for problem in tqdm(RECIPES[context.recipe](context), context.recipe, unit="rows", leave=False,
                         disable=not sys.stderr.isatty()):
         if (problem.question, problem.solution) in seen:
-            kitchen.dropped["the same row again"] += 1
+            context.dropped["the same row again"] += 1
         else:
             seen.add((problem.question, problem.solution))
             made.append(problem)
     if style:
         step = unify(made, style)
-        kitchen.dropped.update(step.dropped)
+        context.dropped.update(step.dropped)
         made = step.problems
     return made
 
 
 def _report(result: dict, first: Problem, folder: Path) -> None:
-    print(
-        f"made       {result['rows']} rows from {result['parents']} of {result['problems']} problems in "
-        f"{result['seconds']:.1f} s")
+    print(f"made       {result['rows']} rows from {result['parents']} of {result['problems']} "
+          f"problems in {result['seconds']:.1f} s")
     for reason, count in result["dropped"].items():
         print(f"  {count:7d} left out: {reason}")
     if result["cost"]:
         print(f"cost       {cost_line(result['cost'])}")
     print(printable(f"\nfirst row  {first.id}: {first.question}"))
     print(*(f"  | {printable(line)}" for line in first.solution.splitlines()), sep="\n")
-    print(
-        f"\nfiles      {folder} (data.jsonl, result.json, args.json{', replies.jsonl' * bool(result['cost'])})"
-    )
-    print(
-        f"next       python mathft.py --method lora --dataset {folder / 'data.jsonl'} --eval-dataset TEST"
-    )
+    replies = ", replies.jsonl" if result["cost"] else ""
+    print(f"\nfiles      {folder} (data.jsonl, result.json, args.json{replies})")
+    print(f"next       python mathft.py --method lora --dataset {folder / 'data.jsonl'} "
+          "--eval-dataset TEST")
 
 
 def _folder(flags: MakeFlags) -> Path:
-    """The folder of a recipe: a new one, or one that was begun with the same settings and has not come to its end."""
-    settings = {
-        name: value
-        for name, value in dataclasses.asdict(flags).items() if name not in FREE
-    }
+    """The folder of a recipe: a new one, or an unfinished one that was begun with the same
+    settings."""
+    settings = {name: value for name, value in dataclasses.asdict(flags).items()
+                if name not in FREE}
     begun = Path(flags.output_dir) / "args.json" if flags.output_dir else None
     if begun is None or not begun.exists():
         folder = new_directory(flags.output_dir, f"{flags.recipe}-{Path(flags.dataset).stem}")
@@ -181,10 +190,8 @@ def _folder(flags: MakeFlags) -> Path:
 class AgainstFlags:
     """What made data must not repeat."""
 
-    against: str = flag(
-        "all",
-        "test sets whose questions are left out of the rows, with commas: names, files, all or none"
-    )
+    against: str = flag("all", "test sets whose questions are left out of the rows, with commas: "
+                        "names, files, all or none")
     seed: int = flag(0, "seed of every choice", least=0)
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -199,7 +206,8 @@ class FilterFlags(AgainstFlags):
                              choices=("gsm8k", "boxed"))
     numeric: bool = flag(False, "keep plain numbers as answers")
     arithmetic: bool = flag(True, "drop solutions with a wrong <<a=b>>")
-    dedup: str = flag("near", "drop rows that repeat an earlier one", choices=("none", *KINDS))
+    dedup: str = flag("near", "drop rows that repeat an earlier one",
+                      choices=("none", *DUPLICATE_KINDS))
     questions_only: bool = flag(False, "compare questions alone, and so keep one row of each")
     keep_overlap: bool = flag(False,
                               "keep rows that overlap a test set, with its name in their origin")
@@ -227,7 +235,29 @@ def clean(argv: list[str]) -> None:
     _check_free(flags.target, *[held_out] * (flags.split is not None))
     tests = questions_of_tests(flags)
     rows, steps = load_problems(flags.source), []
-    works: list[Callable[[list[Problem]], Step]] = []
+    print(f"read       {len(rows)} rows of {flags.source}", flush=True)
+    for work in _steps_named(flags, tests):
+        steps.append(work(rows))
+        rows = steps[-1].problems
+        print(steps[-1], flush=True)
+    held: list[Problem] = []
+    if flags.split is not None and rows:
+        rows, held = split(rows, flags.split, flags.seed)
+        # A row that differs from a held-out question only in numbers is no row to train on.
+        questions = [problem.question for problem in held]
+        steps.append(drop_overlap(rows, {"the held-out rows": questions}))
+        rows = steps[-1].problems
+        print(steps[-1])
+    _write(flags, rows, steps, tests)
+    if held:
+        write_problems(held_out, held)
+        print(f"held out   {len(held)} rows in {held_out}")
+
+
+def _steps_named(flags: FilterFlags, tests: dict[str, list[str]]
+                 ) -> list[Callable[[list[Problem]], CurationStep]]:
+    """The steps that the flags name, in the order in which they run."""
+    works: list[Callable[[list[Problem]], CurationStep]] = []
     if flags.style:
         works.append(lambda rows: unify(rows, flags.style))
     if flags.numeric:
@@ -239,23 +269,7 @@ def clean(argv: list[str]) -> None:
     works.append(lambda rows: drop_overlap(rows, tests, flags.keep_overlap))
     if flags.sample:
         works.append(lambda rows: sample(rows, flags.sample, flags.seed, flags.by))
-    print(f"read       {len(rows)} rows of {flags.source}", flush=True)
-    for work in works:
-        steps.append(work(rows))
-        rows = steps[-1].problems
-        print(steps[-1], flush=True)
-    held: list[Problem] = []
-    if flags.split is not None and rows:
-        rows, held = split(rows, flags.split, flags.seed)
-        # What differs from a held-out question in its numbers alone is no row to train on.
-        steps.append(
-            drop_overlap(rows, {"the held-out rows": [problem.question for problem in held]}))
-        rows = steps[-1].problems
-        print(steps[-1])
-    _write(flags, rows, steps, tests)
-    if held:
-        write_problems(held_out, held)
-        print(f"held out   {len(held)} rows in {held_out}")
+    return works
 
 
 def _check_free(target: str, *others: Path) -> None:
@@ -265,13 +279,13 @@ def _check_free(target: str, *others: Path) -> None:
 
 
 def questions_of_tests(flags: AgainstFlags) -> dict[str, list[str]]:
-    """The questions of the test sets that --against names. Of `all`, those that cannot be had are named on stderr."""
+    """The questions of the test sets that --against names. Of `all`, those that cannot be loaded
+    are named on stderr."""
     if flags.against == "none":
         return {}
-    published = [name for name, source in SETS.items() if "test" in source.splits]
-    names = published if flags.against == "all" else [
-        name.strip() for name in flags.against.split(",")
-    ]
+    names = [name.strip() for name in flags.against.split(",")]
+    if flags.against == "all":
+        names = [name for name, source in SETS.items() if "test" in source.splits]
     tests = {}
     for name in names:
         try:
@@ -283,27 +297,23 @@ def questions_of_tests(flags: AgainstFlags) -> dict[str, list[str]]:
     return tests
 
 
-def _write(flags: FilterFlags | RecipeFlags, rows: list[Problem], steps: list[Step],
+def _write(flags: FilterFlags | RecipeFlags, rows: list[Problem], steps: list[CurationStep],
            tests: dict) -> None:
-    """The rows, and beside them what each step dropped."""
+    """Write the rows, and beside them what each step dropped."""
     if not rows:
         raise UserError(
             f"{flags.source}: no row is left; the lines above say why, and nothing was written")
     target = Path(flags.target)
+    report = target.with_suffix(".report.json")
     write_problems(target, rows)
-    told = [{
-        "step": step.name, "kept": len(step.problems), "dropped": step.dropped, "noted": step.noted,
-        "examples": step.examples
-    } for step in steps]
-    write_json(
-        target.with_suffix(".report.json"),
-        {**dataclasses.asdict(flags), "tests": sorted(tests), "rows": len(rows), "steps": told})
-    print(
-        f"written    {len(rows)} rows to {target}, the report to {target.with_suffix('.report.json')}"
-    )
+    counts = [{"step": step.name, "kept": len(step.problems), "dropped": step.dropped,
+               "noted": step.noted, "examples": step.examples} for step in steps]
+    write_json(report, {**dataclasses.asdict(flags), "tests": sorted(tests), "rows": len(rows),
+                        "steps": counts})
+    print(f"written    {len(rows)} rows to {target}, the report to {report}")
 
 
-def cook(argv: list[str]) -> None:
+def select(argv: list[str]) -> None:
     """`python augment.py recipe NAME OUT`: a paper's selection, end to end."""
     flags = parse_flags(RecipeFlags, argv, __doc__)
     _check_free(flags.target)
@@ -313,7 +323,7 @@ def cook(argv: list[str]) -> None:
     _write(flags, rows, steps, tests)
 
 
-COMMANDS = {"make": make, "filter": clean, "recipe": cook}
+COMMANDS = {"make": make, "filter": clean, "recipe": select}
 
 
 def main(argv: list[str]) -> None:

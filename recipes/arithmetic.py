@@ -1,27 +1,34 @@
-"""The arithmetic that a worked solution carries: GSM8K's marks `<<48/2=24>>`, read, computed and checked exactly.
+"""Checks the arithmetic in a worked solution: reads GSM8K's marks `<<48/2=24>>` and computes them
+exactly.
 
     python -m recipes.arithmetic "She sold 48/2 = <<48/2=24>>24 clips and <<48+24=73>>73 in all."
 
-A mark is an expression, `=`, and its value. Expressions have numbers, `+ - * /`, percent signs and brackets, and are
-computed in fractions, or kept as trees, by a parser of forty lines; nothing is ever run, and what is longer or deeper
-than any real mark is not read. Numbers of a text are found and written as they stand there: `1,200`, `2.50`.
+A mark is an expression, `=`, and its value:
 
-Source of the marks: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168); tolerance: Yuan et al. 2023 (RFT, arXiv 2308.01825).
+    expression = product {("+" | "-") product}
+    product    = factor {("*" | "/") factor | factor in brackets}
+    factor     = (number | "(" expression ")" | ("-" | "+") factor) {"%"}
+
+A parser of forty lines computes expressions in fractions, or keeps them as trees. Nothing is ever
+run, and an expression that is longer or deeper than any real mark is not read. Numbers in a text
+are found and written in its form: `1,200`, `2.50`.
+
+Source of the marks: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168); tolerance: Yuan et al. 2023 (RFT,
+arXiv 2308.01825).
 """
 
 import sys
 from dataclasses import dataclass
 from fractions import Fraction
+from string import digits
 
 TOLERANCE = Fraction(1, 1000)  # by which a value may be off, as 3.333 is from 10/3
-LONGEST = 200  # characters of an expression, and 20 of a number: published marks stay far below
-DEEPEST = 20  # brackets and signs around each other
+LONGEST_EXPRESSION = 200  # characters; published marks stay far below
+LONGEST_NUMBER = 20  # characters
+DEEPEST_EXPRESSION = 20  # brackets and signs around each other
 PLACES = 4  # decimal places of a number that is written
-DIGITS = "0123456789"
-SAME = {
-    "x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", ":": "/", "−": "-", "–": "-", "[": "(",
-    "]": ")"
-}
+OPERATOR_FORMS = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", ":": "/", "−": "-", "–": "-",
+                  "[": "(", "]": ")"}
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,13 @@ class Mark:
     """One `<<left=value>>` in a text."""
 
     left: str  # the expression before the last `=`
-    value: str  # what stands behind it
+    value: str  # the text after it
     start: int  # of `<<`
-    end: int  # behind `>>`
+    end: int  # after `>>`
 
 
 def marks(text: str) -> list[Mark]:
-    """All `<<...=...>>` of a text in their order; without an `=` it is no mark."""
+    """All `<<...=...>>` of a text in their order. Without an `=` it is no mark."""
     found, at = [], text.find("<<")
     while at >= 0:
         end = text.find(">>", at)
@@ -50,7 +57,10 @@ def marks(text: str) -> list[Mark]:
 
 
 def check(mark: Mark) -> bool | None:
-    """Whether a mark is right, within TOLERANCE; of `a=b=c` all must be equal. None where it cannot be read."""
+    """Whether a mark is right, within TOLERANCE; in `a=b=c` all must be equal.
+
+    None if it cannot be read.
+    """
     try:
         *others, value = (compute(part) for part in (*mark.left.split("="), mark.value))
     except ValueError:
@@ -59,24 +69,25 @@ def check(mark: Mark) -> bool | None:
 
 
 def tokens(expression: str) -> list[str]:
-    """Numbers (as they are written, without commas), operators, brackets and percent signs of an expression.
+    """Numbers (as they are written, without commas), operators, brackets and percent signs of an
+    expression.
 
-    Raises ValueError for any other character; dollar signs and spaces are passed over.
+    Raises ValueError for any other character; dollar signs and spaces are ignored.
     """
-    if len(expression) > LONGEST:
-        raise ValueError(f"longer than {LONGEST} characters")
+    if len(expression) > LONGEST_EXPRESSION:
+        raise ValueError(f"longer than {LONGEST_EXPRESSION} characters")
     found: list[str] = []
     number = ""
     for char in expression.replace(",", "").replace("$", "") + " ":
-        if char in DIGITS + ".":
+        if char in digits + ".":
             number += char
             continue
         if number:
-            if len(number) > 20 or number.count(".") > 1 or number == ".":
+            if len(number) > LONGEST_NUMBER or number.count(".") > 1 or number == ".":
                 raise ValueError(f"{number!r} is no number")
             found.append(number)
             number = ""
-        char = SAME.get(char, char)
+        char = OPERATOR_FORMS.get(char, char)
         if char in "+-*/()%":
             found.append(char)
         elif not char.isspace():
@@ -85,24 +96,27 @@ def tokens(expression: str) -> list[str]:
 
 
 def compute(expression: str) -> Fraction:
-    """The exact value of an expression. Raises ValueError where it cannot be read, or divides by zero.
+    """The exact value of an expression. Raises ValueError if it cannot be read, or divides by zero.
 
     `25%` is 1/4; a number before a bracket multiplies it.
     """
-    parser = _Parser(tokens(expression))
+    parser = _ExpressionParser(tokens(expression))
     value = parser.sum(0)
     if parser.next:
         raise ValueError(f"{parser.next!r} is one too many in {expression!r}")
     return value
 
 
-Tree = int | Fraction | tuple  # the number of an operand, a value that stands for a sign, or (operator, left, right)
+# The number of an operand, a value that stands for a sign, or (operator, left, right).
+Tree = int | Fraction | tuple
 
 
 def tree(expression: str) -> tuple[Tree, list[Fraction]]:
-    """What an expression does, and its operands in their order: `3*(4+5)` -> `("*", 0, ("+", 1, 2))` and [3, 4, 5].
+    """The tree of an expression, and its operands in order: `3*(4+5)` -> `("*", 0, ("+", 1, 2))`
+    and [3, 4, 5].
 
-    `-5` is 0-5 and `25%` is 25/100; that 0 and that 100 are no operands. Raises ValueError where it cannot be read.
+    `-5` is 0-5 and `25%` is 25/100; that 0 and that 100 are no operands. Raises ValueError if it
+    cannot be read.
     """
     parser = _TreeParser(tokens(expression))
     found = parser.sum(0)
@@ -120,11 +134,15 @@ def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:
     return left * right if operator == "*" else left + right if operator == "+" else left - right
 
 
-def evaluate(tree: Tree, operands: list[Fraction], trail: list[Fraction]) -> Fraction:
-    """The value of a tree; the value of each operation is appended to `trail`. Raises ValueError."""
+def tree_value(tree: Tree, operands: list[Fraction], trail: list[Fraction]) -> Fraction:
+    """The value of a tree; appends the value of each operation to `trail`.
+
+    Raises ValueError for a division by zero.
+    """
     if isinstance(tree, tuple):
-        trail.append(
-            apply(tree[0], evaluate(tree[1], operands, trail), evaluate(tree[2], operands, trail)))
+        operator, left, right = tree
+        trail.append(apply(operator, tree_value(left, operands, trail),
+                           tree_value(right, operands, trail)))
         return trail[-1]
     return operands[tree] if isinstance(tree, int) else tree
 
@@ -137,7 +155,10 @@ def contains(tree: Tree, operand: int) -> bool:
 
 
 def expression(tree: Tree, operands: list[Fraction]) -> str:
-    """A tree as text, with brackets where it has another tree on its right or a weaker one on its left."""
+    """A tree as text.
+
+    Brackets stand around a tree on its right, and around a weaker one on its left.
+    """
     if not isinstance(tree, tuple):
         return write(operands[tree] if isinstance(tree, int) else tree, "")
     operator, left, right = tree
@@ -149,8 +170,9 @@ def expression(tree: Tree, operands: list[Fraction]) -> str:
     return operator.join(texts)
 
 
-class _Parser:
-    """Recursive descent, a method for each rank of operators; what it makes of numbers can be overridden."""
+class _ExpressionParser:
+    """Recursive descent, one method for each rank of operators. Here it computes; `number` and
+    `join` can be overridden."""
 
     def __init__(self, tokens: list[str]):
         self.tokens, self.at = tokens, 0
@@ -182,7 +204,7 @@ class _Parser:
 
     def factor(self, depth: int) -> Fraction:
         token = self.take()
-        if depth > DEEPEST:
+        if depth > DEEPEST_EXPRESSION:
             raise ValueError("too deep")
         if token in ("-", "+"):
             value = self.factor(depth + 1)
@@ -191,7 +213,7 @@ class _Parser:
             value = self.sum(depth + 1)
             if self.take() != ")":
                 raise ValueError("a bracket is not closed")
-        elif token and token[0] in DIGITS + ".":
+        elif token and token[0] in digits + ".":
             value = self.number(Fraction(token))
         else:
             raise ValueError(f"{token or 'the end'!r} stands where a number should")
@@ -201,8 +223,8 @@ class _Parser:
         return value
 
 
-class _TreeParser(_Parser):
-    """The same grammar, but nothing is computed."""
+class _TreeParser(_ExpressionParser):
+    """The same grammar, but it computes nothing and keeps the tree."""
 
     def __init__(self, tokens: list[str]):
         super().__init__(tokens)
@@ -230,9 +252,9 @@ class Numeral:
 
 
 def numerals(text: str) -> list[Numeral]:
-    """All numbers of a text: `12`, `1,200`, `2.50`, `.5`; a sign, `$` or `%` is no part of them.
+    """All numbers of a text: `12`, `1,200`, `2.50`, `.5`. A sign, `$` or `%` is no part of them.
 
-    Raises ValueError for one of more than 20 digits.
+    Raises ValueError for one of more than LONGEST_NUMBER characters.
     """
     found, at = [], 0
     while at < len(text):
@@ -242,7 +264,7 @@ def numerals(text: str) -> list[Numeral]:
                 end += 4
         if text[end : end + 1] == "." and _digits(text, end + 1) > end + 1:
             end = _digits(text, end + 1)
-        if end - at > 20:
+        if end - at > LONGEST_NUMBER:
             raise ValueError("a number is too long")
         if end > at:
             found.append(Numeral(text[at:end], Fraction(text[at:end].replace(",", "")), at, end))
@@ -252,28 +274,29 @@ def numerals(text: str) -> list[Numeral]:
 
 def _digits(text: str, at: int) -> int:
     """Where the digits that begin at `at` end."""
-    while at < len(text) and text[at] in DIGITS:
+    while at < len(text) and text[at] in digits:
         at += 1
     return at
 
 
 def write(value: Fraction, like: str) -> str:
-    """A number in the manner of another: commas as there, and two decimal places where it has them (money).
+    """A number in the form of another: with its commas, and with two decimal places if it has two
+    (money).
 
-    Raises ValueError for what has no end within PLACES.
+    Raises ValueError if the number needs more than PLACES decimal places.
     """
     places = max(2 * (like[-3:-2] == "."), places_of(value))
-    digits = str(int(abs(value) * 10**places)).zfill(places + 1)
-    whole = digits[: len(digits) - places]
+    figures = str(int(abs(value) * 10**places)).zfill(places + 1)
+    whole = figures[: len(figures) - places]
     if "," in like:
         whole = f"{int(whole):,}"
     if like.startswith(".") and whole == "0":
         whole = ""
-    return "-" * (value < 0) + whole + ("." + digits[len(digits) - places :] if places else "")
+    return "-" * (value < 0) + whole + ("." + figures[len(figures) - places :] if places else "")
 
 
 def places_of(value: Fraction) -> int:
-    """Decimal places that a value needs. Raises ValueError where PLACES are too few."""
+    """Decimal places that a value needs. Raises ValueError if PLACES are too few."""
     for places in range(PLACES + 1):
         if 10**places % value.denominator == 0:
             return places
@@ -283,7 +306,6 @@ def places_of(value: Fraction) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m recipes.arithmetic TEXT")
+    words = {True: "right", False: "wrong", None: "cannot be read"}
     for mark in marks(sys.argv[1]):
-        print(
-            f"{mark.left} = {mark.value}: { {True: 'right', False: 'wrong', None: 'cannot be read'}[check(mark)]}"
-        )
+        print(f"{mark.left} = {mark.value}: {words[check(mark)]}")

@@ -20,12 +20,12 @@ from fractions import Fraction
 import synthetic
 from answers import extract_answer
 from data import Problem, parse_record
-from recipes.arithmetic import (Numeral, Tree, apply, contains, evaluate, expression, places_of,
+from recipes.arithmetic import (Numeral, Tree, apply, contains, tree_value, expression, places_of,
                                 write)
-from recipes.program import Program, Unfit, article, is_percent, program, value_of, words
+from recipes.program import Program, Unfit, article, is_percent, program, value_of, singular_words
 from runtime import hash_of
 
-TRIES = 2000  # draws of new numbers; most fail at once, at a division that leaves a rest
+DRAWS = 2000  # draws of new numbers; most fail at once, at a division that leaves a rest
 GROWTH = 10  # a new value is at most so many times the old one
 
 
@@ -59,7 +59,7 @@ def draw_fitting(made: Program, rng: random.Random) -> dict[Fraction, Fraction]:
     percents = {n.value for n, _ in made.places[0] if is_percent(question, n)}
     after_a = {n.value for n, _ in made.places[0] if article(question, n) == "a"}
     old, old_trail = made.run({})
-    for _ in range(TRIES):
+    for _ in range(DRAWS):
         numbers = {number: draw(rng, number, number in percents) for number in free}
         try:
             for number, step in bound.items():
@@ -173,7 +173,7 @@ UNDO = {
 def turned_around(made: Program, rng: random.Random) -> Problem:
     """One number of the question becomes x, the answer is given, and the solution works back from it."""
     problem = made.problem
-    if "x" in words(problem.question) or not problem.question.rstrip().endswith("?"):
+    if "x" in singular_words(problem.question) or not problem.question.rstrip().endswith("?"):
         raise Unfit("the question cannot be asked backwards")
     chains = {number: chain for number in made.numbers if (chain := chain_from(made, number))}
     if not chains:
@@ -236,7 +236,7 @@ def undo(shape: Tree, operands: list[Fraction], unknown: int, value: Fraction,
     while isinstance(shape, tuple):
         side = 1 if contains(shape[1], unknown) else 2
         rest = shape[3 - side]
-        other, said = evaluate(rest, operands, []), expression(rest, operands)
+        other, said = tree_value(rest, operands, []), expression(rest, operands)
         if other <= 0 or value <= 0:
             raise ValueError(
                 "x could not be told from its steps, or a sign would have to be written")

@@ -5,11 +5,12 @@
 
 `ask(teacher, chats, folder, samples)` gives every chat its replies:
 
-    1. read FOLDER/replies.jsonl: a reply that is there is never asked for again, so a killed run goes on
+    1. read FOLDER/replies.jsonl: a reply that is there is never asked for again
     2. ask for the others (client.py asks a server, generate.py a checkpoint of our own)
-    3. write each raw reply, usable or not, as a line of that file before it is read, with the request that it answers
-       and the key sha256(teacher, messages, settings): all can be audited
+    3. write each raw reply, usable or not, as a line of that file before it is read, with its
+       request and the key sha256(teacher, messages, settings)
 
+So a killed run goes on, and all can be audited.
 A reply that never came in a usable form is lost: None, never an empty text.
 """
 

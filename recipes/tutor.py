@@ -1,17 +1,24 @@
-"""Solutions that go wrong and are put right, made by rule: a step too early and back, or a tutor in a weak attempt.
+"""Makes solutions that go wrong and are corrected, by rule: a step too early and back, or a tutor
+in a weak attempt.
 
     python -m recipes.tutor              # both, on an embedded problem
 
     retro    a later step is written too early, then `[back]`, then the solution as it is
-    tutor    a weak attempt up to its first wrong step, a sentence that corrects it, and the gold steps not yet done
+    tutor    a weak attempt up to its first wrong step, a sentence that corrects it, and the gold
+             steps that are not yet done
 
-Both are exact: a solution in GSM8K's form carries its steps as marks `<<48/2=24>>`, so that the first wrong step of an
-attempt can be told without a model. A step is wrong where its arithmetic is, or, in an attempt with a wrong answer,
-where neither its equation nor its value is among those of the gold solution; the order of the steps is free. A right
-step of quite another plan is thus taken for a wrong one where the attempt fails later, which no arithmetic can tell.
+Both need no model: a solution in GSM8K's form has its steps as marks `<<48/2=24>>`, so the first
+wrong step of an attempt can be found exactly. A step is wrong
 
-Retrospective enhancement and tutorship amplification: Chen et al. 2025 (arXiv 2501.14002). There a model writes the
-early step and is the tutor; `[back]` is theirs.
+    1. if its arithmetic is wrong; or
+    2. if the attempt has a wrong answer, and neither the step's equation nor its value is among
+       those of the gold solution, in any order.
+
+The limit: a right step of quite another plan counts as wrong if the attempt fails later. No
+arithmetic can see this.
+
+Retrospective enhancement and tutorship amplification: Chen et al. 2025 (arXiv 2501.14002). There a
+model writes the early step and is the tutor; `[back]` is theirs.
 """
 
 import random
@@ -22,25 +29,29 @@ from fractions import Fraction
 import synthetic
 from answers import equivalent, extract_answer
 from data import Problem, parse_record
-from recipes.arithmetic import Mark, Tree, check, compute, evaluate, marks, numerals, tree, write
+from recipes.arithmetic import Mark, Tree, check, compute, tree_value, marks, numerals, tree, write
 from recipes.perturb import child
 from recipes.program import Unfit
 
-LONGEST = 4000  # characters of an attempt, and 40 lines: what is longer has lost its way
-MOST_LINES = 40
+# Characters and lines of an attempt: a longer one has lost its way.
+LONGEST_ATTEMPT, MOST_LINES = 4000, 40
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of an attempt: its first wrong line, or None; why; and the mark that is wrong there."""
+    """What is known of an attempt: its first wrong line, or None; why; and the mark that is wrong
+    there.
+    """
 
     line: int | None
-    reason: str  # "wrong arithmetic", "not in the plan"; without a line: "right", "no marks", "no wrong step found"
+    # "wrong arithmetic", "not in the plan"; without a line: "right", "no marks", "no wrong step
+    # found"
+    reason: str
     mark: Mark | None = None
 
 
 def steps(solution: str) -> list[str]:
-    """The lines before the last one that begins with `####`; all lines where there is none."""
+    """The lines before the last one that begins with `####`; all lines if there is none."""
     lines = solution.split("\n")
     ends = [number for number, line in enumerate(lines) if line.lstrip().startswith("####")]
     return lines[: ends[-1]] if ends else lines
@@ -50,7 +61,10 @@ def steps(solution: str) -> list[str]:
 
 
 def retro(problem: Problem, rng: random.Random) -> Problem:
-    """The solution with a step written before one whose result it uses, and taken back. Raises Unfit (the reason)."""
+    """The solution with a step written before one whose result it uses, and taken back.
+
+    Raises Unfit (the reason).
+    """
     lines = steps(problem.solution)
     if problem.messages:
         raise Unfit("a chat")
@@ -66,12 +80,12 @@ def retro(problem: Problem, rng: random.Random) -> Problem:
         raise Unfit("no step needs an earlier one")
     at, early = rng.choice(choices)
     end = problem.solution.split("\n")[len(lines) :]
-    told = [*lines[:at], lines[early], "[back]", *lines[at:], *end]
-    return child(problem, "retro", problem.question, "\n".join(told))
+    detour = [*lines[:at], lines[early], "[back]", *lines[at:], *end]
+    return child(problem, "retro", problem.question, "\n".join(detour))
 
 
 def _needs(line: str, earlier: str, known: set[Fraction]) -> bool:
-    """Whether a mark of a line has an operand that is the value of a mark of an earlier line, and is not known before."""
+    """Whether a mark of a line has an operand that only the earlier line gives: not in `known`."""
     given = _values(earlier) - known
     return any(given.intersection(_operands(mark)) for mark in marks(line))
 
@@ -91,7 +105,9 @@ def _value(mark: Mark) -> Fraction | None:
 
 
 def judge(attempt: str, problem: Problem) -> Verdict:
-    """The first wrong line of an attempt: a mark (or the number behind it) that is false, or is no gold step."""
+    """The first wrong line of an attempt: a mark (or the number after it) that is false, or is no
+    gold step.
+    """
     is_right = equivalent(problem.answer, extract_answer(attempt))
     known, seen = Plan(problem.solution), False
     for number, line in enumerate(steps(attempt)):
@@ -105,7 +121,7 @@ def judge(attempt: str, problem: Problem) -> Verdict:
 
 
 def _is_repeated(line: str, mark: Mark) -> bool:
-    """Whether the number directly behind `>>`, if there is one, is the mark's value."""
+    """Whether the number directly after `>>`, if there is one, is the mark's value."""
     try:
         first = next(iter(numerals(line[mark.end : mark.end + 40].lstrip(" $"))), None)
     except ValueError:
@@ -118,22 +134,24 @@ class Plan:
 
     def __init__(self, solution: str):
         self.lines = steps(solution)
-        self.marks = [
-            (number, mark) for number, line in enumerate(self.lines) for mark in marks(line)
-        ]
+        self.marks = [(number, mark) for number, line in enumerate(self.lines)
+                      for mark in marks(line)]
         self.done = [False] * len(self.marks)
         self.keys = [key_of(mark) for _, mark in self.marks]
         self.values = [_value(mark) for _, mark in self.marks]
         self.parts = {value for _, mark in self.marks for value in _parts(mark)}
 
     def explains(self, mark: Mark) -> bool:
-        """Whether a right mark is a gold step, has the value of one, or is a part of one: 5+4 of 5+4+3."""
-        return key_of(mark) in self.keys or _value(mark) in self.values or _value(
-            mark) in self.parts
+        """Whether a right mark is a gold step, has the value of one, or is a part of one: 5+4 of
+        5+4+3.
+        """
+        value = _value(mark)
+        return key_of(mark) in self.keys or value in self.values or value in self.parts
 
     def mark_done(self, mark: Mark) -> None:
-        """Take the gold step of this equation, or else of this value, as done: the last one by its equation alone, for by
-        chance of its value nothing would be left to say."""
+        """Mark the gold step of this equation as done, or else the one of this value. The last step
+        is marked by its equation alone: a value that is equal by chance would leave nothing to say.
+        """
         for wanted, kinds in ((key_of(mark), self.keys), (_value(mark), self.values[:-1])):
             for k, kind in enumerate(kinds):
                 if not self.done[k] and kind == wanted:
@@ -141,38 +159,39 @@ class Plan:
                     return
 
     def rest(self) -> list[str]:
-        """The gold lines with a step that is still to do; a step is not, where all that use its result are done."""
+        """The gold lines with a step that is still to do.
+
+        A step is not, if all steps that use its result are done.
+        """
         done = self.done.copy()
         for k in reversed(range(len(done))):
-            users = [
-                j for j in range(k + 1, len(done)) if self.values[k] in _operands(self.marks[j][1])
-            ]
+            users = [j for j in range(k + 1, len(done))
+                     if self.values[k] in _operands(self.marks[j][1])]
             done[k] = done[k] or (bool(users) and all(done[j] for j in users))
-        wanted = {
-            number
-            for (number, _), is_done in zip(self.marks, done, strict=True) if not is_done
-        }
+        wanted = {number for (number, _), is_done in zip(self.marks, done, strict=True)
+                  if not is_done}
         first = min(wanted, default=len(self.lines))
         with_marks = {number for number, _ in self.marks}
-        return [
-            line for n, line in enumerate(self.lines)
-            if n in wanted or (n > first and n not in with_marks)
-        ]
+        return [line for number, line in enumerate(self.lines)
+                if number in wanted or (number > first and number not in with_marks)]
 
 
 def key_of(mark: Mark) -> tuple | None:
-    """An equation whatever the order of its terms and factors: 3+4 and 4+3 have one key. None if unreadable."""
+    """An equation without the order of its terms and factors: 3+4 and 4+3 have one key.
+
+    None if it cannot be read.
+    """
     try:
         shape, operands = tree(mark.left)
     except ValueError:
         return None
-    return _key(shape, operands)
+    return _tree_key(shape, operands)
 
 
-def _key(shape: Tree, operands: list[Fraction]) -> tuple:
+def _tree_key(shape: Tree, operands: list[Fraction]) -> tuple:
     if not isinstance(shape, tuple):
         return ("", operands[shape] if isinstance(shape, int) else shape)
-    sides = [_key(shape[1], operands), _key(shape[2], operands)]
+    sides = [_tree_key(shape[1], operands), _tree_key(shape[2], operands)]
     return (shape[0], *(sorted(sides, key=repr) if shape[0] in "+*" else sides))
 
 
@@ -187,7 +206,7 @@ def _parts(mark: Mark) -> list[Fraction]:
     """The values of the operations within a mark."""
     trail: list[Fraction] = []
     try:
-        evaluate(*tree(mark.left), trail)
+        tree_value(*tree(mark.left), trail)
     except ValueError:
         return []
     return trail
@@ -197,10 +216,13 @@ def _parts(mark: Mark) -> list[Fraction]:
 
 
 def tutor(problem: Problem, attempt: str) -> Problem:
-    """The attempt up to its first wrong step, the tutor's sentence, and the gold steps to the end. Raises Unfit."""
+    """The attempt up to its first wrong step, the tutor's sentence, and the gold steps to the end.
+
+    Raises Unfit.
+    """
     if problem.messages:
         raise Unfit("a chat")
-    if len(attempt) > LONGEST or attempt.count("\n") >= MOST_LINES:
+    if len(attempt) > LONGEST_ATTEMPT or attempt.count("\n") >= MOST_LINES:
         raise Unfit("the attempt is too long")
     verdict = judge(attempt, problem)
     if verdict.line is None:
@@ -223,7 +245,10 @@ def tutor(problem: Problem, attempt: str) -> Problem:
 
 
 def _correction(verdict: Verdict, plan: Plan) -> str:
-    """What the tutor says; a step whose arithmetic alone was wrong is done with it."""
+    """The tutor's sentence.
+
+    If only the arithmetic of a step is wrong, the sentence completes that step.
+    """
     wrong = verdict.mark
     try:
         shown = write(value := compute(wrong.left), "")

@@ -71,7 +71,7 @@ def test_a_model_of_our_own_is_the_teacher_and_an_interrupted_recipe_goes_on(cap
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
-    def interrupted(kitchen):
+    def interrupted(context):
         raise KeyboardInterrupt
         yield
 
@@ -96,7 +96,7 @@ def test_a_row_is_made_once_and_what_a_style_drops_is_counted():
 def test_what_comes_to_nothing_is_an_error_with_its_reasons(capsys):
     write_problems(Path("bare.jsonl"), [Problem("a", "What is 1 + 1?", "#### 2", "2")])
     assert run("make", "perturb", "--dataset", "bare.jsonl", "--output-dir", "out") == 1
-    assert "perturb: nothing came of it (1 " in capsys.readouterr().err
+    assert "perturb: made no row (1 " in capsys.readouterr().err
     assert sum(
         read("out/result.json")["dropped"].values()) == 1 and not Path("out/data.jsonl").exists()
 

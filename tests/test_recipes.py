@@ -8,7 +8,7 @@ import pytest
 from answers import equivalent, extract_answer
 from data import Problem, load_problems
 from recipes.arithmetic import check, marks
-from recipes.recipes import CHANGES, EXPAND, NEEDS_TEACHER, RECIPES, Kitchen
+from recipes.recipes import CHANGES, EXPAND, NEEDS_TEACHER, RECIPES, RecipeContext
 
 CLIPS = Problem("clips",
                 "Natalia sold clips to 48 friends, and half as many in May. How many in all?",
@@ -40,9 +40,9 @@ class Scripted:
 
 def cook(recipe, tmp_path, say=None, problems=(CLIPS,), student=None, **more):
     teacher = Scripted(say) if say else None
-    kitchen = Kitchen(recipe, list(problems), tmp_path, teacher, student and Scripted(student),
+    context = RecipeContext(recipe, list(problems), tmp_path, teacher, student and Scripted(student),
                       **more)
-    return list(RECIPES[recipe](kitchen)), kitchen
+    return list(RECIPES[recipe](context)), context
 
 
 def listed(*texts):
@@ -54,10 +54,10 @@ def listed(*texts):
 
 def test_responses_keep_the_answers_that_the_grader_agrees_with(tmp_path):
     said = listed(r"Half is 24, so \boxed{72}.", "I think 70.", "", "It is 72.")
-    made, kitchen = cook("responses", tmp_path, said, samples=4)
+    made, context = cook("responses", tmp_path, said, samples=4)
     assert [problem.solution for problem in made] == [r"Half is 24, so \boxed{72}.", "It is 72."]
-    assert kitchen.dropped == {"another answer than the gold one": 1, "lost": 1}
-    assert kitchen.cost["requests"] == 4 and kitchen.cost["new_tokens"] == 20
+    assert context.dropped == {"another answer than the gold one": 1, "lost": 1}
+    assert context.cost["requests"] == 4 and context.cost["new_tokens"] == 20
 
 
 def test_responses_without_the_check_keep_wrong_answers_too_as_the_paper_did(tmp_path):
@@ -82,10 +82,10 @@ def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_on
         "<<48/2=24>>24\n#### 24",
         "#### 72",
     )
-    made, kitchen = cook("rft", tmp_path, said, samples=6,
+    made, context = cook("rft", tmp_path, said, samples=6,
                          check=False)  # which is for other recipes
     assert [problem.origin["kind"] for problem in made] == ["gold", "1"]
-    assert kitchen.dropped == {
+    assert context.dropped == {
         "the same equations as another solution": 2, "wrong arithmetic on the way": 1,
         "another answer than the gold one": 1,
         "a bare answer, where the gold solution calculates": 1
@@ -94,13 +94,13 @@ def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_on
 
 def test_other_ways_are_asked_for_with_the_gold_one_in_sight_and_must_be_other_and_right(tmp_path):
     said = listed(CLIPS.solution, "48*1.5 = <<48*1.5=72>>72\n#### 72", "#### 5")
-    made, kitchen = cook("diversify", tmp_path, said, samples=3)
+    made, context = cook("diversify", tmp_path, said, samples=3)
     assert [problem.solution for problem in made] == ["48*1.5 = <<48*1.5=72>>72\n#### 72"]
-    assert set(kitchen.dropped) == {
+    assert set(context.dropped) == {
         "the same equations as another solution", "another answer than the gold one"
     }
     assert all(
-        CLIPS.question in heard and CLIPS.solution in heard for heard in kitchen.teacher.heard)
+        CLIPS.question in heard and CLIPS.solution in heard for heard in context.teacher.heard)
 
 
 # ------------------------------------------------------------------------------------ new questions
@@ -112,11 +112,11 @@ def test_new_questions_are_answered_by_majority_with_its_share_as_confidence(tmp
             return f"New question {sum(map(ord, text))}?"
         return ["So #### 5", "Hm, #### 6", "Thus 10/2 = \\boxed{5.0}"][sample]
 
-    made, kitchen = cook("queries", tmp_path, say, samples=3)
+    made, context = cook("queries", tmp_path, say, samples=3)
     assert [problem.origin["kind"] for problem in made] == list(CHANGES)
     assert {(problem.answer, problem.solution, problem.origin["confidence"])
             for problem in made} == {("5", "So #### 5", 2 / 3)}
-    assert len({problem.question for problem in made}) == len(CHANGES) and kitchen.dropped == {}
+    assert len({problem.question for problem in made}) == len(CHANGES) and context.dropped == {}
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_new_questions_are_answered_by_majority_with_its_share_as_confidence(tmp
         ("A new question?", ["I do not know.", "Nor do I."], "no majority for an answer"),
     ])  # fmt: skip
 def test_a_new_question_that_is_none_or_has_no_answer_is_left_out(tmp_path, new, answers, reason):
-    made, kitchen = cook("expand", tmp_path, lambda text, sample: new
+    made, context = cook("expand", tmp_path, lambda text, sample: new
                          if "Here is" in text else answers[sample], samples=2, agreement=0.6)
-    assert made == [] and kitchen.dropped[reason] >= 1 and sum(
-        kitchen.dropped.values()) >= len(EXPAND)
+    assert made == [] and context.dropped[reason] >= 1 and sum(
+        context.dropped.values()) >= len(EXPAND)
 
 
 # ------------------------------------------------------------------------------------------ by rule
@@ -143,8 +143,8 @@ def test_a_new_question_that_is_none_or_has_no_answer_is_left_out(tmp_path, new,
 @pytest.mark.parametrize("recipe, hard", [("perturb", False), ("perturb", True), ("retro", False)])
 def test_rules_need_no_teacher_and_make_right_rows(tmp_path, recipe, hard):
     problems = load_problems("mini-gsm", limit=40)
-    made, kitchen = cook(recipe, tmp_path, problems=problems, samples=3, hard=hard)
-    assert len(made) + sum(kitchen.dropped.values()) == 120 and len(made) > 40
+    made, context = cook(recipe, tmp_path, problems=problems, samples=3, hard=hard)
+    assert len(made) + sum(context.dropped.values()) == 120 and len(made) > 40
     for problem in made:
         assert equivalent(problem.answer, extract_answer(problem.solution)) and all(
             map(check, marks(problem.solution)))
@@ -162,11 +162,11 @@ def test_what_a_rule_makes_does_not_depend_on_the_other_problems(tmp_path):
 
 def test_what_the_rule_cannot_do_is_the_teachers(tmp_path):
     unmarked = Problem("bare", "What is 2 + 2?", "It is 4.\n#### 4", "4")
-    made, kitchen = cook("perturb", tmp_path, lambda text, sample: "What is 3 + 3?"
+    made, context = cook("perturb", tmp_path, lambda text, sample: "What is 3 + 3?"
                          if "Here is" in text else "#### 6", problems=[unmarked])
     assert [(problem.question, problem.answer, problem.origin["kind"]) for problem in made
             ] == [("What is 3 + 3?", "6", "simple")]
-    assert sum(kitchen.dropped.values()) == 1  # the reason why the rule could not
+    assert sum(context.dropped.values()) == 1  # the reason why the rule could not
 
 
 # ----------------------------------------------------------------------------------------- tutoring
@@ -175,11 +175,11 @@ SLIP = "48/2 = <<48/2=26>>26 in May.\n48+26 = <<48+26=74>>74 in all.\n#### 74"
 
 
 def test_a_weak_attempt_is_corrected_at_its_first_wrong_step_by_rule(tmp_path):
-    made, kitchen = cook("tutor", tmp_path, student=listed(SLIP, CLIPS.solution, SLIP), samples=3)
+    made, context = cook("tutor", tmp_path, student=listed(SLIP, CLIPS.solution, SLIP), samples=3)
     (problem,) = made  # the same attempt again gives no second row
     assert problem.solution.startswith(SLIP.splitlines()[0]) and "74" not in problem.solution
     assert extract_answer(problem.solution) == "72" and problem.origin["student"] == "scripted"
-    assert kitchen.dropped == {"the attempt is right": 1}
+    assert context.dropped == {"the attempt is right": 1}
 
 
 def test_an_attempt_that_no_rule_can_judge_is_the_teachers(tmp_path):
@@ -189,13 +189,13 @@ def test_an_attempt_that_no_rule_can_judge_is_the_teachers(tmp_path):
         "bare": "1", "lineless": "All of it."
     }
     for kind, kept in (("good", 1), ("wrong", 0), ("bare", 0), ("lineless", 0)):
-        made, kitchen = cook("tutor", tmp_path / kind, lambda text, sample: replies[kind],
+        made, context = cook("tutor", tmp_path / kind, lambda text, sample: replies[kind],
                              student=listed(attempt))
-        assert len(made) == kept, kitchen.dropped
+        assert len(made) == kept, context.dropped
         if made:
             assert made[
                 0].solution == "Half of 48 is 26.\nHalf of 48 is 24, not 26.\nIn all 72.\n#### 72"
-            assert "1. Half of 48 is 26." in kitchen.teacher.heard[0]
+            assert "1. Half of 48 is 26." in context.teacher.heard[0]
 
 
 # --------------------------------------------------------------------------------------------- laws
@@ -230,6 +230,6 @@ def test_every_row_tells_recipe_parent_and_seed_and_of_whom_it_was_asked(tmp_pat
 
 
 def test_nothing_is_asked_twice(tmp_path):
-    first, kitchen = cook("responses", tmp_path, listed("It is 72.", "So 72."), samples=2)
+    first, context = cook("responses", tmp_path, listed("It is 72.", "So 72."), samples=2)
     again, later = cook("responses", tmp_path, listed("never", "said"), samples=2)
-    assert again == first and len(kitchen.teacher.heard) == 2 and later.teacher.heard == []
+    assert again == first and len(context.teacher.heard) == 2 and later.teacher.heard == []

@@ -13,7 +13,7 @@ from answers import equivalent, extract_answer
 from data import Problem, parse_record, read_problems
 from recipes.arithmetic import check, compute, marks
 from recipes.program import Unfit
-from recipes.tutor import LONGEST, Plan, judge, retro, steps, tutor
+from recipes.tutor import LONGEST_ATTEMPT, Plan, judge, retro, steps, tutor
 
 GOLD = """She sold 48/2 = <<48/2=24>>24 clips in May.
 That makes 48+24 = <<48+24=72>>72 clips.
@@ -200,7 +200,7 @@ def test_a_wrong_operand_is_a_step_that_does_not_follow():
 @pytest.mark.parametrize("attempt, reason", [
     (GOLD, "attempt is right"), ("", "no marks"), ("#### 5", "no marks"), ("words", "no marks"),
     (text(MAY, "#### 24"), "no wrong step"),
-    ("<<1+1=3>>" * LONGEST, "too long"), ("\n" * 50, "too long"), ("x" * 100_000, "too long"),
+    ("<<1+1=3>>" * LONGEST_ATTEMPT, "too long"), ("\n" * 50, "too long"), ("x" * 100_000, "too long"),
     (r"\boxed{7} <<1+1=3>>", "hides the answer"),
 ])  # fmt: skip
 def test_an_attempt_that_cannot_be_tutored_is_left(attempt, reason):
