@@ -37,7 +37,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Problem, has_split, known_names, load_problems
+from data import Problem, has_split, load_problems
 from flags import flag, given_flags, run_command
 from generate import MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked
 from model import Qwen2
@@ -277,7 +277,8 @@ def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
 class Flags(ApiFlags, SamplingFlags):
     """The flags of `python evaluate.py`."""
 
-    dataset: str = flag("mini-gsm", f"problems, of sets their test split: one of {known_names()}")
+    dataset: str = flag("mini-gsm", "problems: a set's name (its test split; python sources.py "
+                        "lists them), or a JSON or JSONL file")
     limit: int | None = flag(
         None, "number of problems (default: 500 of an embedded set, all of a file)", least=1)
     shots: int = flag(0, "worked training examples, drawn by --seed, before each question as turns"
