@@ -147,7 +147,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         main(argv)
-        sys.stdout.flush()  # here, where a closed pipe is still caught
+        sys.stdout.flush()  # while a closed pipe is caught
         return 0
     except BrokenPipeError:  # `... | head`: the reader has seen enough
         # Without this the flush at exit would fail again.

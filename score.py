@@ -268,7 +268,7 @@ def report_lines(result: dict) -> list[str]:
     samples = result["samples"]
     lines = [_losses(result)] if result.get("lost") else []
     lines.append(f"{'':24s}accuracy     95 % interval  no answer     cut")
-    lines += _three_scores(result) + _votes(result) + _parts(result)
+    lines += _three_scores(result) + _votes(result) + _rows_by_part(result)
     if samples > 1:
         lines += _curves(result)
     mean = result["mean_tokens"]
@@ -322,7 +322,7 @@ def _votes(result: dict) -> list[str]:
     return lines
 
 
-def _parts(result: dict) -> list[str]:
+def _rows_by_part(result: dict) -> list[str]:
     """The score of each level and subject. Their names come from a file, and may hold anything."""
     lines = []
     for field, prefix in (("level", "level "), ("subject", "")):

@@ -72,8 +72,8 @@ def split_gain(before: dict, after: dict) -> dict[str, float]:
     """Split the gain in accuracy between two results into `more_answers` and `more_right_answers`.
 
     accuracy = a·r: the share a of completions with an answer, times the share r of right ones
-    among those. The gain a1·r1 - a0·r0 is a sum of two parts: (a1 - a0)·r0, more answers of the old
-    quality, and a1·(r1 - r0), better answers.
+    among them. The gain a1·r1 - a0·r0 is a sum of two parts: (a1 - a0)·r0, more answers of the
+    old quality, and a1·(r1 - r0), better answers.
     """
     a0, a1 = 1 - before["no_answer_rate"], 1 - after["no_answer_rate"]
     r0 = before["accuracy"] / a0 if a0 else 0.0

@@ -99,7 +99,7 @@ class Event:
 
 
 def _divisor(name: str, most: int) -> Callable:
-    """Draws a number of 2..most that divides the amount. If none does it is 2: `tell` refuses
+    """Draws a number of 2..most that divides the amount. If none does it is 2: `add` refuses
     it."""
     return lambda rng, x, top: {
         name: rng.choice([n for n in range(2, most + 1) if x % n == 0] or [2])}
@@ -201,7 +201,7 @@ class Story:
         self.steps: list[list[tuple]] = []  # the lines of each event, with numbers for their names
         self.key: tuple = (self.start,)  # then kinds of events, and their numbers
 
-    def tell(self, kind: str, event: Event) -> bool:
+    def add(self, kind: str, event: Event) -> bool:
         """Let the event happen. If a result is not whole or not in 1..largest, return False."""
         numbers = event.draw(self.rng, self.amount, self.largest)
         spoken = {"times": TIMES.get(numbers.get("k")), "part": PARTS.get(numbers.get("p"))}
@@ -264,11 +264,11 @@ def draw_story(rng: random.Random, steps: int, largest: int) -> Story:
         left = steps - len(CLOSINGS[closing].lines)
         for _ in range(4 * steps):
             kind = rng.choice([kind for kind, event in EVENTS.items() if len(event.lines) <= left])
-            if story.tell(kind, EVENTS[kind]):
+            if story.add(kind, EVENTS[kind]):
                 left -= len(EVENTS[kind].lines)
             if left == 0:
                 break
-        if left == 0 and story.tell(closing, CLOSINGS[closing]):
+        if left == 0 and story.add(closing, CLOSINGS[closing]):
             return story
 
 

@@ -14,7 +14,7 @@ import torch
 
 import evaluate as module
 from checkpoint import load_model
-from data import Problem, load_problems
+from data import EMBEDDED_COUNTS, Problem, load_problems
 from evaluate import evaluate, worked_examples
 from flags import run_command
 from generate import Completion
@@ -134,7 +134,8 @@ def flags(**changes) -> module.Flags:
     return module.Flags(**changes)
 
 
-def test_shots_are_drawn_by_the_seed_from_the_training_split():
+def test_shots_are_drawn_by_the_seed_from_the_training_split(monkeypatch):
+    monkeypatch.setitem(EMBEDDED_COUNTS, "train", 400)  # drawn four times below
     problems = load_problems("mini-gsm", "test", 50)
     four = worked_examples(flags(shots=4, seed=1), problems)
     assert len({shot.question

@@ -23,7 +23,7 @@ STOPS = {7, 8, 9, 10, 11}
 
 
 def make_model(positions: int = 128, **changes) -> Qwen2:
-    """A small model with large random weights: its texts differ and do not end in a loop at once."""
+    """A small model with large random weights: its texts differ, and no loop ends them at once."""
     sizes = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
                  num_attention_heads=6, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
                  rope_theta=1e4, tie_word_embeddings=False)
