@@ -121,7 +121,7 @@ def has_split(name: str, split: str) -> bool:
     return name in sources.SETS and split in sources.SETS[name].splits
 
 
-def test_set_of(name: str) -> str | None:
+def usual_test_set(name: str) -> str | None:
     """The other set that measures a training on this one, by custom; None if there is none."""
     if name in synthetic.DATASETS:
         return None

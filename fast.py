@@ -245,7 +245,7 @@ def _loss_then_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None)
     return total
 
 
-def summed_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
+def chunked_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
                 weights: Tensor | None = None) -> Tensor:
     """Plain: Qwen2.summed_loss."""
     return ChunkedCrossEntropy.apply(hidden, self.head_weight, targets, weights)
@@ -256,7 +256,7 @@ def summed_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
 REPLACED = {  # class -> {what of it: by what}
     RMSNorm: {"forward": rms_norm},
     MLP: {"forward": mlp},
-    Qwen2: {"summed_loss": summed_loss},
+    Qwen2: {"summed_loss": chunked_loss},
 }
 
 

@@ -28,7 +28,7 @@ import fast
 from adapters import Tuning
 from checkpoint import as_saved, checkpoints, find_model, load_model, save_model, step_of
 from data import (Example, Problem, batch_indices, chat_examples, document_examples, show,
-                  test_set_of, train_and_test)
+                  usual_test_set, train_and_test)
 from evaluate import evaluate
 from flags import Terminated, deferred_interrupts, flag, given_flags, run_command
 from methods import METHODS, find_method, flags_of, load_run, read_run, result_folder
@@ -200,7 +200,7 @@ def read_flags(argv: list[str]) -> tuple[Flags, object]:
     method = find_method(words["method"])
     refuse_other_methods(words, method)
     usual = DEFAULTS[size] | method.DEFAULTS[size]
-    usual["eval_dataset"] = test_set_of(words.get("dataset", Flags.dataset))
+    usual["eval_dataset"] = usual_test_set(words.get("dataset", Flags.dataset))
     if lengths:
         usual = {name: value for name, value in usual.items() if name not in LENGTHS}
     return base_flags(usual | words), flags_of(method, words)

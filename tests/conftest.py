@@ -1,5 +1,5 @@
-"""What several tests share: a small tokenizer of Qwen's kind, small random models made by transformers, a worked problem in short
-form, and a server of files."""
+"""What several tests share: a small tokenizer of Qwen's kind, small random models made by
+transformers, a worked problem in short form, and a server of files."""
 
 import contextlib
 import hashlib
@@ -23,26 +23,24 @@ from model import Config, Qwen2
 from recipes.arithmetic import marks
 from tools import download
 
-# The template as Qwen2.5-Instruct renders a chat without tools; SYSTEM stands for the checkpoint's default.
+# The template as Qwen2.5-Instruct renders a chat without tools; SYSTEM stands for the checkpoint's
+# default.
 TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' %}\n"
-    "    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n"
-    "{%- else %}\n"
-    "    {{- '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}\n"
-    "{%- endif %}\n"
+    "    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n{%- else %}\n"
+    "    {{- '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}\n{%- endif %}\n"
     "{%- for message in messages %}\n"
     "    {%- if (message.role == 'user') or (message.role == 'system' and not loop.first)"
     " or (message.role == 'assistant') %}\n"
-    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
-    "    {%- endif %}\n"
-    "{%- endfor %}\n"
-    "{%- if add_generation_prompt %}\n"
-    "    {{- '<|im_start|>assistant\\n' }}\n"
-    "{%- endif %}\n")
+    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' "
+    "}}\n    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n"
+    "    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n")
 DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-# How Qwen2.5 cuts text before byte-pair encoding: words, single digits, punctuation, line ends, spaces.
+# How Qwen2.5 cuts text before byte-pair encoding: words, single digits, punctuation, line ends,
+# spaces.
 SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 TEXTS = [
     "system\nYou are a helpful assistant.", "user\nWhat is 12 + 34?",
@@ -52,7 +50,9 @@ TEXTS = [
 
 def write_tokenizer(
     folder: Path, template: str = TEMPLATE.replace("SYSTEM", DEFAULT_SYSTEM)) -> Path:
-    """A byte-pair tokenizer with Qwen's cuts, normal form and special tokens, trained on three lines of text."""
+    """A byte-pair tokenizer with Qwen's cuts, normal form and special tokens, trained on three
+    lines of text.
+    """
     fast = Tokenizer(models.BPE())
     fast.normalizer = normalizers.NFC()
     cut = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
@@ -79,7 +79,9 @@ def write_tokenizer(
 
 
 def reference_model(**changes):
-    """A Qwen2 of transformers in fp32, small, every number of it random; `changes` are settings of its config."""
+    """A Qwen2 of transformers in fp32, small, every number of it random; `changes` are settings of
+    its config.
+    """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     settings = dict(
@@ -115,7 +117,10 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
-    """A whole checkpoint, small and random, as transformers 5 saves it. Shared by all tests: read only."""
+    """A whole checkpoint, small and random, as transformers 5 saves it.
+
+    Shared by all tests: read only.
+    """
     folder = write_tokenizer(tmp_path_factory.mktemp("checkpoint"))
     reference_model().save_pretrained(folder)
     return folder
@@ -168,7 +173,9 @@ def some_examples(count: int, seed: int = 0) -> list[Example]:
 
 
 def worked(question: str, *lines: str) -> Problem:
-    """A problem from lines in which `[48/2=24]` stands for `48/2 = <<48/2=24>>24`; the last mark is the answer."""
+    """A problem from lines in which `[48/2=24]` stands for `48/2 = <<48/2=24>>24`; the last mark is
+    the answer.
+    """
     solution = re.sub(r"\[([^=\]]+)=([^\]]+)\]", r"\1 = <<\1=\2>>\2", "\n".join(lines))
     answer = marks(solution)[-1].value if marks(solution) else "0"
     return Problem("p", question, f"{solution}\n#### {answer}", answer)
@@ -186,7 +193,9 @@ HASH = hashlib.sha256(BODY).hexdigest()
 
 
 class Files(BaseHTTPRequestHandler):
-    """Answers with server.body, whole or the range asked for; server.script says what goes wrong, by request."""
+    """Answers with server.body, whole or the range asked for; server.script says what goes wrong,
+    by request.
+    """
 
     def do_GET(self) -> None:
         server = self.server

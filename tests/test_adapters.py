@@ -68,7 +68,8 @@ def test_a_folder_is_read_back_and_refused_if_it_sets_what_is_unknown(tmp_path):
     save_adapter(tmp_path / "a", {"peft_type": "X", "r": 2}, {"t": torch.ones(2)}, "some/base")
     settings, tensors = read_adapter(tmp_path / "a", "X", {"r"})
     assert settings["base_model_name_or_path"] == "some/base" and tensors["t"].tolist() == [1, 1]
-    with pytest.raises(UserError, match="adapter_config.json: sets r, which mathft does not support"):
+    with pytest.raises(UserError, match="adapter_config.json: sets r, which mathft does not "
+                                        "support"):
         read_adapter(tmp_path / "a", "X", set())
     with pytest.raises(UserError, match="peft_type is 'X', and 'Y' is expected"):
         read_adapter(tmp_path / "a", "Y", {"r"})
@@ -88,7 +89,9 @@ def test_checks_name_file_setting_and_need(tmp_path):
         check_settings(tmp_path / "c.json", {"r": "x"}, {"r": (False, "a number")})
     tensors = {"a": torch.ones(2), "b": torch.ones(3)}
     check_tensors(tmp_path, tensors, {"a": (2,), "b": (3,)})
-    for shapes, said in (({"a": (2,)}, "also holds b"), ({"a": (2,), "b": (3,), "c": (1,)}, "lacks c"),
-                         ({"a": (2,), "b": (4,)}, r"b is \[3\], not \[4\]")):
+    for shapes, said in (({"a": (2, )}, "also holds b"), ({"a": (2, ), "b": (3, ),
+                                                           "c": (1, )}, "lacks c"), ({
+                                                               "a": (2, ), "b": (4, )
+                                                           }, r"b is \[3\], not \[4\]")):
         with pytest.raises(UserError, match=said):
             check_tensors(tmp_path, tensors, shapes)

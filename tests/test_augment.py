@@ -1,4 +1,6 @@
-"""augment.py: the three commands as a user types them, what they leave in their folders, and what they refuse."""
+"""augment.py: the three commands as a user types them, what they leave in their folders, and what
+they refuse.
+"""
 
 import json
 from pathlib import Path

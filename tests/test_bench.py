@@ -24,7 +24,9 @@ CPU = torch.device("cpu")
 
 
 def test_operations_of_the_half_billion_shape():
-    """Counted by hand: 357.8 M elements in the layers' maps, 136.1 M in the head, 8.8 M in LoRA; 58 % are targets."""
+    """Counted by hand: 357.8 M elements in the layers' maps, 136.1 M in the head, 8.8 M in LoRA; 58
+    % are targets.
+    """
     share = 0.58
     counted = {case: flop_per_token(case, SHAPES["0.5B"], share) / 1e9 for case in bench.TRAINING}
     assert counted == pytest.approx(
@@ -111,7 +113,9 @@ def test_the_sides_take_turns(tmp_path):
 
 
 def test_a_process_that_fails_is_one_line_and_the_rest_goes_on(tmp_path, capfd):
-    """A model with few positions: training finds problems that fit, decoding has no room for its 128 tokens."""
+    """A model with few positions: training finds problems that fit, decoding has no room for its
+    128 tokens.
+    """
     for file in (ROOT / "tiny").iterdir():
         if file.name != "config.json":
             (tmp_path / file.name).symlink_to(file)

@@ -1,4 +1,6 @@
-"""Checkpoints in every spelling, what we save in transformers, what is broken in one line, and the hub."""
+"""Checkpoints in every spelling, what we save in transformers, what is broken in one line, and the
+hub.
+"""
 
 import json
 import os
@@ -59,7 +61,9 @@ def change_json(path: Path, **changes) -> None:
 
 
 def change_weights(folder: Path, **changes) -> None:
-    """Put tensors into the single weights file under names with `__` for the dots; None takes one away."""
+    """Put tensors into the single weights file under names with `__` for the dots; None takes one
+    away.
+    """
     tensors = load_file(folder / "model.safetensors")
     tensors |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
     kept = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
@@ -132,7 +136,9 @@ def test_weights_are_cast_to_the_wanted_dtype(stored, wanted, folder):
 
 
 def test_absent_settings_that_have_one_meaning(folder):
-    """No head_dim is D / H; no tie_word_embeddings is transformers' false; no rope_type is plain positions."""
+    """No head_dim is D / H; no tie_word_embeddings is transformers' false; no rope_type is plain
+    positions.
+    """
     before = read_config(folder)
     change_json(folder / "config.json", rope_parameters={"rope_theta": 1e6},
                 rope_scaling={"type": "default"})
@@ -286,24 +292,21 @@ def test_nothing_that_exists_is_overwritten(tiny_folder, folder):
 
 
 def test_a_full_disk_leaves_what_was_there(tiny_folder, tmp_path):
-    """A process that may write no file above 30 KB stands for a disk that fills up in the middle of the weights."""
+    """A process that may write no file above 30 KB stands for a disk that fills up in the middle of
+    the weights.
+    """
     script = (
-        "import resource, signal, sys, torch\n"
-        "from pathlib import Path\n"
+        "import resource, signal, sys, torch\nfrom pathlib import Path\n"
         "from checkpoint import load_model, save_model, save_state\n"
-        "from runtime import UserError, write_tensors\n"
-        "source, target = map(Path, sys.argv[1:])\n"
+        "from runtime import UserError, write_tensors\nsource, target = map(Path, sys.argv[1:])\n"
         "model = load_model(source, 'cpu', torch.float32, torch.float32)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
         "large = {'t': torch.zeros(10_000)}\n"
         "for save in (lambda: save_model(model, target / 'model', source),\n"
         "             lambda: save_state(target / 'step-5', large, {'step': 5}),\n"
-        "             lambda: write_tensors(target / 'old.safetensors', large)):\n"
-        "    try:\n"
-        "        save()\n"
-        "        print('saved?')\n"
-        "    except UserError as error:\n"
+        "             lambda: write_tensors(target / 'old.safetensors', large)):\n    try:\n"
+        "        save()\n        print('saved?')\n    except UserError as error:\n"
         "        print(error)\n"
     )
     save_file({"t": torch.ones(3)}, tmp_path / "old.safetensors")
@@ -371,8 +374,11 @@ def test_a_broken_training_state_is_named(tmp_path):
 def tuned(tmp_path) -> Path:
     """A run of LoRA on the embedded model, with a system prompt of its own."""
     folder = tmp_path / "run"
-    words = ["--method", "lora", "--steps", "6", "--limit", "64", "--batch-size", "8", "--eval-limit",
-             "0", "--system", "Say it's \"so\"\nin 数字.", "--dtype", "fp32", "--output-dir", str(folder)]
+    words = [
+        "--method", "lora", "--steps", "6", "--limit", "64", "--batch-size", "8", "--eval-limit",
+        "0", "--system", "Say it's \"so\"\nin 数字.", "--dtype", "fp32", "--output-dir",
+        str(folder)
+    ]
     assert run_command(mathft.main, words) == 0
     return folder
 
@@ -386,7 +392,8 @@ def test_an_exported_run_opens_in_transformers_with_the_same_texts(tuned, tmp_pa
     assert run_command(checkpoint.main, words) == 0
     assert str(out) in capsys.readouterr().out
     run = load_run(tuned, "cpu", torch.float32)
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(
+        out)
     settings = theirs.generation_config
     assert settings.eos_token_id == sorted(run.tokenizer.stop_ids)
     assert not settings.do_sample and settings.repetition_penalty in (None, 1.0)
@@ -416,7 +423,8 @@ def test_export_keeps_the_stored_dtype_and_refuses_what_it_cannot_do(tuned, tmp_
     for words, code, said in (
             (["export", str(tuned), str(tmp_path / "out")], 1, "exists and is not empty"),
             (["export", str(tmp_path), str(tmp_path / "x")], 1, "no run directory of mathft.py"),
-            (["export", str(tuned)], 2, "required"), (["a", "b"], 2, "usage: python checkpoint.py")):
+            (["export", str(tuned)], 2, "required"), (["a", "b"], 2, "usage: python "
+                                                                     "checkpoint.py")):
         assert run_command(checkpoint.main, words) == code
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1
@@ -436,7 +444,9 @@ def test_a_prefix_is_not_exported(tmp_path, capsys):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A stand-in for huggingface.co on the loopback: the repository us/tiny at one commit, and some that fail."""
+    """A stand-in for huggingface.co on the loopback: the repository us/tiny at one commit, and some
+    that fail.
+    """
 
     COMMIT = "0123456789abcdef0123456789abcdef01234567"
     MISSING, GATED = (404, {"X-Error-Code": "RepoNotFound"}), (403, {"X-Error-Code": "GatedRepo"})
@@ -495,13 +505,12 @@ def hub(folder):
 
 
 def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
-    """Load models by hub id in a process of its own (the client reads its settings at import); what came of each."""
+    """Load models by hub id in a process of its own (the client reads its settings at import); what
+    came of each.
+    """
     script = (
-        "import sys, torch\n"
-        "from checkpoint import find_model, load_model\n"
-        "from runtime import UserError\n"
-        "for name in sys.argv[1:]:\n"
-        "    try:\n"
+        "import sys, torch\nfrom checkpoint import find_model, load_model\n"
+        "from runtime import UserError\nfor name in sys.argv[1:]:\n    try:\n"
         "        folder = find_model(name)\n"
         "        load_model(folder, 'cpu', torch.float32, torch.float32)\n"
         "        print(*sorted(file.name for file in folder.iterdir()))\n"

@@ -27,14 +27,16 @@ from stand_in import (KEY, answer_to, api, body_of, chats_of,  # noqa: F401 (two
         (stream_of("so| |4"), Reply("so 4", "", "stop", 7, 5)),
         (stream_of("4", finish=None), Reply("4", "", "stop", 7, 5)),  # [DONE] alone is an end
         (stream_of("4", end=""), Reply("4", "", "stop", 7, 5)),  # and so is a reason
-        ('data:{"choices":[{"delta":{"reasoning_content":"hm","content":null}}]}\ndata: {"choices":[{"delta":{"content":'
+        ('data:{"choices":[{"delta":{"reasoning_content":"hm","content":null}}]}\ndata: '
+         '{"choices":[{"delta":{"content":'
          '"\u20284"},"finish_reason":"length"}]}', Reply("\u20284", "hm", "length")),
         ('{"choices": [{"message": {"content": "4"}}]}', Reply("4")),  # nothing more is told
         ('{"choices": [{"message": {"content": "4 \\ud800"}, "finish_reason": "eos"}]}',
          Reply("4 ?")),
         ('{"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}',
          Reply("", "", "length")),  # all reasoned
-        ('{"choices": [{"message": {"content": "4"}}], "usage": {"prompt_tokens": -1, "completion_tokens": true}}',
+        ('{"choices": [{"message": {"content": "4"}}], "usage": {"prompt_tokens": -1, '
+         '"completion_tokens": true}}',
          Reply("4")),
         (body_of(" "), Reply(" ", "", "stop", 7, 5, fault="empty")),
         (body_of("No.", refusal="No."), Reply("No.", "", "stop", 7, 5, fault="refused")),

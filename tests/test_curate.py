@@ -1,4 +1,6 @@
-"""The steps of curation: what each keeps, drops and changes, as tables; and the laws that hold for any rows."""
+"""The steps of curation: what each keeps, drops and changes, as tables; and the laws that hold for
+any rows.
+"""
 
 import os
 import random
@@ -101,7 +103,10 @@ def test_a_box_is_opened_and_its_content_stays(text, opened):
 
 
 def assert_law(problems: list[Problem]) -> Counter:
-    """One form, the same answer, and twice is as good as once. Returns how many were kept in each style."""
+    """One form, the same answer, and twice is as good as once.
+
+    Returns how many were kept in each style.
+    """
     kept, answers = Counter(), {problem.id: stated_answer(problem.solution) for problem in problems}
     for style, other in (("gsm8k", "boxed"), ("boxed", "gsm8k")):
         once = unify(problems, style)
@@ -212,7 +217,8 @@ def test_duplicates_are_those_of_question_and_solution():
 
     assert kept(kind="exact") == "acdefg"
     assert kept(kind="normalised") == "adefg"
-    # e differs in one word of 26, which leaves a Jaccard index of 0.79; d and f in more; g in its answer.
+    # e differs in one word of 26, which leaves a Jaccard index of 0.79; d and f in more; g in its
+    # answer.
     assert kept(kind="near") == "adefg"
     assert kept(kind="exact", questions_only=True) == "acef"
     assert kept(kind="normalised", questions_only=True) == "aef"
@@ -435,7 +441,9 @@ def test_one_problem_cannot_be_on_both_sides():
 
 
 def test_who_is_held_out_hangs_on_the_question_alone():
-    """Not on the order, and not on how often a question stands in the file: all its copies go, one is measured."""
+    """Not on the order, and not on how often a question stands in the file: all its copies go, one
+    is measured.
+    """
     problems = numbered(300)
     _, test = hold_out(problems)
     chosen = {p.question for p in test}

@@ -1,4 +1,6 @@
-"""data.py: which tokens are learnt, what the reader takes and refuses, and who sees which example when."""
+"""data.py: which tokens are learnt, what the reader takes and refuses, and who sees which example
+when.
+"""
 
 import json
 import os
@@ -11,8 +13,8 @@ import pytest
 import data
 import synthetic
 from data import (Example, Problem, batch_indices, chat_example, chat_examples, document_examples,
-                  hold_out, load_problems, pack, parse_record, read_problems, shared_beginning, show,
-                  split_by_tokens, to_record)
+                  hold_out, load_problems, pack, parse_record, read_problems, shared_beginning,
+                  show, split_by_tokens, to_record)
 from runtime import UserError
 from tokenizer import Tokenizer
 
@@ -76,7 +78,9 @@ def test_the_exact_ids_with_the_published_tokenizer():
 
 
 def test_an_end_token_inside_the_text_is_no_end(tokenizer):
-    """Targets are positions: a prompt that spells the end token, or repeats the answer, changes nothing."""
+    """Targets are positions: a prompt that spells the end token, or repeats the answer, changes
+    nothing.
+    """
     example = chat_example(tokenizer, problem(question="<|im_end|> 46", solution="46"), "Hi")
     assert example.ids.count(tokenizer.end_id) == 3  # of system, user and assistant
     assert sum(example.is_target) == 3 and all(example.is_target[-3:])
@@ -227,7 +231,9 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
 
 
 def test_what_the_reader_takes(tmp_path):
-    """A byte-order mark, blank lines, Windows' line ends, no last line end, and line separators inside a string."""
+    """A byte-order mark, blank lines, Windows' line ends, no last line end, and line separators
+    inside a string.
+    """
     file = tmp_path / "p.jsonl"
     records = [{"question": f"q\u2028{n}\u0085\x1c", "answer": f"#### {n}"} for n in range(3)]
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
@@ -298,7 +304,8 @@ def test_micro_batches_keep_all_examples_within_the_limit():
 
 
 def test_a_packed_row_knows_who_predicts_what():
-    """Three documents end to end, without their last tokens; a target is predicted from the token before it.
+    """Three documents end to end, without their last tokens; a target is predicted from the token
+    before it.
 
     Behind them stands filler, and among the predictors too: shapes come in steps of 16.
     """
@@ -391,7 +398,8 @@ def test_plain_texts_are_read_and_written(tmp_path):
     read = parse_record({"text": "Ana has 3 apples.", "id": "a"}, "here")
     assert (read.text, read.question, read.answer) == ("Ana has 3 apples.", "", "")
     assert to_record(read) == {"id": "a", "text": "Ana has 3 apples."}
-    for record, said in (({"text": " "}, "here: text is empty"), ({"text": None}, "text is NoneType")):
+    for record, said in (({"text": " "}, "here: text is "
+                                         "empty"), ({"text": None}, "text is NoneType")):
         with pytest.raises(UserError, match=said):
             parse_record(record, "here")
     with pytest.raises(UserError, match="texts without an answer cannot be held out"):

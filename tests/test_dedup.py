@@ -156,7 +156,9 @@ def test_one_word_in_thirty_may_change_and_three_may_not():
 
 
 def test_texts_with_different_keys_are_no_duplicates():
-    """The keys are the answers: the same words with another answer are another problem, or a mistake to look at."""
+    """The keys are the answers: the same words with another answer are another problem, or a
+    mistake to look at.
+    """
     assert near_duplicates([SENTENCE, SENTENCE, SENTENCE + "!"], keys=["1", "2",
                                                                        "1"]) == [-1, -1, 0]
 
@@ -167,7 +169,9 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 
 def brute_force(texts: list[str], threshold: float) -> list[int]:
-    """Each text beside all kept ones before it; of texts that stand for numbers there are none here."""
+    """Each text beside all kept ones before it; of texts that stand for numbers there are none
+    here.
+    """
     sets = list(map(shingles, texts))
     first: list[int] = []
     for i, own in enumerate(sets):

@@ -1,4 +1,6 @@
-"""download.py: every way a file gets here, or does not, against a server on this machine; and zips that mean no good."""
+"""download.py: every way a file gets here, or does not, against a server on this machine; and zips
+that mean no good.
+"""
 
 import json
 import threading
@@ -275,7 +277,9 @@ def test_a_zip_that_is_not_taken(members, said, tmp_path):
 
 
 def test_a_bomb_is_left_as_soon_as_it_is_one(tmp_path, monkeypatch):
-    """A thousand times as much text as bytes, with a header that says otherwise: what is read is counted."""
+    """A thousand times as much text as bytes, with a header that says otherwise: what is read is
+    counted.
+    """
     monkeypatch.setattr(download, "UNPACKED", 3 * 2**20)
     path = zipped(tmp_path / "x.zip", {"a.jsonl": LINE * 200_000})
     size, lies = (200_000 * len(LINE)).to_bytes(4, "little"), len(LINE).to_bytes(4, "little")
@@ -300,14 +304,18 @@ def test_other_compressions_are_not_begun(tmp_path):
 
 
 def test_a_list_of_contents_without_end_is_not_read(tmp_path):
-    """Twenty thousand names of two hundred characters: more than a MiB, which zipfile would read at once."""
+    """Twenty thousand names of two hundred characters: more than a MiB, which zipfile would read at
+    once.
+    """
     path = zipped(tmp_path / "x.zip", {f"{n:0200d}": b"" for n in range(6000)})
     with pytest.raises(UserError, match="its list of contents is too long"):
         list(zip_lines(path))
 
 
 def test_half_a_zip_and_bytes_that_changed(tmp_path):
-    """Whatever byte is missing or wrong, the answer is one line or the right lines, never anything else."""
+    """Whatever byte is missing or wrong, the answer is one line or the right lines, never anything
+    else.
+    """
     rows = b"".join(
         json.dumps({"query": f"What is {n} + {n * n}?", "response": f"#### {n + n * n}"}).encode() +
         b"\n" for n in range(50))

@@ -1,4 +1,5 @@
-"""Each trick against the plain line that it replaces: outputs, gradients, and what stays in memory."""
+"""Each trick against the plain line that it replaces: outputs, gradients, and what stays in memory.
+"""
 
 import copy
 
@@ -31,7 +32,8 @@ def assert_close(a: dict, b: dict, tolerance: float) -> None:
     """Equal up to `tolerance` times each tensor's largest number."""
     assert a.keys() == b.keys()
     for name in a:
-        assert (a[name] - b[name]).abs().max() <= tolerance * b[name].abs().max().clamp(min=1e-6), name
+        assert (a[name] -
+                b[name]).abs().max() <= tolerance * b[name].abs().max().clamp(min=1e-6), name
 
 
 # ------------------------------------------------------------------------------------- whole models
@@ -76,7 +78,8 @@ def test_loss_and_gradients_are_those_of_the_plain_model(name, tied):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_fp32_weights_with_bf16_products(tied):
-    """What trains is fp32 and multiplies in bf16: both sides round, and agree within bf16's digits."""
+    """What trains is fp32 and multiplies in bf16: both sides round, and agree within bf16's digits.
+    """
     found = []
     for quick in (False, True):
         model = small_model(torch.bfloat16, tie_word_embeddings=tied)
@@ -108,11 +111,12 @@ def test_accelerating_changes_no_parameter_and_twice_is_once():
     names, before = list(model.state_dict()), summed_loss(model, EIGHT)[0]
     accelerate(accelerate(model))
     assert list(model.state_dict()) == names
-    assert summed_loss(copy.deepcopy(model), EIGHT)[0].item() == pytest.approx(before.item(), rel=1e-6)
+    assert summed_loss(copy.deepcopy(model), EIGHT)[0].item() == pytest.approx(
+        before.item(), rel=1e-6)
     assert {kind.__name__ for kind in REPLACED} == {"RMSNorm", "MLP", "Qwen2"}
 
 
-# -------------------------------------------------------------------------------- a reader's changes
+# ------------------------------------------------------------------------------- a reader's changes
 
 
 class Doubled(Linear):
@@ -241,7 +245,7 @@ def test_a_loss_without_the_head_has_a_dense_gradient_too():
     assert not grad.is_sparse and grad.any(1).nonzero().flatten().tolist() == [1, 3]
 
 
-# -------------------------------------------------------------------------------------- single tricks
+# ------------------------------------------------------------------------------------ single tricks
 
 
 @pytest.mark.parametrize("function", [
@@ -277,7 +281,8 @@ def test_few_rows_give_what_many_give():
         linear, x = Linear(24, 40, bias=bias), torch.randn(200, 24)
         with torch.no_grad():
             assert 32 in FEW_ROWS and 200 not in FEW_ROWS
-            torch.testing.assert_close(fast.linear(x[:32], linear.weight, linear.bias), linear(x)[:32])
+            torch.testing.assert_close(fast.linear(x[:32], linear.weight, linear.bias),
+                                       linear(x)[:32])
 
 
 @pytest.mark.parametrize("filler", (0, 15, 300))
@@ -313,7 +318,9 @@ def test_no_gradient_is_made_for_what_does_not_train():
 
 
 def test_the_cross_entropy_in_bf16_has_fp32_sums():
-    """Products in bf16, weights and their gradient in fp32: within bf16's three digits of the exact one."""
+    """Products in bf16, weights and their gradient in fp32: within bf16's three digits of the exact
+    one.
+    """
     torch.manual_seed(0)
     wide, weight = torch.randn(600, 32), torch.randn(50, 32, requires_grad=True)
     hidden, targets = wide.bfloat16().requires_grad_(), torch.randint(50, (600,))

@@ -358,7 +358,8 @@ def test_an_adapter_without_a_run(tiny_folder, tmp_path):
     assert run.system == plain.system == run.tokenizer.default_system
     attention = PackedAttention([9])
     ids = torch.arange(9)
-    ours, base = (r.model.logits(r.model(ids, attention.positions, attention)) for r in (run, plain))
+    ours, base = (r.model.logits(r.model(ids, attention.positions, attention))
+                  for r in (run, plain))
     expected = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder),
                                               tmp_path / "adapter")(ids[None]).logits[0]
     assert (ours - base).abs().max() > 0.1

@@ -1,4 +1,6 @@
-"""The order of the house: who imports whom, what is never used, and that the README begins with its two commands."""
+"""The order of the house: who imports whom, what is never used, and that the README begins with its
+two commands.
+"""
 
 import ast
 import subprocess
@@ -13,7 +15,8 @@ from methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those before it. The methods stand where methods.py's table says.
 ROOMS = """grader.scanner grader.expressions grader.latex grader.exact grader.identity
-    grader.compare answers runtime synthetic recipes.arithmetic recipes.dedup flags tools.download tokenizer stats vote score
+    grader.compare answers runtime synthetic recipes.arithmetic recipes.dedup flags tools.download
+    tokenizer stats vote score
     sources data attention model fast checkpoint adapters METHODS methods recipes.curate
     recipes.program recipes.perturb recipes.tutor generate recipes.client recipes.teacher train
     evaluate mathft recipes.recipes augment tools.make_tiny tools.peer tools.bench"""
@@ -103,7 +106,9 @@ def test_every_module_says_what_it_is_and_how_to_run_it(room):
 
 
 def test_a_run_imports_no_more_than_it_must(tmp_path):
-    """Of our modules 18 and the methods, no HTTP client, and neither the parser of answers nor votes."""
+    """Of our modules 18 and the methods, no HTTP client, and neither the parser of answers nor
+    votes.
+    """
     code = """import sys, mathft; mathft.main(sys.argv[1:]); print(*sys.modules)"""
     words = ["--method", "lora", "--steps", "1", "--eval-limit", "4", "--output-dir",
              str(tmp_path / "run")]
@@ -146,7 +151,9 @@ def test_the_requirements_are_those_of_pyproject():
 
 
 def test_the_readme_begins_with_the_two_commands():
-    """One line installs and runs the main job, one installs and tests; what is checked is what a newcomer types."""
+    """One line installs and runs the main job, one installs and tests; what is checked is what a
+    newcomer types.
+    """
     blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```bash\n")[1:3]
     assert [block.partition("```")[0] for block in blocks] == [
         "pip install -r requirements.txt && python mathft.py --method prefix\n",

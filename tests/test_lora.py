@@ -1,4 +1,6 @@
-"""LoRA law by law: what an adapter may change, what it must leave alone, and what its files mean to peft."""
+"""LoRA law by law: what an adapter may change, what it must leave alone, and what its files mean to
+peft.
+"""
 
 import json
 import math
@@ -156,7 +158,8 @@ def test_a_is_kaiming_uniform_from_the_seed_and_b_is_zero():
         add_lora(model, rank=64, alpha=8, seed=seed)
     a, b = (getattr(first.model.layers[0].mlp.down_proj, name) for name in ("lora_A", "lora_B"))
     assert a.shape == (64, 96) and b.shape == (64, 64) and not b.any()
-    # Kaiming-uniform with a = √5: bound = √(6 / ((1 + 5) · in)) = 1/√in, of which a uniform fills all.
+    # Kaiming-uniform with a = √5: bound = √(6 / ((1 + 5) · in)) = 1/√in, of which a uniform fills
+    # all.
     assert 0.99 / math.sqrt(96) < a.abs().max() <= 1 / math.sqrt(96)
     assert abs(a.mean()) < 0.01
     assert torch.equal(a, same.model.layers[0].mlp.down_proj.lora_A)
@@ -169,7 +172,7 @@ def test_rslora_scales_by_the_root_of_the_rank():
     assert make_model(rank=16, alpha=8, variant="rslora").model.layers[0].mlp.up_proj.scale == 8 / 4
 
 
-# ------------------------------------------------------------------------------------ DoRA and LoRA+
+# ----------------------------------------------------------------------------------- DoRA and LoRA+
 
 
 def test_dora_keeps_directions_and_trains_lengths():
@@ -179,7 +182,8 @@ def test_dora_keeps_directions_and_trains_lengths():
     changed = layer.weight + layer.scale * layer.lora_B @ layer.lora_A
     torch.testing.assert_close(layer.lengths(), changed.norm(dim=1), atol=1e-5, rtol=1e-5)
     x = torch.randn(5, 64)
-    expected = x @ (layer.lora_magnitude_vector[:, None] * F.normalize(changed, dim=1)).T + layer.bias
+    expected = x @ (layer.lora_magnitude_vector[:, None] *
+                    F.normalize(changed, dim=1)).T + layer.bias
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -250,8 +254,8 @@ def test_an_unknown_target_is_an_error_that_names_the_known(targets):
 
 @pytest.mark.parametrize(
     "settings", [{}, {"targets": ["q_proj", "down_proj"]}, {"variant": "rslora", "rank": 8},
-                 {"variant": "dora"},
-                 {"targets": ["layers.1.mlp.up_proj"]}], ids=["all", "two", "rslora", "dora", "one layer"],
+                 {"variant": "dora"}, {"targets": ["layers.1.mlp.up_proj"]}],
+    ids=["all", "two", "rslora", "dora", "one layer"],
 )
 @pytest.mark.parametrize("tied", [True, False])
 def test_our_adapter_opens_in_peft(tmp_path, settings, tied):

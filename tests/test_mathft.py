@@ -1,6 +1,8 @@
-"""mathft.py: a run from the flags to the report, interrupted and resumed, with each method, on a small random model.
+"""mathft.py: a run from the flags to the report, interrupted and resumed, with each method, on a
+small random model.
 
-The problems ask for sums but are all answered "7", which even this model learns in some dozen steps.
+The problems ask for sums but are all answered "7", which even this model learns in some dozen
+steps.
 """
 
 import dataclasses
@@ -87,7 +89,9 @@ def assert_same_adapter(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
-    """Measure, train, measure again, save, report; and the evaluation command finds the model as it was measured."""
+    """Measure, train, measure again, save, report; and the evaluation command finds the model as it
+    was measured.
+    """
     folder = tmp_path / "run"
     argv = [
         "--method", method, *common, "--steps", "30", "--lr", RATES[method], "--output-dir",
@@ -149,7 +153,8 @@ def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
 
 
 def test_without_measuring_and_with_a_held_out_tenth(common, tmp_path, capsys, monkeypatch):
-    """--eval-limit 0 trains alone; the test problems of a file are its own, and never trained on."""
+    """--eval-limit 0 trains alone; the test problems of a file are its own, and never trained on.
+    """
     monkeypatch.chdir(tmp_path)
     at = common.index("--eval-dataset")
     argv = [
@@ -187,7 +192,9 @@ LONG = "Ana has {} red apples and four green ones in the basket that she bought 
 
 
 def overlapping(tmp_path: Path) -> list[str]:
-    """Flags of ten training problems: eight new ones, a test problem in other spelling, one with another number."""
+    """Flags of ten training problems: eight new ones, a test problem in other spelling, one with
+    another number.
+    """
     asked = [f"What is {n} + {n + 1}?" for n in range(8)
              ] + ["what is: 100 + 101", LONG.format(7, "Monday")]
     tested = ["What is 100 + 101?", LONG.format(3, "Monday"), "What is 200 + 201?"]
@@ -204,7 +211,9 @@ def overlapping(tmp_path: Path) -> list[str]:
 
 
 def test_what_repeats_a_test_problem_is_left_out_and_told(common, tmp_path, capsys):
-    """Another spelling, or thirteen words in a row: the model would be measured on what it has seen."""
+    """Another spelling, or thirteen words in a row: the model would be measured on what it has
+    seen.
+    """
     more = [*overlapping(tmp_path), "--steps", "1", "--eval-limit", "1"]
     code, out, _ = command(lora(common, tmp_path / "clean", *more), capsys)
     assert code == 0 and "train.jsonl: 8 training examples, 1 test problems" in out
@@ -235,7 +244,8 @@ def test_training_on_the_test_problems_alone_is_refused(common, tmp_path, capsys
 
 
 def test_a_twin_of_a_held_out_problem_is_not_trained_on(tmp_path):
-    """The tenth is chosen by the question's letters; what is nearly the same question goes with it."""
+    """The tenth is chosen by the question's letters; what is nearly the same question goes with it.
+    """
     days = ("Monday", "Friday")
     text = "House {0}: Ana has {0} red apples, {0} green ones, {0} eggs and {0} pears; how many on {1}?"
     rows = [{"question": text.format(n, day), "answer": "#### 7"} for n in range(30) for day in days
@@ -389,7 +399,9 @@ def test_ctrl_c_while_measuring_keeps_what_is_measured(common, tmp_path, capsys,
 
 
 def test_a_run_that_had_ended_can_go_on_with_more_steps(common, tmp_path, capsys):
-    """Then adapter, second measurement and result are those of the longer run, and the first measurement stays."""
+    """Then adapter, second measurement and result are those of the longer run, and the first
+    measurement stays.
+    """
     folder = tmp_path / "run"
     assert command(lora(common, folder, "--steps", "2"), capsys)[0] == 0
     shutil.copytree(folder, tmp_path / "short")
@@ -411,7 +423,8 @@ def test_a_run_that_had_ended_can_go_on_with_more_steps(common, tmp_path, capsys
 
 
 def test_a_run_goes_on_where_its_files_have_moved(common, tiny_folder, tmp_path, capsys):
-    """Model and data in other places are the same model and data: what was measured is read back."""
+    """Model and data in other places are the same model and data: what was measured is read back.
+    """
     shutil.copytree(tiny_folder, tmp_path / "there")
     at = common.index(str(tiny_folder))
     argv = lora([*common[:at], str(tmp_path / "there"), *common[at + 1:]], tmp_path / "run",
@@ -426,7 +439,9 @@ def test_a_run_goes_on_where_its_files_have_moved(common, tiny_folder, tmp_path,
 
 
 def test_half_a_saved_adapter_is_not_taken_for_a_whole_one(common, tmp_path, capsys, monkeypatch):
-    """The disk fills up just while the adapter is written: the run fails, and saves it whole when it goes on."""
+    """The disk fills up just while the adapter is written: the run fails, and saves it whole when
+    it goes on.
+    """
     folder = tmp_path / "run"
 
     def full(path, _):
@@ -608,7 +623,8 @@ def test_defaults_hang_on_model_and_method():
 
 
 @pytest.mark.parametrize("argv, said", [
-    (["--method", "prefix", "--lora-rank", "4"], "--lora-rank is a flag of --method lora, not of prefix"),
+    (["--method", "prefix", "--lora-rank", "4"], "--lora-rank is a flag of --method lora, not of "
+                                                 "prefix"),
     (["--method", "ia3", "--prefix-init", "zero"], "--prefix-init is a flag of --method prefix"),
     (["--method", "lora", "--weight-decay", "0"], "--weight-decay is a flag of --method sft"),
 ])
@@ -723,7 +739,10 @@ def test_continued_pre_training_reads_plain_texts(common, tmp_path, capsys):
     code, out, err = command(words, capsys)
     assert code == 0, err
     assert "objective cpt" in out and "long" not in out
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().split("\n")[:-1]]
+    metrics = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
     assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
     words.remove("--objective"), words.remove("cpt")
     code, _, err = command([*words[:-1], str(tmp_path / "other")], capsys)
@@ -731,8 +750,8 @@ def test_continued_pre_training_reads_plain_texts(common, tmp_path, capsys):
 
 
 def test_so_many_training_tokens_whatever_the_length_of_the_examples(tmp_path):
-    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), None, tmp_path, None, {}, tmp_path, None,
-                     [], 0, [], 0)
+    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), None, tmp_path, None, {}, tmp_path,
+                     None, [], 0, [], 0)
     short = dataclasses.replace(job, examples=[Example([0] * 10, [True] * 10)] * 7)
     long = dataclasses.replace(job, examples=[Example([0] * 50, [True] * 50)] * 7)
     assert (short.steps, long.steps) == (25, 5)

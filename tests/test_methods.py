@@ -48,7 +48,9 @@ def test_a_method_is_whole(name):
 
 
 def test_no_two_methods_share_a_flag_or_a_kind_of_file():
-    names = [field.name for method in METHODS.values() for field in dataclasses.fields(method.Flags)]
+    names = [
+        field.name for method in METHODS.values() for field in dataclasses.fields(method.Flags)
+    ]
     assert len(names) == len(set(names))
     kinds = [method.PEFT_TYPE for method in METHODS.values() if method.PEFT_TYPE]
     assert len(kinds) == len(set(kinds))
@@ -68,8 +70,9 @@ def test_every_method_learns_by_every_objective(name, objective, tiny_folder, tm
     trained = {id(p) for p in tuning.trainable.values()}
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in trained}
     losses, rate = [], method.DEFAULTS["tiny"]["learning_rate"]
-    train(model, tuning.trainable, lambda step: examples, TrainSettings(3, rate, warmup=0, log_every=1),
-          tmp_path, loss=ALL_OBJECTIVES[objective].loss, prefix=tuning.prefix,
+    train(model, tuning.trainable, lambda step: examples,
+          TrainSettings(3, rate, warmup=0, log_every=1), tmp_path,
+          loss=ALL_OBJECTIVES[objective].loss, prefix=tuning.prefix,
           rate_factors=tuning.rate_factors, on_log=lambda record: losses.append(record["loss"]))
     assert losses[2] < losses[0]
     now = dict(model.named_parameters())
@@ -181,7 +184,8 @@ def test_runs_without_a_result(tiny_folder, tmp_path):
             load_run(tmp_path, "cpu", torch.float32)
     for broken in ({"method": "dpo"}, {"model": None}, {"system": 3}):
         path.write_text(json.dumps({"method": "sft", "model": "tiny"} | broken))
-        with pytest.raises(UserError, match="args.json: (method 'dpo' is unknown|model or system is)"):
+        with pytest.raises(UserError, match="args.json: (method 'dpo' is unknown|model or system "
+                                            "is)"):
             load_run(tmp_path, "cpu", torch.float32)
 
 

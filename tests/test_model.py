@@ -61,7 +61,9 @@ def test_logits_are_those_of_transformers(changes, plain, tmp_path):
 )
 def test_the_published_sizes(layers, hidden, heads, kv_heads, inner, vocab, tied, parameters,
                              tensors):
-    """Parameters and tensors of the real checkpoints, counted on the meta device, where they take no memory."""
+    """Parameters and tensors of the real checkpoints, counted on the meta device, where they take
+    no memory.
+    """
     config = Config(vocab_size=vocab, hidden_size=hidden, intermediate_size=inner,
                     num_hidden_layers=layers, num_attention_heads=heads,
                     num_key_value_heads=kv_heads, head_dim=hidden // heads, rms_norm_eps=1e-6,

@@ -1,4 +1,6 @@
-"""The standard stack's side of the benchmark: it does the same work as ours and begins at the same loss."""
+"""The standard stack's side of the benchmark: it does the same work as ours and begins at the same
+loss.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""What a prefix is, by equalities: a text's own keys and values stand in for it, in training, decoding and peft."""
+"""What a prefix is, by equalities: a text's own keys and values stand in for it, in training,
+decoding and peft.
+"""
 
 import json
 
@@ -253,7 +255,10 @@ def test_training_resumes_bit_for_bit(model, projection):
 
 
 def test_training_goes_on_from_a_saved_prefix(tmp_path, model):
-    """Peft cannot do this: what it saves opens for inference only. Ours needs no optimiser state to continue."""
+    """Peft cannot do this: what it saves opens for inference only.
+
+    Ours needs no optimiser state to continue.
+    """
     trained = Prefix(prefix_from_ids(model, A), projection=True)
     losses = train(model, trained, make_optimizer(trained), 5)
     save_prefix(tmp_path, trained(), "some/base")
@@ -305,7 +310,8 @@ def test_our_prefix_opens_in_peft(tmp_path, projection):
     opened = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
     mine = logits(ours, B, prefix()).detach()
     assert (mine - opened(torch.tensor([B])).logits[0]).abs().max() < 1e-5
-    # Generating, peft builds positions of its own; the text must still be the argmax of our teacher-forced pass.
+    # Generating, peft builds positions of its own; the text must still be the argmax of our
+    # teacher-forced pass.
     prompt = torch.tensor([B])
     text = opened.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt),
                            max_new_tokens=10, do_sample=False, eos_token_id=None,

@@ -1,4 +1,6 @@
-"""recipes.py: what each recipe keeps, what it leaves out and why, and that every row tells where it comes from."""
+"""recipes.py: what each recipe keeps, what it leaves out and why, and that every row tells where it
+comes from.
+"""
 
 import json
 from dataclasses import replace
@@ -40,8 +42,8 @@ class Scripted:
 
 def cook(recipe, tmp_path, say=None, problems=(CLIPS,), student=None, **more):
     teacher = Scripted(say) if say else None
-    context = RecipeContext(recipe, list(problems), tmp_path, teacher, student and Scripted(student),
-                      **more)
+    context = RecipeContext(recipe, list(problems), tmp_path, teacher, student
+                            and Scripted(student), **more)
     return list(RECIPES[recipe](context)), context
 
 
@@ -75,7 +77,8 @@ def test_a_chat_is_answered_anew_and_keeps_its_gold_answer(tmp_path):
 
 def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_one(tmp_path):
     said = listed(
-        "48 / 2 = <<48/2=24>>24\n48 + 24 = <<48+24=72>>72\n#### 72",  # the gold equations, told otherwise
+        # the gold equations, told otherwise
+        "48 / 2 = <<48/2=24>>24\n48 + 24 = <<48+24=72>>72\n#### 72",
         "<<48*2=96>>96 <<96-24=72>>72\n#### 72",  # another way
         "<<48*2=96>>96, and <<96-24=72>>72.\n#### 72",  # the same other way
         "<<48+24=73>>73\n#### 72",  # right by chance

@@ -1,6 +1,8 @@
-"""sources.py: the sets by name, from a server on this machine, from a stand-in of the hub, and put there by hand.
+"""sources.py: the sets by name, from a server on this machine, from a stand-in of the hub, and put
+there by hand.
 
-The hub's part runs its real client in a process of its own, since the client reads its settings at import.
+The hub's part runs its real client in a process of its own, since the client reads its settings at
+import.
 """
 
 import hashlib
@@ -192,17 +194,14 @@ def hub():
 
 
 def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
-    """Load the test split of each name in a process of its own; what came of each, and then its lines on stderr."""
+    """Load the test split of each name in a process of its own; what came of each, and then its
+    lines on stderr.
+    """
     script = (
-        "import sys\n"
-        "from data import load_problems\n"
-        "from runtime import UserError\n"
-        "for name in sys.argv[1:]:\n"
-        "    name, _, split = name.partition('@')\n"
-        "    try:\n"
+        "import sys\nfrom data import load_problems\nfrom runtime import UserError\n"
+        "for name in sys.argv[1:]:\n    name, _, split = name.partition('@')\n    try:\n"
         "        problems = load_problems(name, split or 'test')\n"
-        "        print(len(problems), problems[1].id)\n"
-        "    except UserError as error:\n"
+        "        print(len(problems), problems[1].id)\n    except UserError as error:\n"
         "        print(str(error).replace(chr(10), 'SECOND LINE'))\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -242,8 +241,8 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
     names = [f"hub:us/{name}/test.jsonl" for name in ("missing", "gated", "busy", "huge")]
     missing, gated, busy, huge, nofile = from_hub(hub, tmp_path, *names, "hub:us/sums/nofile.json")
     assert missing == (
-        "hub:us/missing/test.jsonl: no data set of that name on the hub; check the spelling; a private "
-        "one needs HF_TOKEN")
+        "hub:us/missing/test.jsonl: no data set of that name on the hub; check the spelling; a "
+        "private one needs HF_TOKEN")
     assert gated == ("hub:us/gated/test.jsonl: this data set is gated; accept its terms at "
                      "https://huggingface.co/datasets/us/gated and set HF_TOKEN")
     assert busy.startswith("hub:us/busy/test.jsonl: the hub answers 429, too many requests; wait")
@@ -259,8 +258,8 @@ def test_a_hub_out_of_reach_says_which_file_to_put_where(hub, tmp_path):
     url = f"http://127.0.0.1:{hub.server_port}/datasets/HuggingFaceH4/MATH-500/resolve/main/test.jsonl"
     (line,) = from_hub(hub, tmp_path, "math500", HF_HUB_OFFLINE="1")
     assert line == (
-        "hub:HuggingFaceH4/MATH-500/test.jsonl: not (whole) in the cache, and HF_HUB_OFFLINE is set; "
-        f"unset it, or put the file of {url} at {place}")
+        "hub:HuggingFaceH4/MATH-500/test.jsonl: not (whole) in the cache, and HF_HUB_OFFLINE is "
+        f"set; unset it, or put the file of {url} at {place}")
     (line,) = from_hub(hub, tmp_path, SUMS, HF_HUB_OFFLINE="1")
     assert line.endswith("/datasets/us/sums/resolve/main/deep/er/test.jsonl and give its path")
     place.parent.mkdir(parents=True)

@@ -91,7 +91,8 @@ def test_a_killed_run_goes_on(number, serve, tmp_path):
     ]
     assert answers.stored >= 60 and answers.asked == 300 - answers.stored
     twice = sum(count - 1 for count in server.answered.values())
-    assert twice == before - answers.stored <= 16  # what was under way when it was struck, and nothing else
+    # what was under way when it was struck, and nothing else
+    assert twice == before - answers.stored <= 16
     assert len(lines_of(tmp_path)) == 300  # the half line is gone
 
 
@@ -328,7 +329,9 @@ def test_a_server_is_evaluated_by_the_command(serve, tmp_path, capsys, monkeypat
 
 @pytest.fixture(scope="module")
 def real_server(tmp_path_factory):
-    """transformers' own server with the embedded model, where its parts are installed: (address, name of the model)."""
+    """transformers' own server with the embedded model, where its parts are installed: (address,
+    name of the model).
+    """
     if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")):
         pytest.skip('needs pip install "transformers[serving]"')
     with socket.socket() as free:

@@ -15,20 +15,13 @@ MATH_SYSTEM = r"Please reason step by step, and put your final answer within \bo
 
 # As published with Qwen2.5-Instruct: a branch for tools comes first, with the same texts in pieces.
 TOOLS_TEMPLATE = (
-    "{%- if tools %}\n"
-    "    {{- '<|im_start|>system\\n' }}\n"
-    "    {%- if messages[0]['role'] == 'system' %}\n"
-    "        {{- messages[0]['content'] }}\n"
-    "    {%- else %}\n"
-    "        {{- 'SYSTEM' }}\n"
-    "    {%- endif %}\n"
+    "{%- if tools %}\n    {{- '<|im_start|>system\\n' }}\n"
+    "    {%- if messages[0]['role'] == 'system' %}\n        {{- messages[0]['content'] }}\n"
+    "    {%- else %}\n        {{- 'SYSTEM' }}\n    {%- endif %}\n"
     '    {{- "\\n\\n# Tools\\n\\nYou may call one or more functions.<|im_end|>\\n" }}\n'
-    "{%- else %}\n"
-    "    {%- if messages[0]['role'] == 'system' %}\n"
+    "{%- else %}\n    {%- if messages[0]['role'] == 'system' %}\n"
     "        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n"
-    "    {%- else %}\n"
-    "        {{- '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}\n"
-    "    {%- endif %}\n"
+    "    {%- else %}\n        {{- '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}\n    {%- endif %}\n"
     "{%- endif %}\n"
 ) + TEMPLATE.partition("{%- endif %}\n")[2]
 
@@ -37,8 +30,7 @@ ONE_LINE_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nSYSTEM<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 TEMPLATES = {"short": TEMPLATE, "with tools": TOOLS_TEMPLATE, "one line": ONE_LINE_TEMPLATE}
 
 

@@ -1,4 +1,6 @@
-"""train.py: the loss of packed documents, the optimiser step, and a run that goes on to the same bits."""
+"""train.py: the loss of packed documents, the optimiser step, and a run that goes on to the same
+bits.
+"""
 
 import json
 import math
@@ -80,7 +82,10 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -
 
 @pytest.mark.parametrize("with_prefix", (False, True))
 def test_the_packed_loss_is_the_loss_of_each_document_alone(with_prefix):
-    """Documents in one row do not see each other: their losses add up. Alone means: no packing at all, plain torch."""
+    """Documents in one row do not see each other: their losses add up.
+
+    Alone means: no packing at all, plain torch.
+    """
     model = small_model()
     prefix = prefix_from_ids(model, [9, 3, 4, 1]) if with_prefix else None
     with torch.no_grad():
@@ -103,7 +108,9 @@ def test_the_packed_loss_is_the_loss_of_each_document_alone(with_prefix):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_cutting_a_batch_changes_nothing(method):
-    """One batch of 8 = 2 x 4 = 8 x 1, loss and gradients: the sum is divided by the targets of the whole step."""
+    """One batch of 8 = 2 x 4 = 8 x 1, loss and gradients: the sum is divided by the targets of the
+    whole step.
+    """
     model, trainable, prefix = prepare(method)
     found = []
     for most in (10_000, 60, 1):  # tokens at once
@@ -129,7 +136,9 @@ def test_the_loop_cuts_by_tokens_and_logs_the_same_figures(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_common_beginning_changes_nothing(method):
-    """Documents that begin alike share those tokens in a batch, and give the loss and gradients that they give alone."""
+    """Documents that begin alike share those tokens in a batch, and give the loss and gradients
+    that they give alone.
+    """
     model, trainable, prefix = prepare(method)
     begin = list(range(10, 19))
     alike = [Example(begin + e.ids, [False] * len(begin) + e.is_target) for e in EIGHT]
@@ -186,8 +195,8 @@ def test_the_loop_takes_any_loss(tmp_path):
     logs = []
     for loss in (summed_loss, half):
         model, trainable, _ = prepare("lora")
-        train(model, trainable, lambda step: EIGHT, settings(1), tmp_path / loss.__name__, loss=loss,
-              on_log=logs.append)
+        train(model, trainable, lambda step: EIGHT, settings(1), tmp_path / loss.__name__,
+              loss=loss, on_log=logs.append)
     assert logs[1]["loss"] == pytest.approx(logs[0]["loss"] / 2)
     assert logs[1]["grad_norm"] == pytest.approx(logs[0]["grad_norm"] / 2)
 
@@ -223,7 +232,9 @@ def test_the_loop_uses_that_rate(tmp_path):
 
 
 def test_weight_decay_is_on_matrices_only():
-    """Without any gradient a matrix still shrinks by lr · decay, and a norm's scale or a bias does not."""
+    """Without any gradient a matrix still shrinks by lr · decay, and a norm's scale or a bias does
+    not.
+    """
     model = small_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = make_optimizer(dict(model.named_parameters()),
@@ -255,7 +266,9 @@ def test_the_optimiser_is_adamw():
 
 @pytest.mark.parametrize("clip", (0.01, 1e6))
 def test_the_gradient_is_clipped_to_its_norm(clip, tmp_path, monkeypatch):
-    """What the optimiser gets is no longer than `clip`, in the same direction; what is logged is the norm before."""
+    """What the optimiser gets is no longer than `clip`, in the same direction; what is logged is
+    the norm before.
+    """
     norms = []
 
     def watched(trainable, plan, factors):
@@ -276,7 +289,9 @@ def test_the_gradient_is_clipped_to_its_norm(clip, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ten_steps_are_five_a_kill_and_five_more_bit_for_bit(method, tmp_path):
-    """The run dies in step 7, two steps behind its checkpoint; it goes on from step 5 to the same bits."""
+    """The run dies in step 7, two steps behind its checkpoint; it goes on from step 5 to the same
+    bits.
+    """
     whole, log = run(method, tmp_path / "whole")
 
     class Killed(Exception):
@@ -357,7 +372,9 @@ def test_the_loss_on_one_batch_falls_and_the_frozen_rest_stays(method, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_and_names_step_and_batch(tmp_path):
-    """The third batch meets a broken weight: no parameter is touched in that step, and nothing is saved of it."""
+    """The third batch meets a broken weight: no parameter is touched in that step, and nothing is
+    saved of it.
+    """
     model, trainable, _ = prepare("lora")
     kept = {}
 

@@ -36,7 +36,7 @@ from torch import nn
 import fast
 from adapters import Tuning
 from checkpoint import find_model, load_model, read_config, save_model
-from data import Example, chat_examples, count_targets, test_set_of, train_and_test
+from data import Example, chat_examples, count_targets, usual_test_set, train_and_test
 from flags import flag, parse_flags, run_command
 from generate import KVCache, generate
 from mathft import DEFAULTS
@@ -116,7 +116,7 @@ class Task:
 # ----------------------------------------------------------------------------------------- our side
 
 
-def start_tuning(case: str, model: Qwen2, tokenizer: Tokenizer, seed: int) -> Tuning:
+def fresh_tuning(case: str, model: Qwen2, tokenizer: Tokenizer, seed: int) -> Tuning:
     """What trains at the start of `python mathft.py --method CASE`."""
     method = find_method(case)
     return method.start(model, tokenizer, method.Flags(), tokenizer.default_system, seed)
@@ -135,7 +135,7 @@ def training_step(task: Task, device: torch.device,
     keep_freed_memory()
     folder = Path(task.model)
     model = load_for(task.case, folder, device, dtype, task.flags.plain)
-    tuning = start_tuning(task.case, model, Tokenizer(folder), task.flags.seed)
+    tuning = fresh_tuning(task.case, model, Tokenizer(folder), task.flags.seed)
     if task.flags.grad_checkpoint:
         fast.checkpoint_layers(model)
     settings = TrainSettings(task.steps, task.learning_rate)
@@ -314,7 +314,7 @@ def write_work(flags: Flags, tokenizer: Tokenizer, config: Config, folder: Path)
     """
     most = max(prompts for prompts, *_ in GENERATING.values())
     size, steps = flags.batch_size, timed_steps(flags, TRAINING[0]) + 1  # one to warm up
-    tested_on = flags.eval_dataset or test_set_of(flags.dataset)
+    tested_on = flags.eval_dataset or usual_test_set(flags.dataset)
     problems, tests, repeated = train_and_test(flags.dataset, tested_on, flags.seed)
     problems, tests = [p for p in problems if p.id not in repeated], tests[:most]
     room = config.max_position_embeddings - ROOM_FOR_PREFIX
@@ -483,7 +483,7 @@ def write_start(case: str, source: Path, folder: Path, flags: Flags) -> None:
     method, cpu = find_method(case), torch.device("cpu")
     if method.PEFT_TYPE is not None:
         model = load_for(case, source, cpu, pick_dtype(flags.dtype, cpu))
-        tuning = start_tuning(case, model, Tokenizer(source), flags.seed)
+        tuning = fresh_tuning(case, model, Tokenizer(source), flags.seed)
         method.save(folder / case, model, tuning, str(source), source)
 
 
