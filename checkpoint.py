@@ -144,7 +144,7 @@ def _number(path: Path, values: dict, name: str, kind: type = int) -> float:
     if type(value) not in (int, kind) or not 0 < value <= most:
         whole = "whole " if kind is int else ""
         raise UserError(
-            f"{path}: {name} is {str(value)[:60]}, where a {whole}number in 0 < x <= {most} is "
+            f"{path}: {name} is {str(value)[:60]}; a {whole}number in 0 < x <= {most} is "
             f"needed"
         )
     return kind(value)
@@ -338,7 +338,7 @@ def save_state(folder: Path, tensors: dict[str, Tensor], info: dict) -> None:
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors (on the CPU) and info of a training state.
 
-    Raises UserError where the folder is not whole.
+    Raises UserError if the folder is not whole.
     """
     info = read_json(Path(folder) / "state.json")
     with _open(Path(folder) / "state.safetensors") as file:

@@ -31,7 +31,8 @@ from data import (Example, Problem, batch_indices, chat_examples, document_examp
                   usual_test_set, train_and_test)
 from evaluate import evaluate
 from flags import Terminated, deferred_interrupts, flag, given_flags, run_command
-from methods import METHODS, find_method, flags_of, load_run, read_run, result_folder
+from methods import (METHODS, find_method, flags_of, history_of, merged_run, read_run,
+                     result_folder)
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
                      keep_freed_memory, new_directory, peak_memory_mib, pick_device, pick_dtype,
@@ -268,40 +269,26 @@ def continued(words: dict) -> tuple[dict, str]:
     return words, "tiny" if first == "tiny" else "real"
 
 
-def history_of(args: Flags) -> list[dict]:
-    """The runs that this one goes on from, the first first: what each started from and did."""
-    if not args.from_run:
-        return []
-    earlier, _ = read_run(Path(args.from_run))
-    told = ("model", "method", "objective", "dataset", "steps", "epochs", "tokens", "seed")
-    done = {"run": args.from_run, **{key: earlier.get(key) for key in told}}
-    return [*earlier.get("history", []), done]
-
-
 # -------------------------------------------------------------------------------------------- model
 
 
 def start_folder(args: Flags, own: object) -> Path:
-    """Make the folder of a new run, and in it args.json; a run that goes on has both.
+    """Make the folder of a new run with its args.json.
 
-    If the run starts from the adapter of another method, that adapter is merged here, and the
-    merged model is written to `base/`: it is this run's --model.
+    If the run starts from the adapter of another method, that adapter is merged, and the merged model
+    is written to `base/`: it is this run's --model.
     """
-    method = find_method(args.method)
-    earlier = read_run(Path(args.from_run))[1] if args.from_run else method
-    merged = None
-    if earlier is not method and earlier.PEFT_TYPE is not None:
-        merged = load_run(Path(args.from_run), "cpu", torch.float32, args.plain)
-        earlier.merge(merged.model)  # raises UserError if it cannot be merged
+    earlier = Path(args.from_run) if args.from_run else None
+    merged = merged_run(earlier, find_method(args.method)) if earlier else None
     middle = "" if args.objective == "supervised" else f"{args.objective}-"
     folder = new_directory(args.output_dir, f"{args.method}-{middle}{Path(args.dataset).stem}")
     if merged:
+        args.model = str(folder / "base")
         dtype = pick_dtype(args.dtype, pick_device(args.device))
         save_model(merged.model, folder / "base", merged.tokenizer.folder, dtype)
-        args.model = str(folder / "base")
     settings = dataclasses.asdict(args) | dataclasses.asdict(own)
-    write_json(folder / "args.json", settings | {"output_dir": str(folder),
-                                                 "history": history_of(args)})
+    history = history_of(earlier) if earlier else []
+    write_json(folder / "args.json", settings | {"output_dir": str(folder), "history": history})
     return folder
 
 

@@ -124,3 +124,27 @@ def _load(base: Path, result: Path, method: ModuleType, args: dict, device: torc
     if args and system is None:  # an old run; of an adapter alone, the caller decides
         system = tokenizer.default_system
     return Run(model.requires_grad_(False), tokenizer, front, system, args)
+
+
+# -------------------------------------------------------------------------- going on from a result
+
+
+def merged_run(folder: Path, method: ModuleType) -> Run | None:
+    """The result of a run as one plain fp32 model, for another method to start from.
+
+    None if `method` can go on with it as it stands: a whole model, or an adapter of its own. Raises
+    UserError if the result cannot be merged.
+    """
+    earlier = read_run(folder)[1]
+    if earlier is method or earlier.PEFT_TYPE is None:
+        return None
+    run = load_run(folder, "cpu", torch.float32)
+    earlier.merge(run.model)
+    return run
+
+
+def history_of(folder: Path) -> list[dict]:
+    """The runs that a run in `folder` goes on from and itself, the first first: what each did."""
+    args, _ = read_run(folder)
+    told = ("model", "method", "objective", "dataset", "steps", "epochs", "tokens", "seed")
+    return [*args.get("history", []), {"run": str(folder), **{key: args.get(key) for key in told}}]
