@@ -30,7 +30,7 @@ from recipes.arithmetic import (Numeral, Tree, apply, contains, expression, plac
 from recipes.program import Program, Unfit, article, is_percent, program, singular_words, value_of
 from runtime import hash_of
 
-DRAWS = 2000  # of new numbers; most fail at once, at a division that leaves a rest
+MOST_DRAWS = 2000  # of new numbers; most fail at once, at a division that leaves a rest
 GROWTH = 10  # a new value is at most so many times the old one
 
 
@@ -67,7 +67,7 @@ def draw_fitting(made: Program, rng: random.Random) -> dict[Fraction, Fraction]:
     percents = {n.value for n, _ in made.places[0] if is_percent(question, n)}
     after_a = {n.value for n, _ in made.places[0] if article(question, n) == "a"}
     old, old_trail = made.run({})
-    for _ in range(DRAWS):
+    for _ in range(MOST_DRAWS):
         numbers = {number: draw(rng, number, number in percents) for number in free}
         try:
             for number, step in bound.items():

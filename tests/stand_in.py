@@ -1,4 +1,5 @@
-"""A chat server on the loopback that errs as it is told to, for the tests of client.py and teacher.py."""
+"""A chat server on the loopback that errs as it is told to, for the tests of client.py and
+teacher.py."""
 
 import hashlib
 import json
@@ -37,9 +38,11 @@ def stream_of(text: str, end: str = "data: [DONE]\n\n", finish: str | None = "st
 
 
 class StandIn(ThreadingHTTPServer):
-    """A chat server on the loopback: does what `behave(handler, question, attempt)` says, keeps what it was asked.
+    """A chat server on the loopback: does what `behave(handler, question, attempt)` says, keeps
+    what it was asked.
 
-    attempt counts the requests for one (question, seed) from 1. `answered` counts the good answers that it gave.
+    attempt counts the requests for one (question, seed) from 1. `answered` counts the good answers
+    that it gave.
     """
 
     daemon_threads = True
@@ -108,7 +111,8 @@ def answer_to(question: str) -> str:
 
 
 def nasty(handler: Handler, question: str, attempt: int) -> None:
-    """Something bad for most first requests, by a hash of question and attempt; nothing bad from the fourth on."""
+    """Something bad for most first requests, by a hash of question and attempt; nothing bad from
+    the fourth on."""
     number = int(hashlib.sha256(f"{question} {attempt}".encode()).hexdigest(), 16)
     text = answer_to(question)
     good = [
@@ -169,7 +173,8 @@ def serve():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No waiting between attempts, little for a silent server, and no flags from the environment."""
+    """No waiting between attempts, little for a silent server, and no flags from the
+    environment."""
     monkeypatch.setattr(client, "sleep", lambda seconds: None)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)

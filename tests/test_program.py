@@ -1,4 +1,5 @@
-"""program.py: where each number of a worked solution comes from, and the problems that are left unexplained."""
+"""program.py: where each number of a worked solution comes from, and the problems that are left
+unexplained."""
 
 from fractions import Fraction
 

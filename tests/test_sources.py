@@ -1,6 +1,8 @@
-"""sources.py: the sets by name, from a server on this machine, from a stand-in of the hub, and put there by hand.
+"""sources.py: the sets by name, from a server on this machine, from a stand-in of the hub, and put
+there by hand.
 
-The hub's part runs its real client in a process of its own, since the client reads its settings at import.
+The hub's part runs its real client in a process of its own, since the client reads its settings at
+import.
 """
 
 import hashlib
@@ -79,7 +81,7 @@ def test_what_is_for_testing_only_is_not_trained_on(name, server):
         load_problems(name, "train")
 
 
-def test_what_must_be_known_is_told_when_it_is_loaded(server, monkeypatch, capsys):
+def test_what_must_be_known_is_printed_when_it_is_loaded(server, monkeypatch, capsys):
     one_set(monkeypatch, server, note=SETS["math"].note)
     load_problems("here")
     out, err = capsys.readouterr()
@@ -192,7 +194,8 @@ def hub():
 
 
 def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
-    """Load the test split of each name in a process of its own; what came of each, and then its lines on stderr."""
+    """Load the test split of each name in a process of its own; what came of each, and then its
+    lines on stderr."""
     script = (
         "import sys\n"
         "from data import load_problems\n"
@@ -242,8 +245,8 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
     names = [f"hub:us/{name}/test.jsonl" for name in ("missing", "gated", "busy", "huge")]
     missing, gated, busy, huge, nofile = from_hub(hub, tmp_path, *names, "hub:us/sums/nofile.json")
     assert missing == (
-        "hub:us/missing/test.jsonl: no data set of that name on the hub; check the spelling; a private "
-        "one needs HF_TOKEN")
+        "hub:us/missing/test.jsonl: no data set of that name on the hub; check the spelling; a "
+        "private one needs HF_TOKEN")
     assert gated == ("hub:us/gated/test.jsonl: this data set is gated; accept its terms at "
                      "https://huggingface.co/datasets/us/gated and set HF_TOKEN")
     assert busy.startswith("hub:us/busy/test.jsonl: the hub answers 429, too many requests; wait")
@@ -256,11 +259,12 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
 
 def test_a_hub_out_of_reach_says_which_file_to_put_where(hub, tmp_path):
     place = tmp_path / "mathft" / "math500" / "test.jsonl"
-    url = f"http://127.0.0.1:{hub.server_port}/datasets/HuggingFaceH4/MATH-500/resolve/main/test.jsonl"
+    url = (f"http://127.0.0.1:{hub.server_port}/datasets/HuggingFaceH4/MATH-500/resolve/main/"
+           "test.jsonl")
     (line,) = from_hub(hub, tmp_path, "math500", HF_HUB_OFFLINE="1")
     assert line == (
-        "hub:HuggingFaceH4/MATH-500/test.jsonl: not (whole) in the cache, and HF_HUB_OFFLINE is set; "
-        f"unset it, or put the file of {url} at {place}")
+        "hub:HuggingFaceH4/MATH-500/test.jsonl: not (whole) in the cache, and HF_HUB_OFFLINE is "
+        f"set; unset it, or put the file of {url} at {place}")
     (line,) = from_hub(hub, tmp_path, SUMS, HF_HUB_OFFLINE="1")
     assert line.endswith("/datasets/us/sums/resolve/main/deep/er/test.jsonl and give its path")
     place.parent.mkdir(parents=True)
@@ -279,16 +283,17 @@ def test_a_hub_that_does_not_answer(server, monkeypatch):
     with pytest.raises(UserError) as error:
         load_problems("math500", "test")
     said, _, mend = str(error.value).partition("; check name and connection, or ")
-    assert said == "hub:HuggingFaceH4/MATH-500/test.jsonl: cannot be downloaded (Name or service not known)"
+    assert said == ("hub:HuggingFaceH4/MATH-500/test.jsonl: cannot be downloaded "
+                    "(Name or service not known)")
     place = sources.own_path("math500", SETS["math500"].splits["test"][0])
     assert mend.endswith(f"/datasets/HuggingFaceH4/MATH-500/resolve/main/test.jsonl at {place}")
 
 
 def test_a_set_of_the_hub_by_its_name(hub, tmp_path):
-    """MATH is loaded with a word on where its problems stem from."""
-    problems, math, told = from_hub(hub, tmp_path, "math-perturb-hard", "math@train")
-    assert problems.startswith("5000 ") and math.startswith("5000 ") and told.startswith(
-        "math: 4,500 of its 12,000")
+    """MATH is loaded with a note on the source of its problems."""
+    problems, math, note = from_hub(hub, tmp_path, "math-perturb-hard", "math@train")
+    assert problems.startswith("5000 ") and math.startswith("5000 ")
+    assert note.startswith("math: 4,500 of its 12,000")
 
 
 @pytest.mark.parametrize("name", [

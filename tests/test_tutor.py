@@ -1,4 +1,5 @@
-"""tutor.py: a step too early and back; the first wrong step of an attempt, corrected, and on to the end."""
+"""tutor.py: a step too early and back; the first wrong step of an attempt, corrected, and on to the
+end."""
 
 import os
 import random
@@ -200,7 +201,8 @@ def test_a_wrong_operand_is_a_step_that_does_not_follow():
 @pytest.mark.parametrize("attempt, reason", [
     (GOLD, "attempt is right"), ("", "no marks"), ("#### 5", "no marks"), ("words", "no marks"),
     (text(MAY, "#### 24"), "no wrong step"),
-    ("<<1+1=3>>" * LONGEST_ATTEMPT, "too long"), ("\n" * 50, "too long"), ("x" * 100_000, "too long"),
+    ("<<1+1=3>>" * LONGEST_ATTEMPT, "too long"), ("\n" * 50, "too long"),
+    ("x" * 100_000, "too long"),
     (r"\boxed{7} <<1+1=3>>", "hides the answer"),
 ])  # fmt: skip
 def test_an_attempt_that_cannot_be_tutored_is_left(attempt, reason):
