@@ -27,8 +27,8 @@ LONGEST_EXPRESSION = 200  # characters; published marks stay far below
 LONGEST_NUMBER = 20  # characters
 DEEPEST_EXPRESSION = 20  # brackets and signs around each other
 PLACES = 4  # decimal places of a number that is written
-OPERATOR_FORMS = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", ":": "/", "−": "-", "–": "-",
-                  "[": "(", "]": ")"}
+OPERATOR_FORMS = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", ":": "/", "−": "-",
+                  "–": "-", "[": "(", "]": ")"}
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _ExpressionParser:
         elif token and token[0] in digits + ".":
             value = self.number(Fraction(token))
         else:
-            raise ValueError(f"{token or 'the end'!r} stands where a number should")
+            raise ValueError(f"a number is missing before {token or 'the end'!r}")
         while self.next == "%":
             self.take()
             value = self.join("/", value, Fraction(100))

@@ -269,7 +269,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8,
     duplicate of another, fall into one bucket.
     """
     keys = keys if keys is not None else [""] * len(texts)
-    digests, band_keys = _signed(texts, keys)
+    digests, band_keys = _digests_and_bands(texts, keys)
     first = _first_of(digests)
     rest = [index for index, earlier in enumerate(first) if earlier < 0]
     buckets = _buckets(band_keys[rest])
@@ -318,7 +318,7 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return shared / max(len(both) - shared, 1)
 
 
-def _signed(texts: Sequence[str], keys: Sequence[str]) -> tuple[list[bytes | None], np.ndarray]:
+def _digests_and_bands(texts: Sequence[str], keys: Sequence[str]) -> tuple[list[bytes | None], np.ndarray]:
     """For each text (with its key) the digest of its words, and its band keys, uint64 [texts,
     BANDS].
 

@@ -1,15 +1,20 @@
-"""New problems from worked ones by rule: other numbers in the same story, or the story turned around. No teacher.
+"""Makes new problems from worked ones by rule: other numbers in the same story, or the story turned
+around.
 
     python -m recipes.perturb            # an embedded problem, with new numbers and turned around
 
-Both run the program of the solution (program.py), exactly; a problem without one is left, and `Unfit` says why.
+Both run the program of the solution (program.py), exactly and without a teacher. If a problem has
+no program, `Unfit` says why.
 
-    simple    draw the question's numbers anew, recompute every mark, write the new numbers wherever the old stood
-    hard      one number becomes x, the answer is given, and the solution undoes the steps from the last to the first
+    simple    draw new numbers for the question, recompute every mark, write the new numbers
+              wherever the old ones stand
+    hard      one number becomes x, the answer is given, and the solution undoes the steps from the
+              last to the first
 
-After MATH-Perturb (Huang et al. 2025, arXiv 2502.06453), whose people rewrote MATH by hand; its hard problems ask for
-another way of solving, and so do backward questions: Jiang et al. 2023 (FOBAR, arXiv 2308.07758), Yu et al. 2023
-(MetaMath, arXiv 2309.12284, section 3). There a model writes the new solutions; here each is computed.
+After MATH-Perturb (Huang et al. 2025, arXiv 2502.06453), whose authors rewrote MATH by hand. Its
+hard problems need another way of solving, and so do backward questions: Jiang et al. 2023 (FOBAR,
+arXiv 2308.07758), Yu et al. 2023 (MetaMath, arXiv 2309.12284, section 3). There a model writes the
+new solutions; here each is computed.
 """
 
 import random
@@ -20,12 +25,12 @@ from fractions import Fraction
 import synthetic
 from answers import extract_answer
 from data import Problem, parse_record
-from recipes.arithmetic import (Numeral, Tree, apply, contains, tree_value, expression, places_of,
+from recipes.arithmetic import (Numeral, Tree, apply, contains, expression, places_of, tree_value,
                                 write)
-from recipes.program import Program, Unfit, article, is_percent, program, value_of, singular_words
+from recipes.program import Program, Unfit, article, is_percent, program, singular_words, value_of
 from runtime import hash_of
 
-DRAWS = 2000  # draws of new numbers; most fail at once, at a division that leaves a rest
+MOST_DRAWS = 2000  # of new numbers; most fail at once, at a division that leaves a rest
 GROWTH = 10  # a new value is at most so many times the old one
 
 
@@ -39,18 +44,21 @@ def perturb(problem: Problem, rng: random.Random, hard: bool = False) -> Problem
 
 
 def renumbered(made: Program, rng: random.Random) -> Problem:
-    """The same story with other numbers: each of its free numbers changes, and so does the answer."""
+    """The same story with other numbers: each of its free numbers changes, and so does the
+    answer."""
     numbers = draw_fitting(made, rng)
     results, _ = made.run(numbers)
-    question, solution = (replaced(text, [
-        (n, write(value_of(source, numbers, results), n.text)) for n, source in places
-    ]) for text, places in zip((made.problem.question,
-                                made.problem.solution), made.places, strict=True))
-    return child(made.problem, "perturb", question, solution)
+    texts = []
+    for text, places in zip((made.problem.question, made.problem.solution), made.places,
+                            strict=True):
+        texts.append(replaced(text, [(n, write(value_of(source, numbers, results), n.text))
+                                     for n, source in places]))
+    return child(made.problem, "perturb", *texts)
 
 
 def draw_fitting(made: Program, rng: random.Random) -> dict[Fraction, Fraction]:
-    """New values for the numbers of the question (by their old ones) that keep the program what it is."""
+    """New values for the numbers of the question (by their old ones) with which the same program
+    holds."""
     bound = bound_numbers(made)
     free = [number for number in made.numbers if number not in bound]
     if not free:
@@ -59,7 +67,7 @@ def draw_fitting(made: Program, rng: random.Random) -> dict[Fraction, Fraction]:
     percents = {n.value for n, _ in made.places[0] if is_percent(question, n)}
     after_a = {n.value for n, _ in made.places[0] if article(question, n) == "a"}
     old, old_trail = made.run({})
-    for _ in range(DRAWS):
+    for _ in range(MOST_DRAWS):
         numbers = {number: draw(rng, number, number in percents) for number in free}
         try:
             for number, step in bound.items():
@@ -78,24 +86,25 @@ def draw_fitting(made: Program, rng: random.Random) -> dict[Fraction, Fraction]:
 
 
 def bound_numbers(made: Program) -> dict[Fraction, int]:
-    """Numbers of the question that are tied to the result of a step and not needed before it: they follow from it."""
+    """Numbers of the question that follow from a step: they are tied to its result, and not needed
+    before it.
+
+    number -> step
+    """
     bound = {}
     for tie in made.ties:
-        numbers = [
-            source[1] for source in tie if source[0] == "number" and source[1] in made.numbers
-        ]
+        numbers = [source[1] for source in tie
+                   if source[0] == "number" and source[1] in made.numbers]
         first = min((source[1] for source in tie if source[0] == "result"), default=-1)
-        needed = {
-            s[1]
-            for step in made.steps[:first + 1]
-            for s in step.operands if s[0] != "result"
-        }
+        needed = {source[1] for step in made.steps[: first + 1] for source in step.operands
+                  if source[0] != "result"}
         bound |= {number: first for number in numbers if first >= 0 and number not in needed}
     return dict(sorted(bound.items(), key=lambda item: item[1]))
 
 
 def draw(rng: random.Random, number: Fraction, percent: bool) -> Fraction:
-    """Another number of like size and kind: half to twice, as many places, as round; one digit gives 2..9."""
+    """Another number of the same kind: half to twice its size, as many decimal places, as round;
+    one digit gives 2..9."""
     places = places_of(number)
     units = int(number * 10**places)
     low, high = (2, 9) if units < 10 else (-(-units // 2), 2 * units)
@@ -107,33 +116,36 @@ def draw(rng: random.Random, number: Fraction, percent: bool) -> Fraction:
 
 
 def _keeps_its_kind(before: Fraction, after: Fraction) -> bool:
-    """A whole value stays whole (a decimal as short), a positive one positive, and none grows beyond GROWTH times."""
-    if (before > 0) != (after > 0) or (before < 0) != (after
-                                                       < 0) or abs(after) > GROWTH * abs(before):
+    """A whole value stays whole (a decimal as short), a positive one positive, and none grows
+    beyond GROWTH times."""
+    same_sign = (before > 0) == (after > 0) and (before < 0) == (after < 0)
+    if not same_sign or abs(after) > GROWTH * abs(before):
         return False
     if before.denominator == 1 or after.denominator == 1:
         return after.denominator == 1
     try:
         places = places_of(before)
-    except ValueError:  # 1/3 of an expression: what has no end may find another
+    except ValueError:  # 1/3 of an expression: any other value will do
         return True
     return (after * 10**places).denominator == 1
 
 
-def _keeps_roles(made: Program, numbers: dict, old: list[Fraction], new: list[Fraction]) -> bool:
-    """Tied sources are still equal, no two values that differed have become equal, and the answer is another."""
-    if old[-1] == new[-1] or any(
-            len({value_of(source, numbers, new)
-                 for source in tie}) > 1 for tie in made.ties):
+def _keeps_roles(made: Program, numbers: dict[Fraction, Fraction], old: list[Fraction],
+                 new: list[Fraction]) -> bool:
+    """Whether each number plays its part in the new problem, and no other.
+
+    Every number and the answer change, and whole numbers stay whole. Tied sources are still equal.
+    No two values that differed have become equal.
+    """
+    changed = old[-1] != new[-1] and all(
+        before != after and (before.denominator == 1) == (after.denominator == 1)
+        for before, after in numbers.items())
+    if not changed or any(len({value_of(source, numbers, new) for source in tie}) > 1
+                          for tie in made.ties):
         return False
-    was: dict[Fraction, Fraction] = {}
-    pairs = [
-        *((value, value) for value in made.constants), *numbers.items(),
-        *zip(old, new, strict=True)
-    ]
-    changed = all(
-        a != b and (a.denominator == 1) == (b.denominator == 1) for a, b in numbers.items())
-    return changed and all(was.setdefault(after, before) == before for before, after in pairs)
+    values = {(constant, constant) for constant in made.constants}
+    values |= {*numbers.items(), *zip(old, new, strict=True)}  # (before, after)
+    return len({after for _, after in values}) == len(values)
 
 
 def _is_vowel(number: Fraction) -> bool:
@@ -149,19 +161,18 @@ def replaced(text: str, changes: list[tuple[Numeral, str]]) -> str:
 
 
 def child(parent: Problem, recipe: str, question: str, solution: str) -> Problem:
-    """A problem made of another; its id tells the parent, the recipe and, by a hash, which of several it is."""
+    """A problem made of another. Its id has the parent's id, the recipe and a hash of the texts."""
     name = f"{parent.id}/{recipe}-{hash_of(question + solution) % 16**6:06x}"
-    origin = {"recipe": recipe, "parent": parent.id}
-    answer = extract_answer(solution) or ""
-    return replace(parent, id=name, question=question, solution=solution, answer=answer,
-                   origin=origin)
+    return replace(parent, id=name, question=question, solution=solution,
+                   answer=extract_answer(solution) or "",
+                   origin={"recipe": recipe, "parent": parent.id})
 
 
 # ----------------------------------------------------------------------------- turned around (hard)
 
 ASKED = ("If the answer to this is {}, what is x?", "The answer to this is {}. Find x.")
-# How the left (1) and the right (2) operand of an operation are got back: what is said, and from the result `r` and the
-# other operand `o`, what is calculated.
+# How to get back the left (1) and the right (2) operand of an operation: the words, and the
+# calculation from the result `r` and the other operand `o`.
 UNDO = {
     ("+", 1): ("Undo adding {}", "r-o"), ("+", 2): ("Undo adding to {}", "r-o"),
     ("-", 1): ("Undo taking away {}", "r+o"), ("-", 2): ("It was taken from {}", "o-r"),
@@ -171,7 +182,8 @@ UNDO = {
 
 
 def turned_around(made: Program, rng: random.Random) -> Problem:
-    """One number of the question becomes x, the answer is given, and the solution works back from it."""
+    """One number of the question becomes x, the answer is given, and the solution works back from
+    it."""
     problem = made.problem
     if "x" in singular_words(problem.question) or not problem.question.rstrip().endswith("?"):
         raise Unfit("the question cannot be asked backwards")
@@ -181,12 +193,12 @@ def turned_around(made: Program, rng: random.Random) -> Problem:
     number = rng.choice(sorted(chains))
     answer = problem.solution[problem.solution.rfind("####") + 4 :].strip()
     place = next(n for n, source in made.places[0] if source == ("number", number))
-    question = f"{replaced(problem.question, [(place, 'x')]).rstrip()} {rng.choice(ASKED).format(answer)}"
+    asked = rng.choice(ASKED).format(answer)
+    question = f"{replaced(problem.question, [(place, 'x')]).rstrip()} {asked}"
     results, _ = made.run({})
     try:
-        lines = [
-            *first_lines(made, chains[number], results), f"Now work back from the answer, {answer}."
-        ]
+        lines = first_lines(made, chains[number], results)
+        lines.append(f"Now work back from the answer, {answer}.")
         value = results[-1]
         for step, operand in reversed(chains[number]):
             operands = [value_of(source, {}, results) for source in made.steps[step].operands]
@@ -197,9 +209,11 @@ def turned_around(made: Program, rng: random.Random) -> Problem:
 
 
 def chain_from(made: Program, number: Fraction) -> list[tuple[int, int]]:
-    """The steps from a number of the question to the answer, as (step, operand); [] where that is no chain.
+    """The steps from a number of the question to the answer, as (step, operand); [] if they are no
+    chain.
 
-    The number stands once in the question; it and each result on the way are used once and can be mistaken for nothing.
+    In a chain the number stands once in the question. It and each result on the way are used once,
+    and no tie makes it unclear which is meant.
     """
     source, chain = ("number", number), []
     if sum(s == source for _, s in made.places[0]) != 1:
@@ -216,7 +230,7 @@ def chain_from(made: Program, number: Fraction) -> list[tuple[int, int]]:
 
 
 def first_lines(made: Program, chain: list[tuple[int, int]], results: list[Fraction]) -> list[str]:
-    """What can be computed without x and is needed, each step in a line of its own."""
+    """The needed steps that can be computed without x, each in a line of its own."""
     on_chain = {step for step, _ in chain}
     needed: set[int] = set()
     for k in reversed(range(len(made.steps))):
@@ -224,31 +238,29 @@ def first_lines(made: Program, chain: list[tuple[int, int]], results: list[Fract
             needed |= {source[1] for source in made.steps[k].operands if source[0] == "result"}
     lines = []
     for k in sorted(needed - on_chain):
-        left = expression(made.steps[k].shape,
-                          [value_of(source, {}, results) for source in made.steps[k].operands])
+        operands = [value_of(source, {}, results) for source in made.steps[k].operands]
+        left = expression(made.steps[k].shape, operands)
         lines.append(f"Without x, {marked(left, results[k])}.")
     return lines
 
 
 def undo(shape: Tree, operands: list[Fraction], unknown: int, value: Fraction,
          lines: list[str]) -> Fraction:
-    """The operand `unknown` of an expression, from its value: from the outermost operation inwards, a line for each."""
+    """The operand `unknown` of an expression, from its value. Undoes the outermost operation first;
+    appends a line for each to `lines`."""
     while isinstance(shape, tuple):
         side = 1 if contains(shape[1], unknown) else 2
         rest = shape[3 - side]
-        other, said = tree_value(rest, operands, []), expression(rest, operands)
+        other, other_text = tree_value(rest, operands, []), expression(rest, operands)
+        if isinstance(rest, tuple):
+            other_text = f"({other_text})"
         if other <= 0 or value <= 0:
-            raise ValueError(
-                "x could not be told from its steps, or a sign would have to be written")
-        text, (first, sign, second) = UNDO[shape[0], side]
-        given = {
-            "r": (value, write(value, "")),
-            "o": (other, f"({said})" if isinstance(rest, tuple) else said)
-        }
+            raise ValueError("x would have several values, or a number would need a sign")
+        words, (first, sign, second) = UNDO[shape[0], side]
+        given = {"r": (value, write(value, "")), "o": (other, other_text)}
         value = apply(sign, given[first][0], given[second][0])
-        lines.append(
-            f"{text.format(given['o'][1])}: {marked(given[first][1] + sign + given[second][1], value)}."
-        )
+        left = given[first][1] + sign + given[second][1]
+        lines.append(f"{words.format(other_text)}: {marked(left, value)}.")
         shape = shape[side]
     return value
 

@@ -330,5 +330,6 @@ if __name__ == "__main__":
     record = synthetic.problem("mini-gsm", "train", number)
     shown = program(parse_record(record, f"mini-gsm/train/0/{number}"))
     print(f"{shown.problem.question}\n{shown.problem.solution}")
-    for step in shown.steps:
-        print(f"  {step}")
+    for number, step in enumerate(shown.steps):
+        sources = ", ".join(f"{kind} {value}" for kind, value, *_ in step.operands)
+        print(f"step {number}     {step.shape}: {sources}")

@@ -184,7 +184,7 @@ def rft(context: RecipeContext) -> Iterator[Problem]:
     questions = [problem.question for problem in context.problems]
     for made in new_solutions(context, questions, check_answer=True):
         if made.origin["parent"] in worked and not marks(made.solution):
-            context.dropped["a bare answer, where the gold solution calculates"] += 1
+            context.dropped["a bare answer, but the gold solution calculates"] += 1
         else:
             yield made
 

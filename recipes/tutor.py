@@ -29,7 +29,7 @@ from fractions import Fraction
 import synthetic
 from answers import equivalent, extract_answer
 from data import Problem, parse_record
-from recipes.arithmetic import Mark, Tree, check, compute, tree_value, marks, numerals, tree, write
+from recipes.arithmetic import Mark, Tree, check, compute, marks, numerals, tree, tree_value, write
 from recipes.perturb import child
 from recipes.program import Unfit
 

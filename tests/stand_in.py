@@ -1,6 +1,5 @@
 """A chat server on the loopback that errs as it is told to, for the tests of client.py and
-teacher.py.
-"""
+teacher.py."""
 
 import hashlib
 import json
@@ -113,8 +112,7 @@ def answer_to(question: str) -> str:
 
 def nasty(handler: Handler, question: str, attempt: int) -> None:
     """Something bad for most first requests, by a hash of question and attempt; nothing bad from
-    the fourth on.
-    """
+    the fourth on."""
     number = int(hashlib.sha256(f"{question} {attempt}".encode()).hexdigest(), 16)
     text = answer_to(question)
     good = [
@@ -175,8 +173,8 @@ def serve():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No waiting between attempts, little for a silent server, and no flags from the environment.
-    """
+    """No waiting between attempts, little for a silent server, and no flags from the
+    environment."""
     monkeypatch.setattr(client, "sleep", lambda seconds: None)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)

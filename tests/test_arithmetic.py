@@ -140,7 +140,7 @@ def test_what_has_no_short_decimal_is_not_written():
 def test_a_tree_is_written_with_the_brackets_it_needs(text):
     shape, operands = tree(text)
     trail = []
-    assert compute(expression(shape, operands)) == tree_value(shape, operands,
-                                                              trail) == compute(text)
+    value = tree_value(shape, operands, trail)
+    assert compute(expression(shape, operands)) == value == compute(text)
     assert trail[-1:] == [compute(text)][:len(operands) > 1] and contains(
         shape, 0) and not contains(shape, len(operands))

@@ -1,6 +1,5 @@
 """augment.py: the three commands as a user types them, what they leave in their folders, and what
-they refuse.
-"""
+they refuse."""
 
 import json
 from pathlib import Path
@@ -45,7 +44,8 @@ def test_make_leaves_data_that_the_trainer_reads_and_says_what_was_left_out(caps
     assert result["rows"] + sum(result["dropped"].values()) == 30 and result["cost"] == {}
     assert all(problem.solution.endswith("}$.") and problem.origin["seed"] == 5 for problem in made)
     shown = capsys.readouterr().out
-    assert f"made       {len(made)} rows from {result['parents']} of 10 problems" in shown and f"--dataset {folder}/data.jsonl" in shown
+    assert f"made       {len(made)} rows from {result['parents']} of 10 problems" in shown
+    assert f"--dataset {folder}/data.jsonl" in shown
 
 
 def test_a_model_of_our_own_is_the_teacher_and_an_interrupted_recipe_goes_on(capsys, monkeypatch):
@@ -79,8 +79,8 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
 
     monkeypatch.setitem(augment.RECIPES, "retro", interrupted)
     assert run("make", "retro", "--limit", "3") == 130
-    assert "to go on:  python augment.py make retro --limit 3 --output-dir runs/retro-mini-gsm-1" in capsys.readouterr(
-    ).out
+    again = "python augment.py make retro --limit 3 --output-dir runs/retro-mini-gsm-1"
+    assert f"to go on:  {again}" in capsys.readouterr().out
 
 
 def test_a_row_is_made_once_and_what_a_style_drops_is_counted():
@@ -145,7 +145,7 @@ def rows() -> list[Problem]:
     return [Problem(f"row {number}", *text) for number, text in enumerate(texts)]
 
 
-def test_filter_drops_what_each_step_is_for_and_tells(capsys):
+def test_filter_drops_what_each_step_is_for_and_says_so(capsys):
     write_problems(Path("in.jsonl"), rows())
     write_problems(Path("test.jsonl"), [Problem("t", "A question of the test.", "", "7")])
     assert run("filter", "in.jsonl", "out.jsonl", "--style", "gsm8k", "--numeric", "--against",

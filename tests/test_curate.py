@@ -1,6 +1,5 @@
 """The steps of curation: what each keeps, drops and changes, as tables; and the laws that hold for
-any rows.
-"""
+any rows."""
 
 import os
 import random
@@ -14,8 +13,7 @@ import torch
 
 import synthetic
 from answers import extract_answer
-from data import (Problem, hold_out, load_problems, parse_record, read_problems, to_record,
-                  write_problems)
+from data import Problem, load_problems, parse_record, read_problems, to_record
 from recipes.curate import (drop_duplicates, drop_overlap, drop_same_patterns, is_plain_number,
                             keep_numeric, keep_right_arithmetic, mugglemath_15k, sample,
                             sample_by_probability, split, stated_answer, unbox, unify)
@@ -31,7 +29,7 @@ def row(question: str, solution: str = "", answer: str | None = None, **more) ->
 
 
 def unified(solution: str, style: str) -> str | None:
-    """The solution in that style; None where it is dropped."""
+    """The solution in that style; None if it is dropped."""
     problems = unify([row("q", solution)], style).problems
     return problems[0].solution if problems else None
 
@@ -103,10 +101,8 @@ def test_a_box_is_opened_and_its_content_stays(text, opened):
 
 
 def assert_law(problems: list[Problem]) -> Counter:
-    """One form, the same answer, and twice is as good as once.
-
-    Returns how many were kept in each style.
-    """
+    """One form, the same answer, and twice is as good as once. Returns how many were kept in each
+    style."""
     kept, answers = Counter(), {problem.id: stated_answer(problem.solution) for problem in problems}
     for style, other in (("gsm8k", "boxed"), ("boxed", "gsm8k")):
         once = unify(problems, style)
@@ -198,7 +194,8 @@ def test_wrong_and_unreadable_arithmetic_is_dropped():
     assert "      1 dropped: wrong arithmetic (such as wrong)" in str(step)
 
 
-LONG = "Mia walks to the old market with 12 red apples in her bag and sells most of the apples to some kind neighbours"
+LONG = ("Mia walks to the old market with 12 red apples in her bag and sells most of the apples to "
+        "some kind neighbours")
 
 
 def test_duplicates_are_those_of_question_and_solution():
@@ -418,63 +415,3 @@ def test_half_a_million_rows_take_minutes(capsys):
     assert len(steps[-3].problems) == 500_000 and len(steps[-2].problems) == 448_000 and len(
         steps[-1].problems) == 1000
     assert memory < 4096
-
-
-# ----------------------------------------------------------------------------------------- held out
-
-
-def numbered(count: int) -> list[Problem]:
-    return [Problem(str(n), f"question {n}", "s", "1") for n in range(count)]
-
-
-@pytest.mark.parametrize("count, held", [(2, 1), (9, 1), (100, 10), (1999, 199), (2000, 200),
-                                         (5000, 200)])
-def test_a_tenth_is_held_out_and_200_at_most(count, held):
-    train, test = hold_out(numbered(count))
-    assert len(test) == held and len(train) == count - held
-    assert not {p.question for p in train} & {p.question for p in test}
-
-
-def test_one_problem_cannot_be_on_both_sides():
-    with pytest.raises(UserError, match="one problem alone cannot be held out and trained on"):
-        hold_out(numbered(1) * 3)
-
-
-def test_who_is_held_out_hangs_on_the_question_alone():
-    """Not on the order, and not on how often a question stands in the file: all its copies go, one
-    is measured.
-    """
-    problems = numbered(300)
-    _, test = hold_out(problems)
-    chosen = {p.question for p in test}
-    twice = [Problem(f"copy {p.id}", p.question, "another solution", "1") for p in problems]
-    train, again = hold_out(list(reversed(problems)) + twice)
-    assert {p.question for p in again} == chosen and len(again) == 30
-    assert len(train) == 2 * 270 and not chosen & {p.question for p in train}
-    # A file that grows keeps most of its test problems.
-    assert len(chosen & {p.question for p in hold_out(numbered(320))[1]}) > 25
-
-
-def test_what_cannot_be_graded_is_not_held_out():
-    problems = [Problem(str(n), f"question {n}", "s", "1" if n % 2 else "") for n in range(200)]
-    train, test = hold_out(problems)
-    assert len(test) == 10 and all(p.answer for p in test) and len(train) == 190
-
-
-@pytest.mark.parametrize("more", [{}, {"level": "3", "subject": "Algebra"},
-                                  {"origin": {"recipe": "rft", "parent": "7", "seed": 0}}])
-def test_a_problem_comes_back_from_its_record(tmp_path, more):
-    problems = [
-        Problem("one", "What is 12 + 34?", "12 + 34 = 46\n#### 46", "46", **more),
-        Problem("two", "q", "", "5")
-    ]
-    write_problems(tmp_path / "made.jsonl", problems)
-    assert read_problems(tmp_path / "made.jsonl") == problems
-
-
-def test_a_chat_comes_back_from_its_record(tmp_path):
-    record = {
-        "id": "c", "messages": [{"role": "user", "content": "1+1?"},
-                                {"role": "assistant", "content": "#### 2"}]
-    }
-    assert to_record(parse_record(record, "here")) == record

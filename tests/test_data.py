@@ -411,3 +411,62 @@ def test_weights_stand_beside_their_targets():
     heavy = replace(plain, weights=(0.5, 2.0))
     assert pack([plain]).weights is None
     assert pack([plain, heavy]).weights.tolist() == [1.0, 1.0, 0.5, 2.0]
+
+
+# ------------------------------------------------------------- hold-out, and records of problems
+
+
+def numbered(count: int) -> list[Problem]:
+    return [Problem(str(n), f"question {n}", "s", "1") for n in range(count)]
+
+
+@pytest.mark.parametrize("count, held", [(2, 1), (9, 1), (100, 10), (1999, 199), (2000, 200),
+                                         (5000, 200)])
+def test_a_tenth_is_held_out_and_200_at_most(count, held):
+    train, test = data.hold_out(numbered(count))
+    assert len(test) == held and len(train) == count - held
+    assert not {p.question for p in train} & {p.question for p in test}
+
+
+def test_one_problem_cannot_be_on_both_sides():
+    with pytest.raises(UserError, match="one problem alone cannot be held out and trained on"):
+        data.hold_out(numbered(1) * 3)
+
+
+def test_who_is_held_out_depends_on_the_question_alone():
+    """Not on the order, and not on how often a question stands in the file: all its copies go, one
+    is measured."""
+    problems = numbered(300)
+    _, test = data.hold_out(problems)
+    chosen = {p.question for p in test}
+    twice = [Problem(f"copy {p.id}", p.question, "another solution", "1") for p in problems]
+    train, again = data.hold_out(list(reversed(problems)) + twice)
+    assert {p.question for p in again} == chosen and len(again) == 30
+    assert len(train) == 2 * 270 and not chosen & {p.question for p in train}
+    # A file that grows keeps most of its test problems.
+    assert len(chosen & {p.question for p in data.hold_out(numbered(320))[1]}) > 25
+
+
+def test_what_cannot_be_graded_is_not_held_out():
+    problems = [Problem(str(n), f"question {n}", "s", "1" if n % 2 else "") for n in range(200)]
+    train, test = data.hold_out(problems)
+    assert len(test) == 10 and all(p.answer for p in test) and len(train) == 190
+
+
+@pytest.mark.parametrize("more", [{}, {"level": "3", "subject": "Algebra"},
+                                  {"origin": {"recipe": "rft", "parent": "7", "seed": 0}}])
+def test_a_problem_comes_back_from_its_record(tmp_path, more):
+    problems = [
+        Problem("one", "What is 12 + 34?", "12 + 34 = 46\n#### 46", "46", **more),
+        Problem("two", "q", "", "5")
+    ]
+    data.write_problems(tmp_path / "made.jsonl", problems)
+    assert read_problems(tmp_path / "made.jsonl") == problems
+
+
+def test_a_chat_comes_back_from_its_record(tmp_path):
+    record = {
+        "id": "c", "messages": [{"role": "user", "content": "1+1?"},
+                                {"role": "assistant", "content": "#### 2"}]
+    }
+    assert data.to_record(parse_record(record, "here")) == record

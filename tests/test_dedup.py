@@ -18,7 +18,8 @@ from runtime import peak_memory_mib
 
 needs_data = pytest.mark.skipif("MATHFT_DATA" not in os.environ,
                                 reason="MATHFT_DATA names no folder of real sets")
-SENTENCE = "mia walks along the quiet river and counts all boats that pass her before the sun goes down behind hills"
+SENTENCE = ("mia walks along the quiet river and counts all boats that pass her before the sun "
+            "goes down behind hills")
 
 
 def questions(name: str) -> list[str]:
@@ -86,7 +87,7 @@ def test_overlap_is_exact_or_a_run_of_thirteen_words():
     assert overlap.kind(f"Yesterday {thirteen.replace('boats', 'ships')}, Ben said.") is None
     assert overlap.kind(" ".join(SENTENCE.split()[4:16])) is None
     assert overlap.kind("what is 2 + 3") == "exact"
-    assert overlap.kind("What is 2*3?") is None  # too short to be told by its words alone
+    assert overlap.kind("What is 2*3?") is None  # too short: its words alone may stand anywhere
     assert Overlap([SENTENCE], n=5).kind("Tom walks along the quiet river now") == "5-gram"
 
 
@@ -123,7 +124,8 @@ def test_gsm8k_overlaps_itself_and_math_500_does_not():
 
 
 def test_the_three_kinds_of_duplicates():
-    first = "Mia has 3 red apples and buys 4 more red apples at the shop. How many red apples does Mia have in the end?"
+    first = ("Mia has 3 red apples and buys 4 more red apples at the shop. How many red apples "
+             "does Mia have in the end?")
     same_words = first.upper().replace(". ", "  --  ")
     nearly = first.replace("in the end", "at the end")
     assert near_duplicates([first, "What is 2 + 2?", nearly], threshold=0.7) == [-1, -1, 0]
@@ -140,7 +142,8 @@ def test_the_three_kinds_of_duplicates():
                                       ("half", "twice"), ])  # fmt: skip
 def test_a_changed_number_makes_another_problem(old, new):
     """However long the text: augmented data is made of such changes."""
-    numbers = "She has 3 cats, two boats and more, half of x, 2+7 = 9, 40% off, $a \\le 5$, x^2, 1,234, the largest."
+    numbers = ("She has 3 cats, two boats and more, half of x, 2+7 = 9, 40% off, $a \\le 5$, x^2, "
+               "1,234, the largest.")
     text = f"{SENTENCE}. {numbers} {SENTENCE}."
     other = text.replace(old, new)
     assert other != text and near_duplicates([text, other], threshold=0.5) == [-1, -1]
@@ -157,8 +160,7 @@ def test_one_word_in_thirty_may_change_and_three_may_not():
 
 def test_texts_with_different_keys_are_no_duplicates():
     """The keys are the answers: the same words with another answer are another problem, or a
-    mistake to look at.
-    """
+    mistake to look at."""
     assert near_duplicates([SENTENCE, SENTENCE, SENTENCE + "!"], keys=["1", "2",
                                                                        "1"]) == [-1, -1, 0]
 
@@ -170,8 +172,7 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 def brute_force(texts: list[str], threshold: float) -> list[int]:
     """Each text beside all kept ones before it; of texts that stand for numbers there are none
-    here.
-    """
+    here."""
     sets = list(map(shingles, texts))
     first: list[int] = []
     for i, own in enumerate(sets):
@@ -234,7 +235,7 @@ def test_signatures_agree_as_often_as_the_jaccard_index_says():
         other = base[:30] + ["".join(draw.choices("bcdfghjk", k=6)) for _ in range(4)]
         a, b = shingles(" ".join(base)), shingles(" ".join(other))
         expected += (len(a & b) / len(a | b)) ** dedup.ROWS * dedup.BANDS
-        _, keys = dedup._signed([" ".join(base), " ".join(other)], ["", ""])
+        _, keys = dedup._digests_and_bands([" ".join(base), " ".join(other)], ["", ""])
         found += int((keys[0] == keys[1]).sum())
     assert abs(found - expected) < 4 * np.sqrt(expected) + 5
 
@@ -304,7 +305,7 @@ def test_a_short_test_text_is_found_amid_others_from_eight_words_on():
     assert overlap.kind(eight) == overlap.kind(seven) == "exact"
 
 
-def test_how_all_texts_of_a_set_begin_tells_nothing():
+def test_a_common_beginning_of_all_texts_of_a_set_is_no_overlap():
     begin = "Solve the following problem step by step and write the answer into a box at the end"
     overlap = Overlap([f"{begin}: what is {n} and {n}?" for n in range(30)])
     assert overlap.kind(f"{begin}: who is there?") is None and overlap.kind(

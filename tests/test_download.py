@@ -1,6 +1,5 @@
 """download.py: every way a file gets here, or does not, against a server on this machine; and zips
-that mean no good.
-"""
+that mean no good."""
 
 import json
 import threading
@@ -9,12 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from huggingface_hub import errors
 
 from conftest import BODY, HASH
 from data import load_problems, read_problems
 from runtime import UserError
 from tools import download
-from tools.download import zip_lines
+from tools.download import hub_error, zip_lines
 
 # ----------------------------------------------------------------------------------------- download
 
@@ -135,7 +135,7 @@ def test_a_wrong_hash_leaves_nothing(server, path):
     assert line.endswith(f"put that file at {path}") and files_in(path.parent) == set()
 
 
-@pytest.mark.parametrize("length", [True, False], ids=["told", "not told"])
+@pytest.mark.parametrize("length", [True, False], ids=["length said", "not said"])
 def test_a_file_that_is_too_large(length, server, path, monkeypatch):
     monkeypatch.setattr(download, "LARGEST_FILE", 50_000)
     server.script = [{"length": length}]
@@ -278,19 +278,18 @@ def test_a_zip_that_is_not_taken(members, said, tmp_path):
 
 def test_a_bomb_is_left_as_soon_as_it_is_one(tmp_path, monkeypatch):
     """A thousand times as much text as bytes, with a header that says otherwise: what is read is
-    counted.
-    """
+    counted."""
     monkeypatch.setattr(download, "UNPACKED", 3 * 2**20)
     path = zipped(tmp_path / "x.zip", {"a.jsonl": LINE * 200_000})
     size, lies = (200_000 * len(LINE)).to_bytes(4, "little"), len(LINE).to_bytes(4, "little")
-    told = path.read_bytes()
-    assert len(told) < 100_000 and told.count(size) == 2
+    data = path.read_bytes()
+    assert len(data) < 100_000 and data.count(size) == 2
     read = 0
     with pytest.raises(UserError, match="or more than 3,145,728 in all"):
         for _ in zip_lines(path):
             read += 1
     assert read * len(LINE) <= 3 * 2**20
-    path.write_bytes(told.replace(
+    path.write_bytes(data.replace(
         size, lies))  # then zipfile itself stops there, and the checksum is wrong
     with pytest.raises(UserError, match="cannot be read as a zip"):
         list(zip_lines(path))
@@ -305,8 +304,7 @@ def test_other_compressions_are_not_begun(tmp_path):
 
 def test_a_list_of_contents_without_end_is_not_read(tmp_path):
     """Twenty thousand names of two hundred characters: more than a MiB, which zipfile would read at
-    once.
-    """
+    once."""
     path = zipped(tmp_path / "x.zip", {f"{n:0200d}": b"" for n in range(6000)})
     with pytest.raises(UserError, match="its list of contents is too long"):
         list(zip_lines(path))
@@ -314,8 +312,7 @@ def test_a_list_of_contents_without_end_is_not_read(tmp_path):
 
 def test_half_a_zip_and_bytes_that_changed(tmp_path):
     """Whatever byte is missing or wrong, the answer is one line or the right lines, never anything
-    else.
-    """
+    else."""
     rows = b"".join(
         json.dumps({"query": f"What is {n} + {n * n}?", "response": f"#### {n + n * n}"}).encode() +
         b"\n" for n in range(50))
@@ -340,10 +337,10 @@ def test_half_a_zip_and_bytes_that_changed(tmp_path):
 
 def test_an_encrypted_zip(tmp_path):
     path = zipped(tmp_path / "x.zip", {"a.jsonl": LINE})
-    told = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes())
     for mark in (b"PK\x03\x04", b"PK\x01\x02"):
-        told[told.index(mark) + (6 if mark[2] == 3 else 8)] |= 1
-    path.write_bytes(bytes(told))
+        data[data.index(mark) + (6 if mark[2] == 3 else 8)] |= 1
+    path.write_bytes(bytes(data))
     with pytest.raises(UserError, match="cannot be read as a zip .*encrypted"):
         list(zip_lines(path))
 
@@ -355,3 +352,40 @@ def test_a_zip_costs_no_more_memory_than_its_lines(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 5 * 2**20
+
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+def error_of(kind: type, status: int = 404) -> Exception:
+    """An error of the hub's client, with the response that it keeps."""
+    error = kind.__new__(kind)
+    error.response = type("Response", (), {"status_code": status})()
+    return error
+
+
+@pytest.mark.parametrize("caught, said", [
+    (error_of(errors.GatedRepoError), "this model is gated; accept its terms at PAGE and set"),
+    (error_of(errors.RepositoryNotFoundError), "no model on the hub; check the spelling"),
+    (error_of(errors.RemoteEntryNotFoundError),
+     "the model has no such file; its files are listed at PAGE/tree/main"),
+    (errors.OfflineModeIsEnabled("offline"),
+     "not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or DO THIS"),
+    (error_of(errors.HfHubHTTPError, 429), "the hub answers 429, too many requests; wait"),
+    (OSError("no route\nto host"),
+     "cannot be downloaded (no route); check name and connection, or DO THIS"),
+    (OSError(), "cannot be downloaded (OSError); check name and connection, or DO THIS"),
+])  # fmt: skip
+def test_an_error_of_the_hub_is_one_line(caught, said):
+    error = hub_error("us/m", caught, "model", "PAGE", "no model", "DO THIS")
+    assert str(error).startswith(f"us/m: {said}") and "\n" not in str(error)
+
+
+def test_the_error_before_not_in_the_cache_either_counts():
+    caught = errors.LocalEntryNotFoundError("not in the cache either")
+    caught.__cause__ = errors.OfflineModeIsEnabled("offline")
+    error = hub_error("us/m", caught, "model", "PAGE", "no model", "DO THIS")
+    assert "HF_HUB_OFFLINE is set" in str(error)
+    caught.__cause__ = None
+    assert "cannot be downloaded (not in the cache either)" in str(
+        hub_error("us/m", caught, "model", "PAGE", "no model", "DO THIS"))

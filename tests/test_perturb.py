@@ -24,7 +24,8 @@ COUNTS = {
     "half": 2, "third": 3, "quarter": 4, "fifth": 5, "twice": 2, "three": 3, "four": 4, "five": 5,
     "six": 6
 }
-# A reader of mini-gsm's sentences that knows nothing of marks: the first that fits tells what becomes of the amount x.
+# A reader of mini-gsm's sentences that knows nothing of marks: the first that fits tells what
+# becomes of the amount x.
 READER = (("starts with|^There are|^\\w+ has \\d+ \\w+\\.$",
            lambda x, n: n), ("\\$", lambda x, n: x * n), ("packs|^If", lambda x, n: Fraction(x, n)),
           ("^How|^What", lambda x: x), ("as many( \\w+)? as", lambda x, n: x + n * x),
@@ -61,8 +62,9 @@ def made(problems: list[Problem], hard: bool) -> list[tuple[Problem, Problem]]:
 # ----------------------------------------------------------------------------- new numbers (simple)
 
 
-def test_what_cannot_be_told_apart_stays_equal():
-    """The 6 of the second mark may be the question's or the first result: in the new problem both are one number again."""
+def test_values_with_two_possible_sources_stay_equal():
+    """The 6 of the second mark may be the question's or the first result: in the new problem both
+    are one number again."""
     problem = worked("Ann packs 24 pens into 4 boxes. She sells 6 boxes of that size.", "[24/4=6]",
                      "[6*6=36]")
     found = program(problem)
@@ -86,7 +88,8 @@ def test_every_place_of_a_number_changes():
     new = perturb(BOOKS, random.Random(0))
     a, b = (n.text for n in numerals(new.question))
     total, half = int(a) + int(b), (int(a) + int(b)) // 2
-    assert new.question == f"Ann has {a} books and buys {b} more. She gives half of them away. How many are left?"
+    assert new.question == (f"Ann has {a} books and buys {b} more. She gives half of them away. "
+                            "How many are left?")
     assert new.solution == (
         f"Ann has {a}+{b} = <<{a}+{b}={total}>>{total} books.\n"
         f"She keeps {total}/2 = <<{total}/2={half}>>{half} of the {total} books.\n#### {half}"
@@ -136,7 +139,8 @@ def test_where_no_numbers_fit_it_says_so():
 
 @pytest.mark.parametrize("mini_count", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_new_mini_gsm_problems_are_right(mini_count):
-    """Nine in ten can be changed; the story, read by another reader, and the program both give the new answer."""
+    """Nine in ten can be changed; the story, read by another reader, and the program both give the
+    new answer."""
     pairs = made(mini(mini_count), hard=False)
     assert len(pairs) >= 0.9 * mini_count
     for old, new in pairs:

@@ -1,6 +1,5 @@
 """program.py: where each number of a worked solution comes from, and the problems that are left
-unexplained.
-"""
+unexplained."""
 
 from fractions import Fraction
 

@@ -1,6 +1,5 @@
 """recipes.py: what each recipe keeps, what it leaves out and why, and that every row tells where it
-comes from.
-"""
+comes from."""
 
 import json
 from dataclasses import replace
@@ -42,8 +41,9 @@ class Scripted:
 
 def cook(recipe, tmp_path, say=None, problems=(CLIPS,), student=None, **more):
     teacher = Scripted(say) if say else None
-    context = RecipeContext(recipe, list(problems), tmp_path, teacher, student
-                            and Scripted(student), **more)
+    context = RecipeContext(recipe, list(problems), tmp_path, teacher,
+                            student and Scripted(student),
+                      **more)
     return list(RECIPES[recipe](context)), context
 
 
@@ -77,7 +77,7 @@ def test_a_chat_is_answered_anew_and_keeps_its_gold_answer(tmp_path):
 
 def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_one(tmp_path):
     said = listed(
-        # the gold equations, told otherwise
+        # the gold equations, written in another way
         "48 / 2 = <<48/2=24>>24\n48 + 24 = <<48+24=72>>72\n#### 72",
         "<<48*2=96>>96 <<96-24=72>>72\n#### 72",  # another way
         "<<48*2=96>>96, and <<96-24=72>>72.\n#### 72",  # the same other way
@@ -91,7 +91,7 @@ def test_rft_keeps_one_right_solution_for_each_list_of_equations_and_the_gold_on
     assert context.dropped == {
         "the same equations as another solution": 2, "wrong arithmetic on the way": 1,
         "another answer than the gold one": 1,
-        "a bare answer, where the gold solution calculates": 1
+        "a bare answer, but the gold solution calculates": 1
     }
 
 
@@ -213,12 +213,14 @@ def test_what_is_known_of_a_row_stays_with_those_made_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_row_tells_recipe_parent_and_seed_and_of_whom_it_was_asked(tmp_path, recipe):
+def test_every_row_says_recipe_parent_seed_and_teacher(tmp_path, recipe):
     problems = load_problems("mini-gsm", limit=4)
 
     def say(text, sample):
         answer = problems[0].answer
-        return f"Another one, {len(text)}?" if "Here is" in text else f"1*{answer} = <<1*{answer}={answer}>>{answer}\n#### {answer}"
+        if "Here is" in text:
+            return f"Another one, {len(text)}?"
+        return f"1*{answer} = <<1*{answer}={answer}>>{answer}\n#### {answer}"
 
     asked = recipe in NEEDS_TEACHER
     student = (lambda text, sample: "1+1 = <<1+1=3>>3\n#### 3") if recipe == "tutor" else None

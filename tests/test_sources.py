@@ -81,7 +81,7 @@ def test_what_is_for_testing_only_is_not_trained_on(name, server):
         load_problems(name, "train")
 
 
-def test_what_must_be_known_is_told_when_it_is_loaded(server, monkeypatch, capsys):
+def test_what_must_be_known_is_printed_when_it_is_loaded(server, monkeypatch, capsys):
     one_set(monkeypatch, server, note=SETS["math"].note)
     load_problems("here")
     out, err = capsys.readouterr()
@@ -195,13 +195,17 @@ def hub():
 
 def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
     """Load the test split of each name in a process of its own; what came of each, and then its
-    lines on stderr.
-    """
+    lines on stderr."""
     script = (
-        "import sys\nfrom data import load_problems\nfrom runtime import UserError\n"
-        "for name in sys.argv[1:]:\n    name, _, split = name.partition('@')\n    try:\n"
+        "import sys\n"
+        "from data import load_problems\n"
+        "from runtime import UserError\n"
+        "for name in sys.argv[1:]:\n"
+        "    name, _, split = name.partition('@')\n"
+        "    try:\n"
         "        problems = load_problems(name, split or 'test')\n"
-        "        print(len(problems), problems[1].id)\n    except UserError as error:\n"
+        "        print(len(problems), problems[1].id)\n"
+        "    except UserError as error:\n"
         "        print(str(error).replace(chr(10), 'SECOND LINE'))\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -255,7 +259,8 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
 
 def test_a_hub_out_of_reach_says_which_file_to_put_where(hub, tmp_path):
     place = tmp_path / "mathft" / "math500" / "test.jsonl"
-    url = f"http://127.0.0.1:{hub.server_port}/datasets/HuggingFaceH4/MATH-500/resolve/main/test.jsonl"
+    url = (f"http://127.0.0.1:{hub.server_port}/datasets/HuggingFaceH4/MATH-500/resolve/main/"
+           "test.jsonl")
     (line,) = from_hub(hub, tmp_path, "math500", HF_HUB_OFFLINE="1")
     assert line == (
         "hub:HuggingFaceH4/MATH-500/test.jsonl: not (whole) in the cache, and HF_HUB_OFFLINE is "
@@ -278,16 +283,17 @@ def test_a_hub_that_does_not_answer(server, monkeypatch):
     with pytest.raises(UserError) as error:
         load_problems("math500", "test")
     said, _, mend = str(error.value).partition("; check name and connection, or ")
-    assert said == "hub:HuggingFaceH4/MATH-500/test.jsonl: cannot be downloaded (Name or service not known)"
+    assert said == ("hub:HuggingFaceH4/MATH-500/test.jsonl: cannot be downloaded "
+                    "(Name or service not known)")
     place = sources.own_path("math500", SETS["math500"].splits["test"][0])
     assert mend.endswith(f"/datasets/HuggingFaceH4/MATH-500/resolve/main/test.jsonl at {place}")
 
 
 def test_a_set_of_the_hub_by_its_name(hub, tmp_path):
-    """MATH is loaded with a word on where its problems stem from."""
-    problems, math, told = from_hub(hub, tmp_path, "math-perturb-hard", "math@train")
-    assert problems.startswith("5000 ") and math.startswith("5000 ") and told.startswith(
-        "math: 4,500 of its 12,000")
+    """MATH is loaded with a note on the source of its problems."""
+    problems, math, note = from_hub(hub, tmp_path, "math-perturb-hard", "math@train")
+    assert problems.startswith("5000 ") and math.startswith("5000 ")
+    assert note.startswith("math: 4,500 of its 12,000")
 
 
 @pytest.mark.parametrize("name", [

@@ -58,7 +58,9 @@ from pathlib import Path
 from recipes import client, teacher
 client.sleep = lambda seconds: None
 asker = client.ApiTeacher(name="m", base=sys.argv[1], timeout=20.0, concurrency=8)
-teacher.ask(asker, [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in range(300)], Path(sys.argv[2]))
+questions = [f"What is {n} + {n}?" for n in range(300)]
+chats = [[{"role": "user", "content": question}] for question in questions]
+teacher.ask(asker, chats, Path(sys.argv[2]))
 """
 
 
@@ -91,8 +93,7 @@ def test_a_killed_run_goes_on(number, serve, tmp_path):
     ]
     assert answers.stored >= 60 and answers.asked == 300 - answers.stored
     twice = sum(count - 1 for count in server.answered.values())
-    # what was under way when it was struck, and nothing else
-    assert twice == before - answers.stored <= 16
+    assert twice == before - answers.stored <= 16  # only what was under way when it was struck
     assert len(lines_of(tmp_path)) == 300  # the half line is gone
 
 
@@ -219,7 +220,8 @@ def test_the_command_with_a_server(serve, tmp_path, capsys, monkeypatch):
     dead = serve(lambda handler, question, attempt: handler.send(body_of("")))
     assert run_command(module.main, [*words, "--api-base", dead.base, "--seed", "1"]) == 1
     out, err = capsys.readouterr()
-    assert "(lost)" in out and f"1 of 1 replies were lost; --output-dir {tmp_path / 't'} asks again" in err
+    assert "(lost)" in out
+    assert f"1 of 1 replies were lost; --output-dir {tmp_path / 't'} asks again" in err
 
 
 def test_the_command_with_a_checkpoint(tiny_folder, tmp_path, capsys, monkeypatch):
@@ -230,7 +232,8 @@ def test_the_command_with_a_checkpoint(tiny_folder, tmp_path, capsys, monkeypatc
     ]
     assert run_command(module.main, words) in (0, 1)  # a random model may say nothing
     out = capsys.readouterr().out
-    assert "--- sample 2 of 2\n" in out and f"files      {Path('runs/teacher-1/replies.jsonl')}\n" in out
+    assert "--- sample 2 of 2\n" in out
+    assert f"files      {Path('runs/teacher-1/replies.jsonl')}\n" in out
 
 
 @pytest.mark.parametrize(
@@ -304,8 +307,9 @@ def test_a_server_is_evaluated_by_the_command(serve, tmp_path, capsys, monkeypat
     assert run_command(evaluate.main, words) == 0
     out, err = capsys.readouterr()
     assert err == "" and f"model      m at {server.base}\n" in out and "machine " not in out
-    assert "lost 6 of 18 replies: 2 problem(s) left out below" in out and "of 4 problems, mean of 3 samples" in out
-    assert "75.0%" in out and "majority of 3" in out and "2 replies lost" in out and "weighted" not in out
+    assert "lost 6 of 18 replies: 2 problem(s) left out below" in out
+    assert "of 4 problems, mean of 3 samples" in out and "75.0%" in out and "majority of 3" in out
+    assert "2 replies lost" in out and "weighted" not in out
     before = len(server.bodies)
     well.append(True)
     assert run_command(evaluate.main, words) == 0
@@ -330,8 +334,7 @@ def test_a_server_is_evaluated_by_the_command(serve, tmp_path, capsys, monkeypat
 @pytest.fixture(scope="module")
 def real_server(tmp_path_factory):
     """transformers' own server with the embedded model, where its parts are installed: (address,
-    name of the model).
-    """
+    name of the model)."""
     if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")):
         pytest.skip('needs pip install "transformers[serving]"')
     with socket.socket() as free:

@@ -1,6 +1,5 @@
 """tutor.py: a step too early and back; the first wrong step of an attempt, corrected, and on to the
-end.
-"""
+end."""
 
 import os
 import random
@@ -199,12 +198,13 @@ def test_a_wrong_operand_is_a_step_that_does_not_follow():
                 attempt.split("\n")[0], "Wait, that step does not follow.", problem.solution)
 
 
-@pytest.mark.parametrize("attempt, reason",
-                         [(GOLD, "attempt is right"), ("", "no marks"), ("#### 5", "no marks"),
-                          ("words", "no marks"), (text(MAY, "#### 24"), "no wrong step"),
-                          ("<<1+1=3>>" * LONGEST_ATTEMPT, "too long"), ("\n" * 50, "too long"),
-                          ("x" * 100_000, "too long"),
-                          (r"\boxed{7} <<1+1=3>>", "hides the answer"), ])  # fmt: skip
+@pytest.mark.parametrize("attempt, reason", [
+    (GOLD, "attempt is right"), ("", "no marks"), ("#### 5", "no marks"), ("words", "no marks"),
+    (text(MAY, "#### 24"), "no wrong step"),
+    ("<<1+1=3>>" * LONGEST_ATTEMPT, "too long"), ("\n" * 50, "too long"),
+    ("x" * 100_000, "too long"),
+    (r"\boxed{7} <<1+1=3>>", "hides the answer"),
+])  # fmt: skip
 def test_an_attempt_that_cannot_be_tutored_is_left(attempt, reason):
     with pytest.raises(Unfit, match=reason):
         tutor(CLIPS, attempt)
