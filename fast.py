@@ -171,12 +171,41 @@ def _is_untouched(down: nn.Module) -> bool:
 # ------------------------------------------------------------------------------- embedding and loss
 
 
-def embed_tied(self: nn.Embedding, ids: Tensor) -> Tensor:
-    """Plain: nn.Embedding.forward, whose gradient is a second matrix [V, D], nearly all of it zero.
+class TiedRows(torch.autograd.Function):
+    """Rows of W [V, D] by token id, and W itself for the head: ids [T] -> [T, D], [V, D].
 
-    A sparse gradient holds the T rows that were read; autograd adds it to the head's dense one.
+    Plain: F.embedding(ids, W), and W again in the head: autograd makes a gradient [V, D] for each,
+    that of the rows nearly all zero. Here W enters the graph once, and both gradients meet: that of
+    the rows is added into the head's, which nobody else holds.
     """
-    return F.embedding(ids, self.weight, sparse=True)
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight, ids)
+        ctx.set_materialize_grads(False)
+        return F.embedding(ids, weight), weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_rows: Tensor | None, grad_head: Tensor | None) -> tuple[Tensor, None]:
+        weight, ids = ctx.saved_tensors
+        grad = torch.zeros_like(weight) if grad_head is None else grad_head
+        return grad if grad_rows is None else grad.index_add_(0, ids, grad_rows), None
+
+
+def embed_tied(self: nn.Embedding, ids: Tensor) -> Tensor:
+    """Plain: nn.Embedding.forward. Leaves W as the head takes it in `head`, for `forward_tied`."""
+    if not (self.weight.requires_grad and torch.is_grad_enabled()):
+        return F.embedding(ids, self.weight)
+    rows, self.head = TiedRows.apply(self.weight, ids)
+    return rows
+
+
+def forward_tied(self: Qwen2, *args, **options) -> Tensor:
+    """Plain: Qwen2.forward. The hidden states bring the head of their own graph along."""
+    hidden = Qwen2.forward(self, *args, **options)
+    hidden.head = vars(self.model.embed_tokens).pop("head", None)
+    return hidden
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -248,7 +277,9 @@ def _loss_then_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None)
 def chunked_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
                 weights: Tensor | None = None) -> Tensor:
     """Plain: Qwen2.summed_loss."""
-    return ChunkedCrossEntropy.apply(hidden, self.head_weight, targets, weights)
+    head = getattr(hidden, "head", None)
+    head = self.head_weight if head is None else head
+    return ChunkedCrossEntropy.apply(hidden, head, targets, weights)
 
 
 # ------------------------------------------------------------------------------------- all together
@@ -270,15 +301,8 @@ def accelerate(model: Qwen2) -> Qwen2:
     if model.config.tie_word_embeddings:
         embedding = model.model.embed_tokens
         embedding.forward = functools.partial(embed_tied, embedding)
-        if embedding.weight.requires_grad:
-            embedding.weight.register_post_accumulate_grad_hook(_make_dense)
+        model.forward = functools.partial(forward_tied, model)
     return model
-
-
-def _make_dense(weight: nn.Parameter) -> None:
-    """If the head takes no part in a loss, the embedding's sparse gradient stands alone."""
-    if weight.grad.is_sparse:
-        weight.grad = weight.grad.to_dense()
 
 
 def checkpoint_layers(model: Qwen2) -> None:

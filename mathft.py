@@ -275,8 +275,8 @@ def continued(words: dict) -> tuple[dict, str]:
 def start_folder(args: Flags, own: object) -> Path:
     """Make the folder of a new run with its args.json.
 
-    If the run starts from the adapter of another method, that adapter is merged, and the merged model
-    is written to `base/`: it is this run's --model.
+    If the run starts from the adapter of another method, that adapter is merged, and the merged
+    model is written to `base/`: it is this run's --model.
     """
     earlier = Path(args.from_run) if args.from_run else None
     merged = merged_run(earlier, find_method(args.method)) if earlier else None

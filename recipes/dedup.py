@@ -318,7 +318,8 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return shared / max(len(both) - shared, 1)
 
 
-def _digests_and_bands(texts: Sequence[str], keys: Sequence[str]) -> tuple[list[bytes | None], np.ndarray]:
+def _digests_and_bands(texts: Sequence[str],
+                       keys: Sequence[str]) -> tuple[list[bytes | None], np.ndarray]:
     """For each text (with its key) the digest of its words, and its band keys, uint64 [texts,
     BANDS].
 

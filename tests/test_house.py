@@ -134,6 +134,17 @@ def test_lines_are_narrow(room):
     assert [number for number, line in enumerate(lines, 1) if len(line) > 100] == []
 
 
+# Functions of more than 40 lines, each read in one go: a loop, a table of settings, the peer's code.
+LONG = {("checkpoint", "read_config"), ("train", "train"), ("tools.peer", "generator")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_functions_are_short(room):
+    long = {(room, node.name) for node in ast.walk(tree(path_of(room)))
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 40}
+    assert long <= LONG
+
+
 def requirements(name: str) -> list[str]:
     lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
     return [line for line in lines if line]
