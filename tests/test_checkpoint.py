@@ -166,7 +166,7 @@ BAD_SETTINGS = {
     "tied, not in the file": (dict(tie_word_embeddings=False),
                               "tie_word_embeddings is false, but the weights lack"),
     "tied maybe": (dict(tie_word_embeddings="yes"), "tie_word_embeddings is yes"),
-    "a size as text": (dict(hidden_size="48"), "hidden_size is 48, where a whole number"),
+    "a size as text": (dict(hidden_size="48"), "hidden_size is 48; a whole number in 0"),
     "a size that is true": (dict(num_hidden_layers=True), "num_hidden_layers is True"),
     "a size with a point": (dict(vocab_size=320.0), "vocab_size is 320.0"),
     "no layers": (dict(num_hidden_layers=0),

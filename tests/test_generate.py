@@ -331,7 +331,7 @@ def test_the_command_prints_the_completion(tiny_folder, capsys):
 
 
 @pytest.mark.parametrize("words, code, part", [
-    (["--model", "m", "--run", "r", "why?"], 2, "exclude each other"),
+    (["--model", "m", "--run", "r", "why?"], 2, "--run excludes --model and --adapter"),
     (["--samples", "2", "why?"], 2, "--temperature"),
     ([" "], 2, "question is empty"),
     (["--top-p", "2", "why?"], 2, "above 1"),

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint import Run, load_model
+from checkpoint import load_model
 from flags import run_command
+from methods import Run
 from recipes import client
 from recipes import teacher as module
 from recipes.teacher import LocalTeacher, ask
