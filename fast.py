@@ -284,11 +284,33 @@ def chunked_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
 
 # ------------------------------------------------------------------------------------- all together
 
-REPLACED = {  # class -> {what of it: by what}
-    RMSNorm: {"forward": rms_norm},
-    MLP: {"forward": mlp},
-    Qwen2: {"summed_loss": chunked_loss},
-}
+class FastRMSNorm(RMSNorm):
+    """RMSNorm by `Normalise`."""
+
+    forward = rms_norm
+
+
+class FastMLP(MLP):
+    """SwiGLU by `GatedProducts`."""
+
+    forward = mlp
+
+
+class TiedEmbedding(nn.Embedding):
+    """An embedding by `TiedRows`."""
+
+    forward = embed_tied
+
+
+class FastQwen2(Qwen2):
+    """Qwen2.5 with the loss by `ChunkedCrossEntropy`."""
+
+    forward = forward_tied
+    summed_loss = chunked_loss
+
+
+# By exact class: a class of a reader's own stays as it is.
+REPLACED = {RMSNorm: FastRMSNorm, MLP: FastMLP, Qwen2: FastQwen2}
 
 
 def accelerate(model: Qwen2) -> Qwen2:
@@ -296,12 +318,9 @@ def accelerate(model: Qwen2) -> Qwen2:
     for module in model.modules():
         if isinstance(module, Linear):
             module.product = linear
-        for name, function in REPLACED.get(type(module), {}).items():
-            setattr(module, name, functools.partial(function, module))
-    if model.config.tie_word_embeddings:
-        embedding = model.model.embed_tokens
-        embedding.forward = functools.partial(embed_tied, embedding)
-        model.forward = functools.partial(forward_tied, model)
+        module.__class__ = REPLACED.get(type(module), type(module))
+    if model.config.tie_word_embeddings and type(model.model.embed_tokens) is nn.Embedding:
+        model.model.embed_tokens.__class__ = TiedEmbedding
     return model
 
 
