@@ -12,7 +12,9 @@ A folder in PEFT's form is `adapter_config.json` beside `adapter_model.safetenso
 is unknown here is refused: an adapter half understood gives wrong numbers without a word.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +109,19 @@ def swap(model: nn.Module, maps: dict[str, Linear],
 def adapted_maps(model: nn.Module) -> dict[str, AdaptedLinear]:
     """The adapted maps of a model, by their full names."""
     return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+
+
+@contextlib.contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Within the block, the model computes as if nothing had been adapted."""
+    maps = adapted_maps(model).values()
+    for adapted in maps:
+        adapted.forward = functools.partial(Linear.forward, adapted)
+    try:
+        yield
+    finally:
+        for adapted in maps:
+            del adapted.forward  # then the class's own
 
 
 @torch.no_grad()

@@ -40,9 +40,10 @@ from tqdm import tqdm
 from data import Problem, has_split, load_problems
 from flags import flag, given_flags, run_command
 from generate import MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked
+from methods import load_run, read_run
 from model import Qwen2
 from runtime import (UsageError, UserError, clock, describe_machine, dtype_name, new_directory,
-                     read_json, text_sha256, write_json, write_text)
+                     pick_device, pick_dtype, read_json, text_sha256, write_json, write_text)
 from score import (Report, by_problem, compare_evaluations, grade_again, place, read_finished,
                    read_records, record_of, report_lines, score, summarise, versus_lines)
 from tokenizer import Tokenizer
@@ -270,6 +271,21 @@ def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
     return Report(result, report.records)
 
 
+def beside_verifier(report: Report, flags: "Flags", folder: Path) -> Report:
+    """The report of several samples with what a verifier's scores choose; writes scores.jsonl."""
+    import verifier  # here: other evaluations need none of it
+
+    device = pick_device(flags.device)
+    run = load_run(Path(flags.verifier), device, pick_dtype(flags.dtype, device))
+    figures, scores = verifier.measure(run, report.records, flags.most_clusters)
+    rows = [{"problem": record["problem"], "sample": record["sample"], "score": score}
+            for record, score in zip(report.records, scores)]
+    write_text(folder / "scores.jsonl", "".join(map(_line, rows)))
+    result = report.result | {"verifier": {"run": flags.verifier, **figures}}
+    write_json(folder / "result.json", result)
+    return Report(result, report.records)
+
+
 # ------------------------------------------------------------------------------------------ command
 
 
@@ -279,6 +295,12 @@ class Flags(ApiFlags, SamplingFlags):
 
     dataset: str = flag("mini-gsm", "problems: a set's name (its test split; python sources.py "
                         "lists them), or a JSON or JSONL file")
+    split: str = flag("test", "part of a named set: test, or train (samples for a verifier)",
+                      choices=("test", "train"))
+    verifier: str | None = flag(
+        None, "run directory of --objective verifier, whose scores choose among the --samples")
+    most_clusters: int = flag(8, "K, the clusters of equal answers that RR.MajK and W.RR.MajK read",
+                              least=1)
     limit: int | None = flag(
         None, "number of problems (default: 500 of an embedded set, all of a file)", least=1)
     shots: int = flag(0, "worked training examples, drawn by --seed, before each question as turns"
@@ -319,7 +341,11 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
     """Evaluate the model, run or server that the flags name. Returns the report and its folder."""
     from recipes.client import open_api  # here, see above
 
-    problems = load_problems(flags.dataset, split="test", limit=flags.limit)
+    if flags.verifier and flags.samples == 1:
+        raise UsageError("--verifier chooses among several samples: give --samples")
+    if flags.verifier:
+        read_run(Path(flags.verifier))  # an error is better before hours of generation
+    problems = load_problems(flags.dataset, split=flags.split, limit=flags.limit)
     check_problems(problems)  # before a model is loaded and a folder is made
     shots = worked_examples(flags, problems)
     teacher = open_api(flags)
@@ -343,6 +369,8 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
                                "top_p": flags.top_p, "top_k": flags.top_k})
         if flags.samples > 1:
             report = beside_greedy(report, once(folder / "greedy", {}), folder)
+        if flags.verifier:
+            report = beside_verifier(report, flags, folder)
     except (KeyboardInterrupt, UserError) as error:
         _leave(folder, flags, argv, can_go_on=bool(teacher) or isinstance(error, KeyboardInterrupt))
         raise
@@ -417,6 +445,10 @@ def main(argv: list[str]) -> None:
     other = read_finished(Path(flags.versus)) if flags.versus else None
     report, folder = regrade_asked(flags) if flags.regrade else evaluate_asked(flags, argv)
     print(*report_lines(report.result), sep="\n")
+    if "verifier" in report.result:
+        import verifier
+
+        print(*verifier.lines(report.result["verifier"]), sep="\n")
     if other:
         print(*versus_lines(flags.versus, compare_evaluations(other, report.records)), sep="\n")
     print(f"files      {folder}")

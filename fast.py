@@ -32,6 +32,7 @@ from runtime import round_up, rows_in_cache
 
 FEW_ROWS = range(16, 97)  # tokens decoded at a time: the product then waits for its weight
 LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
+LEAST_ROWS = 256  # of them, however large the vocabulary is
 TOKENS_AT_ONCE = 1 << 14  # rows of the head whose gradient is computed in one product
 
 
@@ -225,7 +226,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        chunks = math.ceil(len(hidden) / max(256, LOGITS_AT_ONCE // len(weight)))
+        chunks = math.ceil(len(hidden) / max(LEAST_ROWS, LOGITS_AT_ONCE // len(weight)))
         # alike: few rows left over are slow
         rows = round_up(math.ceil(len(hidden) / max(1, chunks)))
         buffer = hidden.new_empty(rows, len(weight))
@@ -277,9 +278,25 @@ def _loss_then_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None)
 def chunked_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
                 weights: Tensor | None = None) -> Tensor:
     """Plain: Qwen2.summed_loss."""
+    return ChunkedCrossEntropy.apply(hidden, _head_of(self, hidden), targets, weights)
+
+
+def chunked_log_probs(self: Qwen2, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Plain: Qwen2.log_probs. The logits of a chunk of rows are computed again for the gradient."""
+    def of_chunk(part: Tensor, head: Tensor, wanted: Tensor) -> Tensor:
+        logits = F.linear(part, head.to(part.dtype)).float()  # [rows, V]
+        return logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+
+    head, rows = _head_of(self, hidden), max(LEAST_ROWS, LOGITS_AT_ONCE // self.config.vocab_size)
+    chunks = zip(hidden[: len(targets)].split(rows), targets.split(rows))
+    return torch.cat([checkpoint(of_chunk, part, head, wanted, use_reentrant=False,
+                                 preserve_rng_state=False) for part, wanted in chunks])
+
+
+def _head_of(model: Qwen2, hidden: Tensor) -> Tensor:
+    """The head [V, D] in the graph of these hidden states."""
     head = getattr(hidden, "head", None)
-    head = self.head_weight if head is None else head
-    return ChunkedCrossEntropy.apply(hidden, head, targets, weights)
+    return model.head_weight if head is None else head
 
 
 # ------------------------------------------------------------------------------------- all together
@@ -303,9 +320,10 @@ class TiedEmbedding(nn.Embedding):
 
 
 class FastQwen2(Qwen2):
-    """Qwen2.5 with the loss by `ChunkedCrossEntropy`."""
+    """Qwen2.5 whose logits are never whole in memory."""
 
     forward = forward_tied
+    log_probs = chunked_log_probs
     summed_loss = chunked_loss
 
 

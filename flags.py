@@ -84,6 +84,12 @@ def given_flags(cls_or_classes: type | tuple[type, ...], argv: list[str],
     return vars(parser.parse_args(argv))
 
 
+def pick(kind: type, values: dict):
+    """The flags of a dataclass, from settings that hold others too."""
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)
+                   if field.name in values})
+
+
 def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind) -> None:
     """Add one dataclass field of type `kind` to a parser or to an argument group."""
     about = field.metadata

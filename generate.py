@@ -57,6 +57,7 @@ class Completion:
     ids: list[int]  # without the stop token
     finish: str  # "stop" (a stop token came) or "length"
     mean_log_prob: float
+    stop_id: int | None = None  # the stop token that came
 
 
 @dataclass
@@ -88,9 +89,11 @@ class _Row:
         self.token, self.position = token, self.position + 1
 
     def completion(self) -> Completion:
-        ids, finish = (self.ids[:-1], "stop") if self.stopped else (self.ids, "length")
-        return Completion(self.problem, self.sample, ids, finish,
-                          self.log_prob / max(1, len(self.ids)))
+        mean = self.log_prob / max(1, len(self.ids))
+        if not self.stopped:
+            return Completion(self.problem, self.sample, self.ids, "length", mean)
+        *ids, stop_id = self.ids
+        return Completion(self.problem, self.sample, ids, "stop", mean, stop_id)
 
 
 # ------------------------------------------------------------------------------------------ prefill

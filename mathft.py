@@ -17,7 +17,7 @@ import dataclasses
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -27,12 +27,11 @@ from tqdm import tqdm
 import fast
 from adapters import Tuning
 from checkpoint import as_saved, checkpoints, find_model, load_model, save_model, step_of
-from data import (Example, Problem, batch_indices, chat_examples, document_examples, show,
-                  usual_test_set, train_and_test)
+from data import (Example, Problem, chat_examples, document_examples, show, train_and_test,
+                  usual_test_set)
 from evaluate import evaluate
-from flags import Terminated, deferred_interrupts, flag, given_flags, run_command
-from methods import (METHODS, find_method, flags_of, history_of, merged_run, read_run,
-                     result_folder)
+from flags import Terminated, deferred_interrupts, flag, given_flags, pick, run_command
+from methods import METHODS, find_method, history_of, merged_run, read_run, result_folder
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
                      keep_freed_memory, new_directory, peak_memory_mib, pick_device, pick_dtype,
@@ -40,22 +39,39 @@ from runtime import (VERSION, UsageError, UserError, append_metrics, describe_ma
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
-from train import Loss, TrainSettings, TrainTotals, summed_loss, train
+from train import Objective, TrainSettings, TrainTotals, train
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """Which examples a step sees, and what the loss is."""
-
-    # (tokenizer, problems, system, max_length) -> (examples, how many were too long)
-    examples: Callable[[Tokenizer, list[Problem], str, int], tuple[list[Example], int]]
-    loss: Loss
 
 
-OBJECTIVES = {
-    "supervised": Objective(chat_examples, summed_loss),  # chats: the answers are the targets
-    "cpt": Objective(document_examples, summed_loss),  # continued pre-training: every token is one
-}
+def supervised() -> Objective:
+    """Chats, of which the answers are the targets."""
+    return Objective(lambda tokenizer, problems, args, flags: chat_examples(
+        tokenizer, problems, args.system, args.max_length))
+
+
+def cpt() -> Objective:
+    """Continued pre-training: plain documents, of which every token is a target."""
+    return Objective(lambda tokenizer, problems, args, flags: document_examples(
+        tokenizer, problems, args.system, args.max_length))
+
+
+def grpo() -> Objective:
+    """The model's own completions, rewarded by the grader."""
+    import grpo  # here: a plain run needs no objective but its own
+
+    return grpo.OBJECTIVE
+
+
+def verifier() -> Objective:
+    """Verdicts on candidate solutions."""
+    import verifier
+
+    return verifier.OBJECTIVE
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "supervised": supervised, "cpt": cpt, "grpo": grpo, "verifier": verifier}
 # What a flag that is not given means, for the embedded model and for real ones. A method's own
 # defaults come on top: a model of 2.5 M parameters takes far larger learning rates.
 DEFAULTS = {
@@ -76,9 +92,10 @@ class Flags:
     """The flags of every method."""
 
     method: str | None = flag(None, "which parameters train", choices=tuple(METHODS))
-    objective: str = flag("supervised", "what they learn: the answers of problems, or (cpt, "
-                                        "continued "
-                          "pre-training) every token of plain texts", choices=tuple(OBJECTIVES))
+    objective: str = flag("supervised", "what they learn: the answers of problems; every token of "
+                          "plain texts (cpt, continued pre-training); from rewards of the model's "
+                          "own answers (grpo); to judge solutions (verifier)",
+                          choices=tuple(OBJECTIVES))
     model: str = flag("tiny", "tiny (embedded), a folder, or a hub id such as "
                       "Qwen/Qwen2.5-0.5B-Instruct")
     from_run: str | None = flag(None, "start at the end of the run in this folder, with the same "
@@ -133,6 +150,8 @@ class Job:
 
     args: Flags
     own: object  # the method's flags
+    objective: Objective
+    goals: object  # the objective's flags
     folder: Path
     device: torch.device
     machine: dict
@@ -180,13 +199,15 @@ def spelled(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def read_flags(argv: list[str]) -> tuple[Flags, object]:
-    """The flags and the method's own, with defaults filled in, or with --resume those of the run.
+def read_flags(argv: list[str]) -> tuple[Flags, object, object]:
+    """The flags, the method's and the objective's own, with defaults filled in; with --resume those
+    of the run.
 
-    Raises UsageError if they contradict, or one belongs to another method.
+    Raises UsageError if they contradict, or one belongs to another method or objective.
     """
-    kinds = (Flags, *(method.Flags for method in METHODS.values()))
-    words = given_flags(kinds, argv, __doc__ + "\n" + defaults_table())
+    whole = bool({"-h", "--help"} & set(argv))
+    words = given_flags(flag_kinds(OBJECTIVES if whole else named_objectives(argv)), argv,
+                        __doc__ + "\n" + (defaults_table() if whole else ""))
     lengths = [name for name in LENGTHS if name in words]
     if len(lengths) > 1:
         raise UsageError(f"--{lengths[0]} and --{lengths[1]} exclude each other")
@@ -198,41 +219,66 @@ def read_flags(argv: list[str]) -> tuple[Flags, object]:
     if words.get("method") is None:
         raise UsageError(f"--method is missing: one of {', '.join(METHODS)}; --help lists the "
                          f"flags")
-    method = find_method(words["method"])
-    refuse_other_methods(words, method)
-    usual = DEFAULTS[size] | method.DEFAULTS[size]
+    method, objective = find_method(words["method"]), objective_of(words)
+    refuse_others(words, method, objective)
+    if lengths and lengths[0] not in objective.lengths:
+        raise UsageError(f"--{lengths[0]} says nothing about --objective {words['objective']}; "
+                         f"give --{' or --'.join(objective.lengths)}")
+    usual = usual_values(size, method, objective)
     usual["eval_dataset"] = usual_test_set(words.get("dataset", Flags.dataset))
     if lengths:
         usual = {name: value for name, value in usual.items() if name not in LENGTHS}
-    return base_flags(usual | words), flags_of(method, words)
+    return tuple(pick(kind, usual | words) for kind in (Flags, method.Flags, objective.flags))
 
 
-def base_flags(values: dict) -> Flags:
-    """The flags of every method, from settings that hold a method's own too."""
-    names = {field.name for field in dataclasses.fields(Flags)}
-    return Flags(**{name: value for name, value in values.items() if name in names})
+def usual_values(size: str, method: ModuleType, objective: Objective) -> dict:
+    """What flags mean that are not given, for a model of this size: tiny or real."""
+    usual = DEFAULTS[size] | method.DEFAULTS[size]
+    rate = usual["learning_rate"] * objective.rate[size]
+    return usual | objective.defaults[size] | {"learning_rate": rate}
 
 
-def refuse_other_methods(words: dict, method: ModuleType) -> None:
-    """Raise UsageError for a flag that belongs to another method."""
-    own = {field.name for kind in (Flags, method.Flags) for field in dataclasses.fields(kind)}
-    for name in words.keys() - own:
+def objective_of(words: dict) -> Objective:
+    """The objective that settings name."""
+    return OBJECTIVES[words.get("objective", Flags.objective)]()
+
+
+def named_objectives(argv: list[str]) -> list[str]:
+    """The objectives whose flags the command may hold; the others are not imported."""
+    return [name for name in OBJECTIVES if any(name in word for word in argv)]
+
+
+def flag_kinds(objectives: Iterable[str]) -> tuple[type, ...]:
+    """The dataclasses of all flags: of every run, of each method, and of these objectives."""
+    goals = (OBJECTIVES[name]().flags for name in objectives)
+    return (Flags, *(method.Flags for method in METHODS.values()),
+            *(kind for kind in goals if dataclasses.fields(kind)))
+
+
+def refuse_others(words: dict, method: ModuleType, objective: Objective) -> None:
+    """Raise UsageError for a flag that belongs to another method or objective."""
+    kinds = (Flags, method.Flags, objective.flags)
+    own = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    for name in sorted(words.keys() - own):
         theirs = [other for other, module in METHODS.items()
                   if name in {field.name for field in dataclasses.fields(module.Flags)}]
-        raise UsageError(f"{spelled(name)} is a flag of --method {' or '.join(theirs)}, not of "
-                         f"{words['method']}; leave it out")
+        owner = f"--method {' or '.join(theirs)}" if theirs else "another --objective"
+        has = words["method"] if theirs else words.get("objective", Flags.objective)
+        raise UsageError(f"{spelled(name)} is a flag of {owner}, not of {has}; leave it out")
 
 
-def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object]:
+def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
     """The settings of the run that goes on, with what may differ taken from the command."""
     path = Path(words["resume"]) / "args.json"
     saved = read_json(path)
-    known = {"history"} | {field.name for kind in (Flags, *(m.Flags for m in METHODS.values()))
-                           for field in dataclasses.fields(kind)}
-    if saved.keys() - known or "method" not in saved:
+    if "method" not in saved or saved.get("objective", Flags.objective) not in OBJECTIVES:
         raise UserError(f"{path}: not the settings of a run of this version")
-    method = find_method(saved["method"])
-    refuse_other_methods(words | {"method": saved["method"]}, method)
+    method, objective = find_method(saved["method"]), objective_of(saved)
+    known = {field.name for kind in (Flags, method.Flags, objective.flags)
+             for field in dataclasses.fields(kind)}
+    if saved.keys() - known - {"history"}:
+        raise UserError(f"{path}: not the settings of a run of this version")
+    refuse_others(words | {"method": saved["method"]}, method, objective)
     for name, value in words.items():
         if name not in FREE_ON_RESUME and value != saved.get(name):
             raise UsageError(f"{spelled(name)} {value}: the run in {words['resume']} has "
@@ -240,7 +286,7 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object]:
     if lengths:
         saved |= dict.fromkeys(LENGTHS)
     free = {name: value for name, value in words.items() if name in FREE_ON_RESUME}
-    return base_flags(saved | free), flags_of(method, saved)
+    return tuple(pick(kind, saved | free) for kind in (Flags, method.Flags, objective.flags))
 
 
 def continued(words: dict) -> tuple[dict, str]:
@@ -272,7 +318,7 @@ def continued(words: dict) -> tuple[dict, str]:
 # -------------------------------------------------------------------------------------------- model
 
 
-def start_folder(args: Flags, own: object) -> Path:
+def start_folder(args: Flags, *own: object) -> Path:
     """Make the folder of a new run with its args.json.
 
     If the run starts from the adapter of another method, that adapter is merged, and the merged
@@ -286,7 +332,7 @@ def start_folder(args: Flags, own: object) -> Path:
         args.model = str(folder / "base")
         dtype = pick_dtype(args.dtype, pick_device(args.device))
         save_model(merged.model, folder / "base", merged.tokenizer.folder, dtype)
-    settings = dataclasses.asdict(args) | dataclasses.asdict(own)
+    settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
     history = history_of(earlier) if earlier else []
     write_json(folder / "args.json", settings | {"output_dir": str(folder), "history": history})
     return folder
@@ -319,17 +365,16 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
     if done < steps:  # then a second measurement that is there belongs to a shorter run
         shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
 
-    def batch_at(step: int) -> list[Example]:
-        indices = batch_indices(step, args.batch_size, len(job.examples), args.seed)
-        return [job.examples[i] for i in indices]
-
+    at_work = job.objective.begin(model, job.tokenizer, tuning, job.examples, args, job.goals,
+                                  job.folder)
     bar = tqdm(total=steps, desc="train", unit="step", leave=False, disable=not sys.stderr.isatty())
     with deferred_interrupts() as received, bar:
         totals = train(
-            model, tuning.trainable, batch_at, settings, job.folder,
-            loss=OBJECTIVES[args.objective].loss, prefix=tuning.prefix,
+            model, tuning.trainable, at_work.batch_at, settings, job.folder,
+            loss=at_work.loss, prefix=tuning.prefix,
             rate_factors=tuning.rate_factors, resume_from=last, stop=lambda: bool(received),
-            on_log=lambda record: log(job, record), on_step=lambda step: bar.update(step - bar.n))
+            on_log=lambda record: log(job, record | at_work.figures()),
+            on_step=lambda step: bar.update(step - bar.n))
     if received:
         print(f"stopped after step {totals.steps} of {steps}; "
               f"the checkpoint is in {job.folder / 'checkpoints'}")
@@ -340,9 +385,10 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
 def log(job: Job, record: dict) -> None:
     """Write a logged step to metrics.jsonl and to stdout."""
     append_metrics(job.folder / "metrics.jsonl", record)
-    tqdm.write("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
-               "grad norm {grad_norm:.3f}  {target_tokens_per_second:.0f} target tokens/s  "
-               "{memory_mib:.0f} MiB".format(steps=job.steps, **record))
+    speed = "{target_tokens_per_second:.0f} target tokens/s"
+    line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
+            f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB")
+    tqdm.write(line.format(steps=job.steps, **record))
     sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
 
 
@@ -405,11 +451,13 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
 # --------------------------------------------------------------------------------------------- main
 
 
-def load_data(args: Flags) -> tuple[list[Problem], list[Problem], int]:
+def load_data(args: Flags, objective: Objective) -> tuple[list, list[Problem], int]:
     """Training and test problems, and how many training problems repeat a test problem.
 
     These are left out, unless --train-on-overlap keeps them.
     """
+    if objective.read:
+        return objective.read(args.dataset)[: args.limit], [], 0
     measured = args.eval_limit != 0
     problems, tests, repeated = train_and_test(args.dataset, args.eval_dataset, args.seed, measured)
     clean = [problem for problem in problems if problem.id not in repeated]
@@ -471,19 +519,20 @@ def run(job: Job, model: Qwen2) -> None:
 
 def main(argv: list[str]) -> None:
     """Read the flags and the data, make the run's folder, and run."""
-    args, own = read_flags(argv)
+    args, own, goals = read_flags(argv)
+    objective = objective_of(vars(args))
     keep_freed_memory()
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
-    problems, tests, overlap = load_data(args)
-    make = OBJECTIVES[args.objective].examples
-    examples, dropped = make(tokenizer, problems, args.system, args.max_length)
+    problems, tests, overlap = load_data(args, objective)
+    examples, dropped = objective.examples(tokenizer, problems, args, goals)
     if not examples:
-        raise UserError(f"{args.dataset}: no problem with a solution fits into --max-length "
-                        f"{args.max_length} tokens; plain texts need --objective cpt")
+        raise UserError(f"{args.dataset}: nothing to learn by --objective {args.objective} fits "
+                        f"into --max-length {args.max_length} tokens; plain texts need "
+                        "--objective cpt")
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
@@ -491,14 +540,14 @@ def main(argv: list[str]) -> None:
     weight_dtype = torch.float32 if find_method(args.method).PEFT_TYPE is None else dtype
     model = load_model(source, device, dtype, weight_dtype, args.plain)
     # Only now, so that a model that cannot be loaded leaves no folder behind.
-    folder = Path(args.resume) if args.resume else start_folder(args, own)
+    folder = Path(args.resume) if args.resume else start_folder(args, own, goals)
     if find_model(args.model) != source:  # an earlier adapter was merged
         source = find_model(args.model)
         model = load_model(source, device, dtype, weight_dtype, args.plain)
     machine = describe_machine(device, dtype)
     write_json(folder / "env.json", machine)
-    job = Job(args, own, folder, device, machine, source, tokenizer, examples, dropped, tests,
-              overlap)
+    job = Job(args, own, objective, goals, folder, device, machine, source, tokenizer, examples,
+              dropped, tests, overlap)
     try:
         run(job, model)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ A method is a module that says which parameters train and how the result is stor
 To add a method, write such a module and add it to the table below. No other file names a method.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +30,7 @@ import lora
 import prefix
 import sft
 from checkpoint import find_model, load_model
+from flags import pick
 from model import Qwen2
 from runtime import UserError, read_json
 from tokenizer import Tokenizer
@@ -42,12 +43,6 @@ def find_method(name) -> ModuleType:
     if name not in METHODS:
         raise UserError(f"method {name!r} is unknown; known are {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def flags_of(method: ModuleType, values: dict):
-    """The method's own flags from settings that hold other ones too."""
-    return method.Flags(**{field.name: values[field.name] for field in fields(method.Flags)
-                           if field.name in values})
 
 
 def result_folder(run: Path, method: ModuleType) -> Path:
@@ -118,7 +113,7 @@ def load_adapter(folder: Path, model: str, device: torch.device | str, dtype: to
 def _load(base: Path, result: Path, method: ModuleType, args: dict, device: torch.device | str,
           dtype: torch.dtype, plain: bool) -> Run:
     model, tokenizer = load_model(base, device, dtype, dtype, plain), Tokenizer(base)
-    tuning = method.load(result, model, flags_of(method, args))
+    tuning = method.load(result, model, pick(method.Flags, args))
     front = tuning.prefix().detach() if tuning.prefix else None
     system = args.get("system")
     if args and system is None:  # an old run; of an adapter alone, the caller decides

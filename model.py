@@ -199,11 +199,18 @@ class Qwen2(nn.Module):
         """Logits [..., V] of hidden states [..., D]."""
         return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
+    def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities [N] of the targets [N], in nats and fp32.
+
+        hidden [N or more, D], of which the first N count.
+        """
+        logits = self.logits(hidden[: len(targets)]).float()  # [N, V]
+        return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
     def summed_loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum of the cross-entropy in nats, each target's times its weight: a scalar in fp32.
 
         hidden [N or more, D], of which the first N count; targets [N]; weights [N] or None (all 1).
         """
-        logits = self.logits(hidden[: len(targets)]).float()  # [N, V]
-        losses = F.cross_entropy(logits, targets, reduction="none")  # [N]
+        losses = -self.log_probs(hidden, targets)  # [N]
         return (losses if weights is None else losses * weights).sum()

@@ -1,11 +1,16 @@
-"""Two data sets that need no download: word problems like GSM8K's, LaTeX problems like MATH's.
+"""Data sets that need no download: word problems like GSM8K's, LaTeX problems like MATH's, stories.
 
     python synthetic.py mini-gsm --count 3
     python synthetic.py mini-math --split test --count 500 > test.jsonl
 
+    mini-gsm         chains of two to five calculations, each in one of several wordings
+    mini-gsm-plus    the same with operations that the embedded model has never met: percentages,
+                     averages, remainders, unit prices, ratios, dozens, hourly rates, differences
+    mini-math        seven topics in LaTeX
+    mini-stories     plain texts: what happens in a word problem, told without a question
+
 Problem number `index` of a split is a function of (data set, split, seed, index) alone. So the sets
-are unlimited, need no memory, and are the same on every machine. `mini-gsm` is a chain of two to
-five calculations, each in one of several wordings; `mini-math` has seven topics.
+are unlimited, need no memory, and are the same on every machine.
 
 A problem's *key* is its operations and numbers, without names, things and sentences. A hash of the
 key puts one tenth of all keys into `test` and the others into `train`. So the two splits have no
@@ -23,10 +28,12 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 from runtime import hash_of
 
-DATASETS = ("mini-gsm", "mini-math")
+DATASETS = ("mini-gsm", "mini-gsm-plus", "mini-math", "mini-stories")
+WORD_PROBLEMS = ("mini-gsm", "mini-gsm-plus")
 SPLITS = ("train", "test")
 MIN_STEPS, MAX_STEPS = 2, 5
 # Each problem draws one of the first `difficulty` of these. In mini-gsm it is the largest number of
@@ -46,8 +53,11 @@ def problem(dataset: str, split: str, index: int, seed: int = 0,
     """Record `index` of a split: drawn from its own random numbers until its key is in the
     split."""
     name = f"{dataset}/{split}/{seed}/{index}"
-    if dataset == "mini-gsm":
-        return {"id": name, **story(split, index, seed, difficulty).record()}
+    if dataset in WORD_PROBLEMS:
+        return {"id": name, **story(split, index, seed, difficulty, dataset).record()}
+    if dataset == "mini-stories":
+        told = story(split, index, seed, difficulty, dataset)
+        return {"id": name, "text": " ".join(told.sentences[:-1])}  # the last one is a question
     rng = random.Random(f"{name}/{difficulty}")
     while True:
         key, record = TOPICS[index % len(TOPICS)](rng, rng.choice(LARGEST_NUMBERS[:difficulty]))
@@ -55,12 +65,16 @@ def problem(dataset: str, split: str, index: int, seed: int = 0,
             return {"id": name, **record}
 
 
-def story(split: str, index: int, seed: int = 0, difficulty: int = DEFAULT_DIFFICULTY) -> "Story":
-    """The word problem of a `mini-gsm` record, which can also be solved with a slip."""
-    rng = random.Random(f"mini-gsm/{split}/{seed}/{index}/{difficulty}")
+def story(split: str, index: int, seed: int = 0, difficulty: int = DEFAULT_DIFFICULTY,
+          dataset: str = "mini-gsm") -> "Story":
+    """The word problem of a record, which can also be solved in other styles, and with a slip."""
+    rng = random.Random(f"{dataset}/{split}/{seed}/{index}/{difficulty}")
     steps = MIN_STEPS + index % (MAX_STEPS - MIN_STEPS + 1)
+    plus = dataset == "mini-gsm-plus"
     while True:
-        drawn = draw_story(rng, steps, rng.choice(LARGEST_NUMBERS[:difficulty]))
+        drawn = draw_story(rng, steps, rng.choice(LARGEST_NUMBERS[:difficulty]), plus)
+        if plus and not (PLUS_EVENTS | PLUS_CLOSINGS).keys() & set(drawn.key):
+            continue  # nothing in it is new
         if split_of(drawn.key) == split:
             return drawn
 
@@ -187,6 +201,87 @@ CLOSINGS = {
         _divisor("n", 9)),
 }
 
+# What `mini-gsm-plus` adds. A percentage is told by its number, and calculated as a part.
+PERCENTAGES = {50: 2, 25: 4, 20: 5, 10: 10}
+
+
+def _percentage(rng: random.Random, x: int, top: int) -> dict[str, int]:
+    fitting = [c for c, parts in PERCENTAGES.items() if x % parts == 0] or [50]
+    return {"c": (c := rng.choice(fitting)), "d": PERCENTAGES[c]}
+
+
+def _average(rng: random.Random, x: int, top: int) -> dict[str, int]:
+    return {"n": 2 * rng.randint(1, max(1, top // 4)) + x % 2, "two": 2}  # the sum is even
+
+
+def _remainder(rng: random.Random, x: int, top: int) -> dict[str, int]:
+    return {"n": (n := rng.randint(3, 12)), "q": x // n}
+
+
+def _unit_price(rng: random.Random, x: int, top: int) -> dict[str, int]:
+    return {"a": (a := rng.randint(2, 9)), "c": a * rng.randint(2, 9)}
+
+
+PLUS_EVENTS = {
+    "percent less": Event(
+        ("{P} sells {c} percent of the {things}.",
+         "{c} percent of the {things} break.",
+         "{P} gives {c} percent of the {things} to {Q}."),
+        (("{c} percent of the {things} are {} {things}.", "x", "/", "d"),
+         ("{P} has {} {things} left.", "x", "-", "y")),
+        _percentage),
+    "percent more": Event(
+        ("The number of {things} grows by {c} percent.",
+         "{P} collects {c} percent more {things}."),
+        (("{c} percent of the {things} are {} {things}.", "x", "/", "d"),
+         ("{P} then has {} {things}.", "x", "+", "y")),
+        _percentage),
+    "dozens": Event(
+        ("{P} buys {n} dozen {things}.",
+         "{Q} brings {P} {n} dozen {things}."),
+        (("{n} dozen are {} {things}.", "n", "*", "dozen"),
+         ("{P} then has {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {"n": rng.randint(2, max(2, min(9, top // 24))), "dozen": 12}),
+    "rate": Event(
+        ("{P} makes {n} {things} an hour and works for {h} hours.",
+         "For {h} hours {P} finds {n} {things} each hour."),
+        (("In {h} hours that makes {} {things}.", "n", "*", "h"),
+         ("{P} then has {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {"n": rng.randint(3, max(6, top // 20)), "h": rng.randint(2, 9)}),
+    "ratio": Event(
+        ("For every {a} {things} of {P}, {Q} has {b}, and they put all of them together.",
+         "{P} and {Q} have {things} in the ratio {a} to {b}, and {Q} gives all of them to {P}."),
+        (("{a} fit {} times.", "x", "/", "a"),
+         ("{Q} has {} {things}.", "y", "*", "b"),
+         ("Together that makes {} {things}.", "x", "+", "y")),
+        lambda rng, x, top: {**_divisor("a", 9)(rng, x, top), "b": rng.randint(2, 9)}),
+}
+PLUS_CLOSINGS = {
+    "average": Event(
+        ("{Q} has {n} {things}. How many {things} do {P} and {Q} have on average?",
+         "{Q} has {n} {things}. What is the average number of {things} of the two?"),
+        (("Together they have {} {things}.", "x", "+", "n"),
+         ("On average that is {} {things}.", "y", "/", "two")),
+        _average),
+    "remainder": Event(
+        ("{P} fills as many {boxes} of {n} {things} as possible. How many {things} are left over?",
+         "How many {things} remain if {P} packs them into full {boxes} of {n}?"),
+        (("The full {boxes} hold {} {things}.", "n", "*", "q"),
+         ("Then {} {things} are left over.", "x", "-", "y")),
+        _remainder),
+    "unit price": Event(
+        ("{a} {things} cost ${c}. At this price, what are all of them worth, in dollars?",
+         "{P} sells them all at ${c} for {a} {things}. How many dollars does {P} get?"),
+        (("One costs ${}.", "c", "/", "a"),
+         ("The money is ${}.", "x", "*", "y")),
+        _unit_price),
+    "difference": Event(
+        ("{Q} has {n} {things}. How many more {things} does {P} have than {Q}?",
+         "{Q} has {n} {things}. How many fewer {things} does {Q} have than {P}?"),
+        (("The difference is {} {things}.", "x", "-", "n"),),
+        lambda rng, x, top: {"n": rng.randint(2, max(2, x - 1))}),
+}
+
 
 class Story:
     """A word problem that grows event by event: its sentences, and the program that solves it."""
@@ -219,16 +314,29 @@ class Story:
             self.amount = results[-1][-1]
         return True
 
-    def solution(self, slip: tuple[int, int] | None = None) -> str:
+    def solution(self, slip: tuple[int, int] | None = None, style: str = "steps") -> str:
         """The worked solution: `48/2 = <<48/2=24>>24` in each line, `#### answer` in the last.
 
-        `slip` is that of `calculate`.
+        `slip` is that of `calculate`. Styles: `steps`; `terse`, the equations alone; `fine`, each
+        sentence of the story before what it means.
         """
+        told = {sum(map(len, self.steps[:n])): sentence
+                for n, sentence in enumerate(self.sentences[1:-1])}  # the last one is a question
         lines, value = [], self.start
-        for text, left, sign, right, value in calculate(self.start, self.steps, slip):
-            term = f"{left}{sign}{right}"
-            lines.append(text.format(f"{term} = <<{term}={value}>>{value}"))
+        for number, step in enumerate(calculate(self.start, self.steps, slip)):
+            text, left, sign, right, value = step
+            if style == "fine" and number in told:
+                lines.append(told[number])
+            shown = equation(left, sign, right, value)
+            lines.append(shown if style == "terse" else text.format(shown))
         return "\n".join([*lines, f"#### {value}"])
+
+    def corrected(self, line: int, error: int) -> str:
+        """The worked solution with a slip in a line, which the next line notices and mends."""
+        right, wrong = self.solution().split("\n"), self.solution((line, error)).split("\n")
+        *_, (_, left, sign, other, value) = islice(calculate(self.start, self.steps), line + 1)
+        mend = f"That is wrong: {equation(left, sign, other, value)}."
+        return "\n".join([*right[:line], wrong[line], mend, *right[line + 1 :]])
 
     def record(self) -> dict:
         level = sum(len(lines) for lines in self.steps)
@@ -256,19 +364,27 @@ def calculate(start: int, steps: list[list[tuple]],
         amount = value
 
 
-def draw_story(rng: random.Random, steps: int, largest: int) -> Story:
+def equation(left: int, sign: str, right: int, value: int) -> str:
+    """A calculation with its mark: `48/2 = <<48/2=24>>24`."""
+    term = f"{left}{sign}{right}"
+    return f"{term} = <<{term}={value}>>{value}"
+
+
+def draw_story(rng: random.Random, steps: int, largest: int, plus: bool = False) -> Story:
     """A story of `steps` calculations, all of whose results are whole and in 1..largest."""
+    events = EVENTS | PLUS_EVENTS if plus else EVENTS
+    closings = CLOSINGS | PLUS_CLOSINGS if plus else CLOSINGS
     while True:  # begin a new story if no event fits in a few tries
         story = Story(rng, largest)
-        closing = rng.choice(list(CLOSINGS)) if steps > MIN_STEPS else "amount"
-        left = steps - len(CLOSINGS[closing].lines)
+        closing = rng.choice(list(closings)) if steps > MIN_STEPS else "amount"
+        left = steps - len(closings[closing].lines)
         for _ in range(4 * steps):
-            kind = rng.choice([kind for kind, event in EVENTS.items() if len(event.lines) <= left])
-            if story.add(kind, EVENTS[kind]):
-                left -= len(EVENTS[kind].lines)
+            kind = rng.choice([kind for kind, event in events.items() if len(event.lines) <= left])
+            if story.add(kind, events[kind]):
+                left -= len(events[kind].lines)
             if left == 0:
                 break
-        if left == 0 and story.add(closing, CLOSINGS[closing]):
+        if left == 0 and story.add(closing, closings[closing]):
             return story
 
 

@@ -18,15 +18,16 @@ Loshchilov & Hutter 2017 (arXiv 1608.03983).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from adapters import NoFlags
 from attention import PackedAttention
 from checkpoint import drop_old_checkpoints, load_state, save_state
-from data import Example, count_targets, pack, split_by_tokens
+from data import Example, PackedBatch, batch_indices, count_targets, pack, split_by_tokens
 from model import Qwen2
 from runtime import UserError, clock, peak_memory_mib
 
@@ -81,11 +82,24 @@ def summed_loss(model: Qwen2, examples: list[Example],
 
     Sum of the cross-entropy in nats over all targets, each times its weight; and how many they are.
     """
+    batch, hidden = predict(model, examples, prefix)
+    return model.summed_loss(hidden, batch.targets, batch.weights), len(batch.targets)
+
+
+def log_probs_of_targets(model: Qwen2, examples: list[Example],
+                         prefix: Tensor | None = None) -> Tensor:
+    """Log-probabilities [N] of all targets of a micro-batch, in the order of its examples."""
+    batch, hidden = predict(model, examples, prefix)
+    return model.log_probs(hidden, batch.targets)
+
+
+def predict(model: Qwen2, examples: list[Example],
+            prefix: Tensor | None = None) -> tuple[PackedBatch, Tensor]:
+    """A micro-batch in one row, and the hidden states [N or more, D] that predict its N targets."""
     device = model.head_weight.device
     batch = pack(examples, device)
     attention = PackedAttention(batch.lengths, prefix, device, batch.shared)
-    hidden = model(batch.ids, attention.positions, attention, batch.predictors)  # [N or more, D]
-    return model.summed_loss(hidden, batch.targets, batch.weights), len(batch.targets)
+    return batch, model(batch.ids, attention.positions, attention, batch.predictors)
 
 
 def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], examples: list[Example],
@@ -114,6 +128,50 @@ def mean_loss(model: Qwen2, examples: list[Example], prefix: Tensor | None = Non
         parts = [summed_loss(model, part, prefix)
                  for part in split_by_tokens(examples, micro_batch_tokens)]
     return sum(total.item() for total, _ in parts) / sum(count for _, count in parts)
+
+
+# --------------------------------------------------------------------------------------- objectives
+
+
+@dataclass(frozen=True)
+class Steps:
+    """An objective at work: the examples of a step, the loss over them, and figures for the log."""
+
+    batch_at: Callable[[int], list[Example]]
+    loss: Loss
+    figures: Callable[[], dict] = dict  # of the step that has ended
+
+
+def in_order(model: Qwen2, tokenizer, tuning, examples: list[Example], args, flags,
+             folder: Path) -> Steps:
+    """The examples in a new order each epoch, each with the plain loss."""
+    def batch_at(step: int) -> list[Example]:
+        indices = batch_indices(step, args.batch_size, len(examples), args.seed)
+        return [examples[i] for i in indices]
+
+    return Steps(batch_at, summed_loss)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run learns: which examples a step sees, and what the loss is.
+
+    examples(tokenizer, problems, args, flags) gives the examples, and how many were too long.
+    begin(model, tokenizer, tuning, examples, args, flags, folder) gives what the loop needs.
+    `args` are the flags of mathft.py, `flags` the objective's own.
+    """
+
+    examples: Callable[..., tuple[list[Example], int]]
+    begin: Callable[..., Steps] = in_order
+    flags: type = NoFlags
+    # What a flag that is not given means, for the embedded and for real models.
+    defaults: dict[str, dict] = field(default_factory=lambda: {"tiny": {}, "real": {}})
+    # The learning rate by default, as a multiple of the method's.
+    rate: dict[str, float] = field(default_factory=lambda: {"tiny": 1.0, "real": 1.0})
+    # Reads --dataset, if it is no set of problems; then there is no test set either.
+    read: Callable[[str], list] | None = None
+    lengths: tuple[str, ...] = ("steps", "epochs", "tokens")  # how a run's length may be given
+    line: str = ""  # of figures, in the log
 
 
 # ---------------------------------------------------------------------------------------- optimiser

@@ -81,6 +81,16 @@ def choose(ids: Sequence[int | None], weights: Sequence[float] | None = None,
     return int(winners.argmax()) if winners.any() else None  # argmax: the first of equals
 
 
+def keep_largest(ids: Sequence[int | None], most: int) -> list[int | None]:
+    """The same numbers, but None for members of all but the `most` largest clusters.
+
+    Of clusters of the same size, the one first seen counts as larger.
+    """
+    # most_common keeps the order first seen among equals
+    kept = {number for number, _ in Counter(n for n in ids if n is not None).most_common(most)}
+    return [number if number in kept else None for number in ids]
+
+
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """Probability that a right sample is among k, drawn without replacement.
 

@@ -1,15 +1,19 @@
 """What the methods share: targets, swapping and merging maps, and the checks of PEFT's folders."""
 
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from adapters import (TARGETS, AdaptedLinear, adapted_maps, check_settings, check_tensors,
-                      find_targets, merge, read_adapter, save_adapter, short_targets, swap)
-from conftest import small_model
+                      find_targets, merge, read_adapter, save_adapter, short_targets, swap,
+                      without_adapters)
+from conftest import small_model, some_examples
 from fast import accelerate
+from methods import METHODS
 from runtime import UserError
+from train import summed_loss
 
 
 class Shifted(AdaptedLinear):
@@ -62,6 +66,24 @@ def test_swapping_freezes_and_merging_gives_a_plain_model(quick):
     torch.testing.assert_close(mlp(x), before)
     merge(model)  # there is nothing left to merge
     torch.testing.assert_close(mlp(x), before)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.PEFT_TYPE])
+def test_without_adapters_the_model_is_the_base(name, quick):
+    """Also in the middle of a training, and afterwards the adapters are there again."""
+    base, model = (accelerate(small_model()) if quick else small_model() for _ in range(2))
+    start = METHODS[name].start
+    tuning = start(model, SimpleNamespace(encode=lambda text: [1, 2]), METHODS[name].Flags(), "", 0)
+    with torch.no_grad():
+        for p in tuning.trainable.values():
+            p += 0.1
+    examples = some_examples(3)
+    with_them = summed_loss(model, examples)[0].item()
+    with without_adapters(model):
+        assert summed_loss(model, examples)[0].item() == pytest.approx(
+            summed_loss(base, examples)[0].item(), rel=1e-6)
+    assert summed_loss(model, examples)[0].item() == with_them
 
 
 def test_a_folder_is_read_back_and_refused_if_it_sets_what_is_unknown(tmp_path):

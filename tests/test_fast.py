@@ -16,7 +16,8 @@ from fast import (FEW_ROWS, REPLACED, ChunkedCrossEntropy, GatedProducts, Normal
 from lora import add_lora
 from methods import METHODS
 from model import MLP, Linear, cast_linear
-from train import TrainSettings, accumulate_gradient, make_optimizer, summed_loss
+from train import (TrainSettings, accumulate_gradient, log_probs_of_targets, make_optimizer,
+                   summed_loss)
 
 EIGHT = some_examples(8)
 
@@ -74,6 +75,23 @@ def test_loss_and_gradients_are_those_of_the_plain_model(name, tied):
     for loss, grads in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6)
         assert_close(grads, found[0][1], 1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_log_probabilities_and_their_gradients_are_the_plain_ones(name, tied, monkeypatch):
+    """In chunks of a few targets, each computed again for the gradient; each weighs differently."""
+    monkeypatch.setattr(fast, "LEAST_ROWS", 3)
+    monkeypatch.setattr(fast, "LOGITS_AT_ONCE", 1)
+    found = []
+    for quick in (False, True):
+        model, tuning = tuned(name, quick, False, tied)
+        log_probs = log_probs_of_targets(model, EIGHT, tuning.prefix and tuning.prefix())
+        (log_probs * torch.linspace(-1, 2, len(log_probs))).sum().backward()
+        found.append((log_probs.detach(), gradients(tuning.trainable)))
+    assert len(found[0][0]) > 20
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+    assert_close(found[1][1], found[0][1], 1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -2,12 +2,14 @@
 
 import json
 import math
+import random
 from collections import Counter
 from functools import partial
 
 import pytest
 import torch
 
+import synthetic
 from checkpoint import load_model
 from flags import run_command
 from tokenizer import Tokenizer
@@ -78,20 +80,31 @@ def test_a_document_ends_on_an_end_token_and_has_no_other(tokenizer, documents):
 
 
 def style_of(text: str) -> str:
-    """Which way of writing a solution this is, told from the text."""
+    """Which way of writing a document this is, told from the text."""
     chat = text.startswith("<|im_start|>")
+    if text.startswith("Here is a math problem: "):
+        return "verdict"
+    if "\nAnswer: " not in text and not chat:
+        return "story"
     solution = text.partition("assistant\n" if chat else "\nAnswer: ")[2]
     steps = "\n" in solution
     if chat:
         return "chat with steps" if steps else "chat"
     if not steps:
         return "answer"
-    lines = [
-        line.partition("<<")[2].partition(">>")[0].split("=") for line in solution.split("\n")
-        if "<<" in line
-    ]
-    right = all(calculate(left) == int(value) for left, value in lines)
-    return "steps" if right else "slip"
+    if "That is wrong: " in solution:
+        return "corrected"
+    *lines, _ = solution.split("\n")
+    marks = [line.partition("<<")[2].partition(">>")[0].split("=") for line in lines
+             if "<<" in line]
+    if any(calculate(left) != int(value) for left, value in marks):
+        return "slip"
+    if "boxed" in solution:
+        return "steps"
+    if len(marks) < len(lines):
+        return "fine"
+    return "terse" if all(line.split(" = ")[0][0].isdigit() and line.endswith(marks[n][1])
+                          for n, line in enumerate(lines)) else "steps"
 
 
 def calculate(text: str) -> float:
@@ -104,13 +117,13 @@ def calculate(text: str) -> float:
 
 
 def test_the_mixture_of_styles_is_as_promised(tokenizer, documents):
-    """Most solutions show their steps, some only the answer, a few slip; most chats only answer."""
+    """Most solutions show their steps, and most chats only answer."""
     shares = Counter(style_of(text_of(tokenizer, example)) for example in documents)
-    sloppy = STYLES["slip"] * (1 - make_tiny.MINI_MATH)  # there are no slips in LaTeX problems
-    expected = {
-        "steps": STYLES["steps"] + STYLES["slip"] - sloppy,
+    told = 1 - make_tiny.MINI_MATH  # LaTeX problems are no stories
+    expected = {style: STYLES[style] * told for style in make_tiny.OF_STORIES}
+    expected |= {
+        "steps": STYLES["steps"] + (1 - told) * sum(STYLES[s] for s in make_tiny.OF_STORIES),
         "answer": STYLES["answer"],
-        "slip": sloppy,
         "chat": STYLES["chat"] * (1 - make_tiny.CHAT_STEPS),
         "chat with steps": STYLES["chat"] * make_tiny.CHAT_STEPS,
     }
@@ -128,9 +141,30 @@ def test_a_style_can_be_asked_for(tokenizer):
             text_of(tokenizer, document(tokenizer, index, 0, "test", style)) for index in range(60)
         ]
         seen = {style_of(text) for text in texts}
-        allowed = {"chat": {"chat", "chat with steps"}, "slip": {"slip", "steps"}}.get(
-            style, {style})
-        assert seen == allowed
+        steps = {"steps"} if style in make_tiny.OF_STORIES else set()
+        assert seen == ({"chat", "chat with steps"} if style == "chat" else {style} | steps)
+
+
+def test_a_verdict_is_true(tokenizer):
+    """`correct` stands behind a solution with the right answer, and only there."""
+    found = Counter()
+    for index in range(80):
+        text = text_of(tokenizer, document(tokenizer, index, 0, style="verdict"))
+        if style_of(text) == "verdict":
+            answer = text.partition("#### ")[2].partition("\n")[0]
+            rng = random.Random(f"document/train/0/{index}")
+            assert rng.random() >= make_tiny.MINI_MATH
+            gold = synthetic.story("train", index, make_tiny.DATA_SEED).solution()
+            said = text.removesuffix("<|endoftext|>").rpartition(" ")[2]
+            assert said == ("correct" if gold.endswith(f"#### {answer}") else "incorrect")
+            found[said] += 1
+    assert min(found.values()) > 10 and len(found) == 2
+
+
+def test_it_reads_nothing_of_the_set_that_is_left_to_learn(tokenizer, documents):
+    new = ("percent", "average", "dozen", "left over", "ratio", "an hour", "At this price")
+    texts = [text_of(tokenizer, example) for example in documents]
+    assert not [word for word in new if any(word in text for text in texts)]
 
 
 def test_a_chat_reads_as_it_will_be_asked(tokenizer):
@@ -212,10 +246,15 @@ def test_fresh_weights():
     assert not torch.equal(model.head_weight, other.head_weight)
 
 
-def test_the_default_model_is_under_12_megabytes():
-    """In bf16, with a vocabulary as the real tokenizer's."""
-    model = new_model(650, make_tiny.Flags.hidden_size, make_tiny.Flags.layers, 0, torch.float32)
-    assert 2 * sum(p.numel() for p in model.parameters()) < 11e6
+def test_both_sizes_are_under_12_megabytes():
+    """In bf16, with a vocabulary as the real tokenizer's; the large one has two to three times the
+    parameters.
+    """
+    sizes = {}
+    for size, (width, layers) in make_tiny.SIZES.items():
+        model = new_model(650, width, layers, 0, torch.float32)
+        sizes[size] = 2 * sum(p.numel() for p in model.parameters())
+    assert max(sizes.values()) < 12e6 and 2 < sizes["large"] / sizes["tiny"] < 3
 
 
 # -------------------------------------------------------------------------------------- the command

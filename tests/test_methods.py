@@ -12,25 +12,27 @@ from adapters import Tuning
 from checkpoint import load_model
 from conftest import DEFAULT_SYSTEM
 from data import Problem
+from flags import pick
 from generate import generate
 from mathft import OBJECTIVES, Objective
-from methods import METHODS, find_method, flags_of, load_adapter, load_run, read_run
+from methods import METHODS, find_method, load_adapter, load_run, read_run
 from runtime import UserError
-from train import TrainSettings, summed_loss, train
+from train import TrainSettings, train
+from verifier import Candidate
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEMS = [Problem(f"p{n}", f"What is {n} + 1?", f"It is {n + 1}.\n#### {n + 1}", f"{n + 1}")
             for n in range(4)]
 
 
-def weighted(tokenizer, problems, system, max_length):
+def weighted(tokenizer, problems, args, flags):
     """Supervised tuning, every second target counting twice."""
-    examples, dropped = OBJECTIVES["supervised"].examples(tokenizer, problems, system, max_length)
+    examples, dropped = OBJECTIVES["supervised"]().examples(tokenizer, problems, args, flags)
     return [dataclasses.replace(e, weights=tuple(1.0 + n % 2 for n in range(sum(e.is_target))))
             for e in examples], dropped
 
 
-ALL_OBJECTIVES = OBJECTIVES | {"weighted": Objective(weighted, summed_loss)}
+ALL_OBJECTIVES = OBJECTIVES | {"weighted": lambda: Objective(weighted)}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -58,23 +60,34 @@ def test_no_two_methods_share_a_flag_or_a_kind_of_file():
 
 @pytest.mark.parametrize("objective", ALL_OBJECTIVES)
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns_by_every_objective(name, objective, tiny_folder, tmp_path):
+def test_every_method_learns_by_every_objective(name, objective, tiny_folder, tmp_path,
+                                                monkeypatch):
     """Three steps on four problems: the loss falls, and what does not train stays as it is."""
     from tokenizer import Tokenizer
 
+    # A model that has learnt nothing earns no reward: an odd number of letters does here.
+    monkeypatch.setattr("grpo.reward", lambda record: float(len(record["text"]) % 2))
     method, tokenizer = METHODS[name], Tokenizer(tiny_folder)
     model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
     tuning = method.start(model, tokenizer, method.Flags(), "Be exact.", 0)
-    examples, _ = ALL_OBJECTIVES[objective].examples(tokenizer, PROBLEMS, "Be exact.", 64)
+    goal = ALL_OBJECTIVES[objective]()
+    args = mathft.Flags(batch_size=4, max_new_tokens=8, micro_batch_tokens=4096,
+                        max_length=250 if goal.read else 64, system="Be exact.")
+    problems = [Candidate(p.id, p.question, f"{p.solution}{end}", not end)
+                for p in PROBLEMS for end in ("", "1")] if goal.read else PROBLEMS
+    examples, _ = goal.examples(tokenizer, problems, args, goal.flags())
     assert examples
+    steps = goal.begin(model, tokenizer, tuning, examples, args, goal.flags(), tmp_path)
+    before = [p.detach().clone() for p in tuning.trainable.values()]
     trained = {id(p) for p in tuning.trainable.values()}
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in trained}
     losses, rate = [], method.DEFAULTS["tiny"]["learning_rate"]
-    train(model, tuning.trainable, lambda step: examples,
-          TrainSettings(3, rate, warmup=0, log_every=1), tmp_path,
-          loss=ALL_OBJECTIVES[objective].loss, prefix=tuning.prefix,
-          rate_factors=tuning.rate_factors, on_log=lambda record: losses.append(record["loss"]))
-    assert losses[2] < losses[0]
+    train(model, tuning.trainable, steps.batch_at, TrainSettings(3, rate, warmup=0, log_every=1),
+          tmp_path, loss=steps.loss, prefix=tuning.prefix, rate_factors=tuning.rate_factors,
+          on_log=lambda record: losses.append(record["loss"]))
+    if objective != "grpo":  # whose loss says nothing about how well it learns
+        assert losses[2] < losses[0]
+    assert any(not torch.equal(p, was) for p, was in zip(tuning.trainable.values(), before))
     now = dict(model.named_parameters())
     assert all(torch.equal(frozen[n], now[n]) for n in frozen)
 
@@ -169,7 +182,7 @@ def test_unknown_names_are_errors(tiny_folder, tmp_path):
 
 
 def test_a_methods_flags_are_taken_out_of_others():
-    flags = flags_of(METHODS["lora"], {"lora_rank": 4, "prefix_length": 2, "steps": 3})
+    flags = pick(METHODS["lora"].Flags, {"lora_rank": 4, "prefix_length": 2, "steps": 3})
     assert flags.lora_rank == 4 and flags.lora_alpha == 32.0
 
 

@@ -13,8 +13,8 @@ import pytest
 
 import synthetic
 from answers import equivalent, extract_answer
-from synthetic import (CLOSINGS, EVENTS, LARGEST_NUMBERS, OPENINGS, TOPICS, problem, problems,
-                       split_of, story)
+from synthetic import (CLOSINGS, EVENTS, LARGEST_NUMBERS, OPENINGS, PLUS_CLOSINGS, PLUS_EVENTS,
+                       TOPICS, problem, problems, split_of, story)
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = (2, 3, 4, 5)
@@ -94,6 +94,40 @@ def retell(question: str) -> int:
     for index, numbers in read(question):
         amount = READINGS[index][1](amount, *numbers)
     return amount
+
+
+# The same for what mini-gsm-plus adds. First how a problem may end, then single sentences.
+PLUS_ENDINGS = (
+    (r"\w+ has (\d+) \w+\. (?:How many .* on average|What is the average)",
+     lambda x, n: (x + n) / 2),
+    (r"\w+ has (\d+) \w+\. How many (?:more|fewer)", lambda x, n: x - n),
+    (r"\w+ fills as many \w+ of (\d+) |How many \w+ remain if .* of (\d+)", lambda x, n: x % n),
+    (r"(\d+) \w+ cost \$(\d+)\. At this price", lambda x, a, c: Fraction(c, a) * x),
+    (r"\w+ sells them all at \$(\d+) for (\d+)", lambda x, c, a: Fraction(c, a) * x),
+)
+PLUS_READINGS = (
+    (r"grows by (\d+) percent|(\d+) percent more", lambda x, c: x + Fraction(c, 100) * x),
+    (r"(\d+) percent of", lambda x, c: x - Fraction(c, 100) * x),
+    (r"(\d+) dozen", lambda x, n: x + 12 * n),
+    (r"makes (\d+) \w+ an hour .* (\d+) hours|^For (\d+) hours \w+ finds (\d+)",
+     lambda x, a, b: x + a * b),
+    (r"^For every (\d+) \w+ of .* has (\d+)|ratio (\d+) to (\d+)",
+     lambda x, a, b: x + Fraction(b, a) * x),
+)
+
+
+def retell_plus(question: str) -> Fraction:
+    """The answer to a problem of mini-gsm-plus, from its sentences alone."""
+    endings = ((re.search(f" ((?:{pattern})[^?]*\\?.*)$", question), rule)
+               for pattern, rule in PLUS_ENDINGS)
+    match, rule = next(((match, rule) for match, rule in endings if match), (None, None))
+    amount = Fraction(0)
+    for sentence in re.split(r"(?<=[.?]) ", question[: match.start()] if match else question):
+        readings = ((re.search(pattern, sentence), apply)
+                    for pattern, apply in PLUS_READINGS + READINGS)
+        found, apply = next((found, apply) for found, apply in readings if found)
+        amount = apply(amount, *(WORDS.get(g) or int(g) for g in found.groups() if g))
+    return rule(amount, *(int(g) for g in match.groups()[1:] if g)) if match else amount
 
 
 # -------------------------------------------------------------------------- unlimited, and the same
@@ -261,6 +295,63 @@ def test_the_sentences_say_what_the_solution_calculates():
     for record in problems("mini-gsm", "test", 500):
         assert str(retell(record["question"])) == extract_answer(
             record["answer"]), record["question"]
+
+
+def test_the_sentences_of_the_plus_set_say_what_its_solutions_calculate():
+    kinds = Counter()
+    for split in synthetic.SPLITS:
+        for index in range(500):
+            told = story(split, index, dataset="mini-gsm-plus")
+            record = told.record()
+            assert retell_plus(record["question"]) == int(extract_answer(record["answer"])), record
+            for left, sign, right, value in re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>",
+                                                       record["answer"]):
+                assert synthetic.OPERATIONS[sign](int(left), int(right)) == int(value)
+                assert sign != "/" or int(left) % int(right) == 0
+            kinds.update(part for part in told.key if isinstance(part, str))
+    new = (PLUS_EVENTS | PLUS_CLOSINGS).keys()
+    assert new <= kinds.keys() and min(kinds[kind] for kind in new) >= 15
+    assert all(new & set(story("train", index, dataset="mini-gsm-plus").key)
+               for index in range(200))  # each problem has something new
+
+
+def test_no_word_problem_of_the_old_set_has_an_operation_of_the_plus_set():
+    for index in range(300):
+        assert not (PLUS_EVENTS | PLUS_CLOSINGS).keys() & set(story("train", index).key)
+
+
+def test_a_story_has_numbers_and_no_question():
+    for record in problems("mini-stories", "train", 200):
+        assert set(record) == {"id", "text"}
+        assert "?" not in record["text"] and numbers_in(record["text"])
+
+
+def test_styles_calculate_the_same():
+    """terse: the equations alone; fine: each sentence of the story stands before what it means."""
+    for dataset in synthetic.WORD_PROBLEMS:
+        for index in range(100):
+            told = story("train", index, dataset=dataset)
+            marks = [re.findall(r"<<.*?>>", told.solution(style=style))
+                     for style in ("steps", "terse", "fine")]
+            assert marks[0] == marks[1] == marks[2]
+            *lines, last = told.solution(style="terse").split("\n")
+            assert all(re.fullmatch(r"(\S+) = <<\1=(\d+)>>\2", line) for line in lines)
+            fine = told.solution(style="fine")
+            assert fine.endswith(last)
+            assert all(sentence in fine for sentence in told.sentences[1:-1])
+            assert told.sentences[-1] not in fine
+
+
+def test_a_corrected_solution_goes_on_from_the_right_value():
+    for index in range(100):
+        told = story("train", index)
+        right = told.solution().split("\n")
+        for line in range(len(right) - 1):
+            lines = told.corrected(line, 3).split("\n")
+            assert lines[:line] + lines[line + 2 :] == right[:line] + right[line + 1 :]
+            assert lines[line] != right[line]
+            mark = re.search(r"<<.*>>", right[line])[0]
+            assert lines[line + 1].startswith("That is wrong: ") and mark in lines[line + 1]
 
 
 def signed_terms(side: str) -> tuple[int, int]:

@@ -1,12 +1,14 @@
-"""Make the embedded model `tiny/`: a small Qwen2.5 of our own, trained on the embedded data sets.
+"""Make the embedded models: small Qwen2.5 of our own, trained on the embedded data sets.
 
-    python -m tools.make_tiny --output-dir tiny-new             # tokenizer, then the model
-    python -m tools.make_tiny --output-dir tiny-new --resume    # goes on from the last checkpoint
+    python -m tools.make_tiny --output-dir tiny-new                  # tokenizer, then the model
+    python -m tools.make_tiny --output-dir tiny-new --resume         # from the last checkpoint
+    python -m tools.make_tiny --size large --output-dir large-new    # twice as large
 
-tiny/README.md names the time that it takes. The result is a *base* model: it has read problems with
-worked solutions, with bare answers, with slips in the arithmetic, and some as chats, most of which
-give the bare answer. So it can reason, but in chat form it seldom does. Fine-tuning brings that
-out.
+tiny/README.md names the time that it takes. The result is a *base* model: it has read stories,
+problems with worked solutions in several styles, with bare answers, with slips in the arithmetic,
+with slips that are noticed and corrected, a few verdicts, and some chats, most of which give the
+bare answer. So it can reason, but in chat form it seldom does. Fine-tuning brings that out. It has
+read nothing of `mini-gsm-plus`.
 """
 
 import math
@@ -23,8 +25,9 @@ from torch import nn
 from tqdm import tqdm
 
 import synthetic
+import verifier
 from checkpoint import checkpoints, save_model, step_of
-from data import Example, parse_record
+from data import Example, Problem, parse_record
 from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
 from runtime import (UsageError, append_metrics, describe_machine, keep_freed_memory, new_directory,
@@ -32,8 +35,16 @@ from runtime import (UsageError, append_metrics, describe_machine, keep_freed_me
 from tokenizer import Tokenizer
 from train import TrainSettings, mean_loss, train
 
-# Shares of the documents. mini-math has no slips: there their share has right steps.
-STYLES = {"steps": 0.45, "answer": 0.25, "slip": 0.10, "chat": 0.20}
+# Shares of the documents: a solution with its steps, its equations alone, each step in words; with a
+# slip that is corrected, or not; the bare answer; a chat; a story without a question; a solution
+# with a verdict.
+STYLES = {"steps": 0.28, "terse": 0.06, "fine": 0.08, "corrected": 0.05, "slip": 0.05,
+          "answer": 0.20, "chat": 0.20, "story": 0.04, "verdict": 0.04}
+# mini-math is not told as a story: there these styles have right steps.
+OF_STORIES = ("terse", "fine", "corrected", "slip", "story", "verdict")
+ERRORS = (-100, -10, -2, -1, 1, 2, 10, 100)  # of a slip
+SIZES = {"tiny": (192, 6), "large": (256, 8)}  # hidden size, layers
+READ = ("mini-gsm", "mini-math", "mini-stories")  # what the tokenizer is made from
 CHAT_STEPS = 0.3  # share of the chats that work the solution out
 MINI_MATH = 0.3  # share of LaTeX problems
 SYSTEM = "You are a helpful assistant."
@@ -64,10 +75,12 @@ class Flags:
     output_dir: str = flag(
         "tiny-new", "folder for tokenizer/, checkpoints/, metrics.jsonl and the finished model/")
     steps: int = flag(4500, "optimiser steps", least=1)
-    documents: int = flag(80, "documents a step, about 95 tokens each", least=1)
+    documents: int = flag(80, "documents a step, about 100 tokens each", least=1)
     learning_rate: float = flag(3e-3, "peak learning rate", alias="--lr", least=0)
-    hidden_size: int = flag(192, "width of the model, a multiple of 64", least=64)
-    layers: int = flag(6, "layers of the model", least=1)
+    size: str = flag("tiny", "shape of the model, if it is not given: tiny or large",
+                     choices=tuple(SIZES))
+    hidden_size: int | None = flag(None, "width of the model, a multiple of 64", least=64)
+    layers: int | None = flag(None, "layers of the model", least=1)
     micro_batch_tokens: int = flag(8192, "tokens computed at once", least=1)
     save_every: int = flag(200, "steps between checkpoints", least=1)
     log_every: int = flag(50, "steps between lines of the log", least=1)
@@ -89,23 +102,43 @@ def document(tokenizer: Tokenizer, index: int, seed: int, split: str = "train",
     style = style or rng.choices(list(STYLES), list(STYLES.values()))[0]
     record = synthetic.problem(dataset, split, index, DATA_SEED + seed)
     problem = parse_record(record, record["id"])
-    solution = problem.solution
-    if style == "slip" and dataset == "mini-gsm":
-        story = synthetic.story(split, index, DATA_SEED + seed)
-        error = rng.choice((-100, -10, -2, -1, 1, 2, 10, 100))
-        solution = story.solution(slip=(rng.randrange(int(problem.level)), error))
-    bare = f"#### {problem.answer}" if dataset == "mini-gsm" else f"$\\boxed{{{problem.answer}}}$"
-    if style == "answer" or (style == "chat" and rng.random() >= CHAT_STEPS):
-        solution = bare
     if style == "chat":
+        answer = problem.solution if rng.random() < CHAT_STEPS else bare_answer(problem, dataset)
         ids, _ = tokenizer.chat([{"role": "user", "content": problem.question},
-                                 {"role": "assistant", "content": solution}])
+                                 {"role": "assistant", "content": answer}])
+        return Example(ids, [False] + [True] * (len(ids) - 1), problem.id)
+    if dataset == "mini-gsm" and style in OF_STORIES:
+        text = story_text(synthetic.story(split, index, DATA_SEED + seed), style, rng)
     else:
-        # Appended as an id: in a text, the letters of a marker are only letters. (A chat ends with
-        # end_id, the other stop token.)
-        (end_of_text,) = tokenizer.stop_ids - {tokenizer.end_id}
-        ids = [*tokenizer.encode(f"Question: {problem.question}\nAnswer: {solution}"), end_of_text]
+        solution = bare_answer(problem, dataset) if style == "answer" else problem.solution
+        text = f"Question: {problem.question}\nAnswer: {solution}"
+    # Appended as an id: in a text, the letters of a marker are only letters. (A chat ends with
+    # end_id, the other stop token.)
+    ids = [*tokenizer.encode(text), tokenizer.end_of_text]
     return Example(ids, [False] + [True] * (len(ids) - 1), problem.id)
+
+
+def bare_answer(problem: Problem, dataset: str) -> str:
+    """The answer without its solution, marked as in that set."""
+    return (f"#### {problem.answer}" if dataset == "mini-gsm"
+            else f"$\\boxed{{{problem.answer}}}$")
+
+
+def story_text(story: synthetic.Story, style: str, rng: random.Random) -> str:
+    """A document of a word problem in one of the styles OF_STORIES."""
+    question = " ".join(story.sentences)
+    slip = (rng.randrange(sum(map(len, story.steps))), rng.choice(ERRORS))
+    if style == "story":
+        return " ".join(story.sentences[:-1])  # the last one is a question
+    if style == "verdict":
+        right, solution = story.solution(), story.solution(slip if rng.random() < 0.5 else None)
+        same = right.rpartition("\n")[2] == solution.rpartition("\n")[2]
+        return verifier.prompt(question, solution) + verifier.WORDS[0 if same else 1]
+    if style == "corrected":
+        solution = story.corrected(*slip)
+    else:
+        solution = story.solution(slip) if style == "slip" else story.solution(style=style)
+    return f"Question: {question}\nAnswer: {solution}"
 
 
 def held_out_losses(model: Qwen2, tokenizer: Tokenizer, count: int = 300) -> dict[str, float]:
@@ -154,10 +187,12 @@ def train_byte_pairs(seed: int, documents: int) -> FastTokenizer:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     fast.decoder = decoders.ByteLevel()
     problems = [parse_record(record, record["id"])
-                for dataset in synthetic.DATASETS
+                for dataset in READ
                 for record in synthetic.problems(dataset, "train", documents, DATA_SEED + seed)]
     frame = [SYSTEM, "Question: ", "\nAnswer: ", "system\n", "user\n", "assistant\n"] * 1000
-    texts = [f"{problem.question}\n{problem.solution}" for problem in problems] + frame
+    frame += [verifier.prompt(" ", " ") + word for word in verifier.WORDS] * 1000
+    texts = [problem.text or f"{problem.question}\n{problem.solution}" for problem in problems]
+    texts += frame
     # The model would hardly learn a pair that is rare here: min_frequency ends the vocabulary.
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, min_frequency=100,
@@ -232,6 +267,8 @@ def read_args(argv: list[str]) -> Flags:
         saved = read_json(Path(args.output_dir) / "args.json")
         args = Flags(**{**saved, "resume": True, "threads": args.threads,
                         "output_dir": args.output_dir})
+    width, layers = SIZES[args.size]
+    args.hidden_size, args.layers = args.hidden_size or width, args.layers or layers
     if args.hidden_size % 64:  # heads have 32, and at least two of them share a key/value head
         raise UsageError(f"--hidden-size {args.hidden_size} is no multiple of 64")
     return args

@@ -1,0 +1,219 @@
+"""The verifier: pairs, scores and losses on cases that are counted by hand; its choices; the whole
+way from samples to a table.
+"""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import evaluate
+import mathft
+import verifier
+from checkpoint import load_model
+from conftest import small_model, some_examples
+from data import Example
+from flags import run_command
+from methods import Run
+from tokenizer import Tokenizer
+from train import accumulate_gradient
+from verifier import (Candidate, Flags, Pair, auc, calibration, candidate_pairs, choices,
+                      cross_entropy, judged, log_scores, margin_loss, pair_examples, scores_of)
+
+WORDS = (5, 9)
+
+
+def pairs(count: int = 3) -> list[Pair]:
+    """Pairs of documents whose last token, 5 or 9, is the only target."""
+    made = []
+    for number, e in enumerate(some_examples(2 * count)):
+        ids = [*e.ids, WORDS[number % 2]]
+        made.append(Example(ids, [False] * len(e.ids) + [True], f"{number // 2}"))
+    return [Pair([*a.ids, *b.ids], [*a.is_target, *b.is_target], a.name, right=a, wrong=b)
+            for a, b in zip(made[::2], made[1::2])]
+
+
+# ----------------------------------------------------------------------------------------- examples
+
+
+def test_pairs_are_of_one_problem_and_repeat_no_solution():
+    made = [Candidate("a", "A?", text, right) for text, right in
+            (("x", True), ("x", True), ("y", True), ("z", False), ("u", False), ("v", False))]
+    made += [Candidate("b", "B?", "only right", True), Candidate("c", "C?", "only wrong", False)]
+    found = candidate_pairs(made, 9)
+    assert len(found) == 2 and {p.solution for pair in found for p in pair} >= {"x", "y"}
+    assert all(right.correct and not wrong.correct for right, wrong in found)
+    assert len(candidate_pairs(made, 1)) == 1
+
+
+def test_the_verdict_alone_is_a_target(tiny_folder):
+    tokenizer = Tokenizer(tiny_folder)
+    right, wrong = (judged(tokenizer, Candidate("p", "1 + 1?", "#### 2", verdict))
+                    for verdict in (True, False))
+    assert right.ids[:-1] == wrong.ids[:-1] and right.ids[-1] != wrong.ids[-1]
+    assert right.is_target == [False] * (len(right.ids) - 1) + [True]
+    text = tokenizer.decode(right.ids)
+    assert text.startswith("Here is a math problem: 1 + 1?\nHere is a candidate solution: #### 2\n")
+
+
+def test_pairs_that_are_too_long_are_counted(tiny_folder):
+    tokenizer, args = Tokenizer(tiny_folder), SimpleNamespace(max_length=150)
+    made = [Candidate("a", "A?", "1", True), Candidate("a", "A?", "2", False),
+            Candidate("b", "B?", "1", True), Candidate("b", "B?", "2" * 150, False)]
+    examples, dropped = pair_examples(tokenizer, made, args, Flags())
+    assert [e.name for e in examples] == ["a"] and dropped == 1
+    (pair,) = examples
+    assert len(pair.ids) == len(pair.right.ids) + len(pair.wrong.ids) == len(pair.is_target)
+
+
+# -------------------------------------------------------------------------------- scores and losses
+
+
+def test_scores_are_shares_of_the_two_verdicts():
+    model = small_model()
+    for pair in pairs():
+        for document in (pair.right, pair.wrong):
+            (found,) = log_scores(model, [document], WORDS).exp().tolist()
+            logits = _last_logits(model, document)
+            odds = math.exp(logits[WORDS[0]]), math.exp(logits[WORDS[1]])
+            assert found == pytest.approx([odds[0] / sum(odds), odds[1] / sum(odds)], rel=1e-4)
+
+
+def _last_logits(model, document) -> list[float]:
+    from train import predict
+
+    _, hidden = predict(model, [document])
+    return model.logits(hidden[:1])[0].tolist()
+
+
+def test_the_losses_beside_plain_numbers():
+    model, made = small_model(), pairs()
+    total, count = cross_entropy(model, made)
+    each = [-math.log(_softmax(_last_logits(model, d))[d.ids[-1]])
+            for pair in made for d in (pair.right, pair.wrong)]
+    assert total.item() == pytest.approx(sum(each), rel=1e-4) and count == 6
+    for margin in (0.0, 0.5, 3.0):
+        total, count = margin_loss(model, made, None, WORDS, margin)
+        wanted = 0.0
+        for pair in made:
+            right, wrong = (log_scores(model, [d], WORDS)[0, 0].item()
+                            for d in (pair.right, pair.wrong))
+            wanted += max(0.0, wrong - right + margin)
+        assert total.item() == pytest.approx(wanted, rel=1e-4, abs=1e-6) and count == 3
+
+
+def _softmax(logits: list[float]) -> list[float]:
+    sums = sum(map(math.exp, logits))
+    return [math.exp(logit) / sums for logit in logits]
+
+
+@pytest.mark.parametrize("name", verifier.LOSSES)
+def test_the_gradient_does_not_depend_on_the_micro_batches(name, tiny_folder):
+    model, found = small_model(), []
+    loss = cross_entropy if name == "cross-entropy" else (
+        lambda model, part, prefix=None: margin_loss(model, part, prefix, WORDS, 1.0))
+    trainable = dict(model.named_parameters())
+    for most in (10_000, 30):
+        for p in trainable.values():
+            p.grad = None
+        accumulate_gradient(model, trainable, pairs(), most, loss=loss)
+        found.append([p.grad.clone() for p in trainable.values()])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_text_without_room_has_no_score_and_costs_nothing(tiny_folder):
+    model, tokenizer = load_model(tiny_folder, "cpu", torch.float32, torch.float32), None
+    tokenizer = Tokenizer(tiny_folder)
+    room = model.config.max_position_embeddings
+    records = [{"question": "1 + 1?", "text": "#### 2"},
+               {"question": "1 + 1?", "text": "7" * room}]
+    scores, tokens = scores_of(Run(model, tokenizer, None, None, {}), records)
+    assert 0 < scores[0] < 1 and scores[1] == 0.0
+    assert 0 < tokens[0] <= room and tokens[1] == 0
+
+
+# ---------------------------------------------------------------------------------------- measuring
+
+
+@pytest.mark.parametrize("scores, right, wanted", [
+    ([0.9, 0.8, 0.2, 0.1], [True, True, False, False], 1.0),
+    ([0.1, 0.2, 0.8, 0.9], [True, True, False, False], 0.0),
+    ([0.5] * 4, [True, False, True, False], 0.5),
+    ([0.9, 0.5, 0.5, 0.1], [True, True, False, False], 0.875),  # one of four pairs is a tie
+    ([0.9, 0.5], [True, True], None),
+    ([], [], None),
+])
+def test_auc(scores, right, wanted):
+    assert auc(scores, right) == wanted
+
+
+def test_calibration_counts_every_score_once():
+    found = calibration([0.0, 0.05, 0.55, 0.999, 1.0], [False, True, True, True, True])
+    assert [(part["from"], part["n"], part["right"]) for part in found] == [
+        (0.0, 2, 0.5), (0.5, 1, 1.0), (0.9, 2, 1.0)]
+
+
+def test_each_way_to_choose():
+    """Three samples say 7, two say 8, one says 9, one has no answer."""
+    answers = ["7", "8", "7", "9", "8.0", "7", None]
+    scores = [0.1, 0.6, 0.1, 0.9, 0.5, 0.2, 1.0]
+    found = {name: index for name, (index, _) in choices(answers, scores, 2).items()}
+    assert found == {"Maj1": 0, "RR.All": 3, "RR.MajK": 1, "W.RR": 1, "W.RR.MajK": 1}
+    needed = {name: len(read) for name, (_, read) in choices(answers, scores, 2).items()}
+    assert needed == {"Maj1": 0, "RR.All": 6, "RR.MajK": 5, "W.RR": 6, "W.RR.MajK": 5}
+    assert choices([None, None], [0.5, 0.5], 2)["W.RR"] == (None, [])
+
+
+# ------------------------------------------------------------------------------------ the whole way
+
+
+@pytest.fixture
+def samples(tiny_folder, tmp_path, monkeypatch) -> tuple[list[str], str]:
+    """An evaluation whose texts a small random model has written, half of them called right."""
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps({"question": f"What is {n} + {n}?", "answer": "#### 1"})
+                            + "\n" for n in range(6)))
+    graded = evaluate.record_of
+
+    def half(problem, number, sample, *rest):
+        return graded(problem, number, sample, f"It is {sample}.\n#### {sample % 2}", *rest[1:])
+
+    monkeypatch.setattr(evaluate, "record_of", half)
+    common = ["--model", str(tiny_folder), "--dataset", str(data), "--samples", "4",
+              "--temperature", "1", "--max-new-tokens", "4", "--dtype", "fp32", "--device", "cpu"]
+    assert run_command(evaluate.main, [*common, "--output-dir", str(tmp_path / "samples")]) == 0
+    return common, str(tmp_path / "samples")
+
+
+@pytest.mark.parametrize("loss", verifier.LOSSES)
+def test_from_samples_to_a_verifier_to_a_table(loss, samples, tiny_folder, tmp_path, capsys):
+    common, folder = samples
+    words = ["--objective", "verifier", "--method", "sft", "--model", str(tiny_folder), "--dataset",
+             folder, "--steps", "60", "--batch-size", "6", "--lr", "0.01", "--dtype", "fp32",
+             "--verifier-loss", loss, "--output-dir", str(tmp_path / "run"), "--device", "cpu"]
+    assert run_command(mathft.main, words) == 0
+    assert "12 training examples, 0 test problems" in capsys.readouterr().out
+    again = [*common, "--verifier", str(tmp_path / "run"), "--output-dir", str(tmp_path / "table")]
+    assert run_command(evaluate.main, again) == 0
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "table" / "result.json").read_text())["verifier"]
+    assert set(found["rows"]) == {"pass@1", "pass@4", "Maj1", "RR.All", "RR.MajK", "W.RR",
+                                  "W.RR.MajK"}
+    # The texts tell right from wrong, and even this model learns to see it.
+    assert found["auc"] > 0.95 and found["rows"]["W.RR"]["accuracy"] == 1.0
+    read = {name: row["verifier_tokens"] for name, row in found["rows"].items()}
+    assert read["Maj1"] == 0 < read["RR.All"] == read["W.RR"]
+    assert "W.RR.MajK" in out and "AUC" in out
+    scores = [json.loads(line) for line in (tmp_path / "table" / "scores.jsonl").open()]
+    assert len(scores) == 24 and all(0 <= row["score"] <= 1 for row in scores)
+
+
+def test_a_verifier_needs_several_samples_and_a_run(samples, tmp_path, capsys):
+    common, _ = samples
+    one = [word if word != "4" else "1" for word in common]
+    assert run_command(evaluate.main, [*one, "--verifier", "x"]) == 2
+    assert run_command(evaluate.main, [*common, "--verifier", str(tmp_path / "none")]) == 1
+    assert "no run directory" in capsys.readouterr().err

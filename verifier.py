@@ -1,0 +1,324 @@
+"""A verifier: a model that says whether a solution is right. Its scores choose among many.
+
+    python evaluate.py --run GENERATOR --dataset mini-gsm --split train --samples 8 \\
+        --temperature 0.9 --output-dir samples
+    python mathft.py --objective verifier --method lora --dataset samples
+    python evaluate.py --run GENERATOR --samples 16 --temperature 0.9 --verifier VERIFIER
+    python -m pytest tests/test_verifier.py -v
+
+1. The prompt holds a problem P and a candidate solution X (Liu et al. 2023, arXiv 2310.10047,
+   section 3.2):
+
+       Here is a math problem: P
+       Here is a candidate solution: X
+       The above candidate solution is   ->   correct | incorrect
+
+   S = p(correct) / (p(correct) + p(incorrect)). The first token in which the two words differ
+   stands for each.
+2. Training takes pairs of a right and a wrong solution of one problem, so that the two verdicts are
+   equally frequent within each problem. The loss of a pair is
+
+       cross-entropy   - log p(correct | right one) - log p(incorrect | wrong one)
+       margin          max(0, log S(wrong one) - log S(right one) + λ)
+
+3. Choosing among N samples of a problem, whose equal answers form clusters:
+
+       Maj1         the largest cluster
+       RR.All       the sample of highest S
+       RR.MajK      the same among the K largest clusters: fewer samples to read
+       W.RR         the cluster of the highest sum of S
+       W.RR.MajK    the same among the K largest clusters
+
+Differs from the paper: the verifier reads a plain document, not a chat.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data import Example, shared_beginning, split_by_tokens
+from flags import flag
+from methods import Run
+from model import Qwen2
+from runtime import clock, hash_of
+from score import by_problem, read_finished
+from stats import bootstrap, interval
+from tokenizer import Tokenizer
+from train import Objective, Steps, in_order, predict, summed_loss
+from vote import choose, cluster, keep_largest
+
+WORDS = (" correct", " incorrect")
+LOSSES = ("cross-entropy", "margin")
+TOKENS_AT_ONCE = 8192  # read without a gradient
+BINS = 10  # of the calibration table
+
+
+@dataclass
+class Flags:
+    """Flags of --objective verifier."""
+
+    verifier_loss: str = flag("cross-entropy", "cross-entropy, or margin between the two of a pair",
+                              choices=LOSSES)
+    margin: float = flag(1.0, "what log S of the right one should be ahead by", least=0)
+    pairs: int = flag(4, "most pairs of a right and a wrong solution of each problem", least=1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solution of a problem, and whether its answer is right."""
+
+    id: str
+    question: str
+    solution: str
+    correct: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Example):
+    """A right and a wrong solution of one problem; `ids` are those of both, for counting."""
+
+    right: Example
+    wrong: Example
+
+
+# ----------------------------------------------------------------------------------------- examples
+
+
+def prompt(question: str, solution: str) -> str:
+    """What the verifier reads before its verdict."""
+    return (f"Here is a math problem: {question}\nHere is a candidate solution: {solution}\n"
+            "The above candidate solution is")
+
+
+def verdict_tokens(tokenizer: Tokenizer) -> tuple[list[int], tuple[int, int]]:
+    """What both verdicts begin with, mostly nothing, and the token of each behind it: correct,
+    incorrect.
+    """
+    right, wrong = map(tokenizer.encode, WORDS)
+    common = shared_beginning([right, wrong])
+    return right[:common], (right[common], wrong[common])
+
+
+def judged(tokenizer: Tokenizer, candidate: Candidate) -> Example:
+    """The prompt and its verdict, which alone is a target."""
+    common, words = verdict_tokens(tokenizer)
+    text = prompt(candidate.question, candidate.solution)
+    ids = [*tokenizer.encode(text), *common, words[0 if candidate.correct else 1]]
+    return Example(ids, [False] * (len(ids) - 1) + [True], candidate.id)
+
+
+def read_candidates(name: str) -> list[Candidate]:
+    """The graded completions of finished evaluations: folders, with commas between them."""
+    return [Candidate(record["id"], record["question"], record["text"], record["correct"])
+            for part in name.split(",") for record in read_finished(Path(part))]
+
+
+def candidate_pairs(candidates: Iterable[Candidate],
+                    most: int) -> list[tuple[Candidate, Candidate]]:
+    """Pairs (right, wrong) of each problem that has both, at most so many, no solution twice."""
+    groups: dict[str, tuple[dict, dict]] = {}
+    for candidate in candidates:
+        right, wrong = groups.setdefault(candidate.question, ({}, {}))
+        (right if candidate.correct else wrong).setdefault(candidate.solution, candidate)
+    pairs = []
+    for group in groups.values():
+        # in an order of their own, not that of sampling
+        right, wrong = (sorted(part.values(), key=lambda c: hash_of(c.solution)) for part in group)
+        pairs += list(zip(right, wrong))[:most]
+    return pairs
+
+
+def pair_examples(tokenizer: Tokenizer, candidates: list[Candidate], args,
+                  flags: Flags) -> tuple[list[Example], int]:
+    """Pairs whose two documents fit --max-length tokens each, and how many do not."""
+    made = []
+    for right, wrong in candidate_pairs(candidates, flags.pairs):
+        first, second = judged(tokenizer, right), judged(tokenizer, wrong)
+        both = [*first.ids, *second.ids]
+        made.append(Pair(both, [*first.is_target, *second.is_target], right.id, right=first,
+                         wrong=second))
+    short = [pair for pair in made
+             if max(len(pair.right.ids), len(pair.wrong.ids)) <= args.max_length]
+    return short, len(made) - len(short)
+
+
+# -------------------------------------------------------------------------------- scores and losses
+
+
+def log_scores(model: Qwen2, documents: list[Example], words: tuple[int, int],
+               prefix: Tensor | None = None) -> Tensor:
+    """log S and log (1 - S) of each document [n, 2], from the two verdicts' logits alone."""
+    batch, hidden = predict(model, documents, prefix)
+    rows = model.head_weight[list(words)]  # [2, D]
+    logits = F.linear(hidden[: len(batch.targets)], rows.to(hidden.dtype))  # [n, 2]
+    return logits.float().log_softmax(-1)
+
+
+def cross_entropy(model: Qwen2, pairs: list[Pair],
+                  prefix: Tensor | None = None) -> tuple[Tensor, int]:
+    """Sum over the verdicts of both documents of each pair, and their number."""
+    return summed_loss(model, [part for pair in pairs for part in (pair.right, pair.wrong)], prefix)
+
+
+def margin_loss(model: Qwen2, pairs: list[Pair], prefix: Tensor | None, words: tuple[int, int],
+                margin: float) -> tuple[Tensor, int]:
+    """Sum over the pairs of max(0, log S(wrong) - log S(right) + margin), and their number."""
+    documents = [part for pair in pairs for part in (pair.right, pair.wrong)]
+    scores = log_scores(model, documents, words, prefix)[:, 0]  # [2 n]
+    return F.relu(scores[1::2] - scores[0::2] + margin).sum(), len(pairs)
+
+
+def begin(model: Qwen2, tokenizer: Tokenizer, tuning, pairs: list[Pair], args, flags: Flags,
+          folder: Path) -> Steps:
+    """The objective at work: the pairs in a new order each epoch."""
+    batch_at = in_order(model, tokenizer, tuning, pairs, args, flags, folder).batch_at
+    if flags.verifier_loss == "cross-entropy":
+        return Steps(batch_at, cross_entropy)
+    words = verdict_tokens(tokenizer)[1]
+    return Steps(batch_at, lambda model, part, prefix=None: margin_loss(model, part, prefix, words,
+                                                                        flags.margin))
+
+
+OBJECTIVE = Objective(
+    examples=pair_examples, begin=begin, flags=Flags, read=read_candidates,
+    defaults={"tiny": {"steps": 200, "batch_size": 16, "eval_limit": 0, "max_length": 1024},
+              "real": {"epochs": 1.0, "batch_size": 16, "eval_limit": 0, "max_length": 2048}})
+
+
+# ---------------------------------------------------------------------------------------- measuring
+
+
+@torch.no_grad()
+def scores_of(run: Run, records: Sequence[dict]) -> tuple[list[float], list[int]]:
+    """S of each record's text, and the tokens read for it.
+
+    A text that the model's positions do not hold has S = 0 and costs nothing.
+    """
+    room = run.model.config.max_position_embeddings
+    room -= 0 if run.prefix is None else run.prefix.shape[2]
+    words = verdict_tokens(run.tokenizer)[1]
+    documents = [judged(run.tokenizer, Candidate(str(number), r["question"], r["text"], True))
+                 for number, r in enumerate(records)]
+    scores = [0.0] * len(documents)
+    fitting = [document for document in documents if len(document.ids) <= room]
+    for part in split_by_tokens(fitting, TOKENS_AT_ONCE):
+        found = log_scores(run.model, part, words, run.prefix)[:, 0].exp().tolist()
+        for document, score in zip(part, found):
+            scores[int(document.name)] = score
+    return scores, [len(d.ids) if len(d.ids) <= room else 0 for d in documents]
+
+
+def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:
+    """The probability that a right one has a higher score than a wrong one; ties count half.
+
+    None if there are only right or only wrong ones. (Mann and Whitney 1947.)
+    """
+    ranked = sorted(zip(scores, right))
+    below, total, start = 0, 0.0, 0
+    while start < len(ranked):
+        end = start
+        while end < len(ranked) and ranked[end][0] == ranked[start][0]:
+            end += 1
+        wins = sum(verdict for _, verdict in ranked[start:end])
+        total += wins * (below + (end - start - wins) / 2)
+        below += end - start - wins
+        start = end
+    good = sum(map(bool, right))
+    return total / (good * below) if good and below else None
+
+
+def calibration(scores: Sequence[float], right: Sequence[bool]) -> list[dict]:
+    """For each bin of S: how many, their mean S, and the share of right ones. Empty bins are left
+    out.
+    """
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
+    for score, verdict in zip(scores, right):
+        bins[min(BINS - 1, int(score * BINS))].append((score, verdict))
+    return [{"from": number / BINS, "n": len(part),
+             "score": statistics.fmean(score for score, _ in part),
+             "right": sum(verdict for _, verdict in part) / len(part)}
+            for number, part in enumerate(bins) if part]
+
+
+def choices(answers: list[str | None], scores: list[float],
+            most: int) -> dict[str, tuple[int | None, list[int]]]:
+    """The sample that each way chooses, and the samples whose scores it needs."""
+    ids = cluster(answers)
+    few = keep_largest(ids, most)
+    everyone, some = ([i for i, number in enumerate(part) if number is not None]
+                      for part in (ids, few))
+    return {
+        "Maj1": (choose(ids), []),
+        "RR.All": (choose(ids, scores, "best"), everyone),
+        "RR.MajK": (choose(few, scores, "best"), some),
+        "W.RR": (choose(ids, scores, "weighted"), everyone),
+        "W.RR.MajK": (choose(few, scores, "weighted"), some),
+    }
+
+
+def measure(run: Run, records: list[dict], most: int) -> tuple[dict, list[float]]:
+    """The figures of a verifier on the graded samples of an evaluation, and all scores."""
+    device = run.model.head_weight.device
+    start = clock(device)
+    scores, tokens = scores_of(run, records)
+    seconds = clock(device) - start
+    groups, score_of = by_problem(records), {id(r): s for r, s in zip(records, scores)}
+    cost_of = {id(r): n for r, n in zip(records, tokens)}
+    rows: dict[str, list[float]] = {"pass@1": [], f"pass@{len(groups[0])}": []}
+    read: dict[str, int] = {}
+    within = []
+    for group in groups:
+        right = [record["correct"] for record in group]
+        own = [score_of[id(record)] for record in group]
+        rows["pass@1"].append(sum(right) / len(right))
+        rows[f"pass@{len(groups[0])}"].append(float(any(right)))
+        found = choices([record["answer"] for record in group], own, most)
+        for name, (index, needed) in found.items():
+            rows.setdefault(name, []).append(float(index is not None and right[index]))
+            read[name] = read.get(name, 0) + sum(cost_of[id(group[i])] for i in needed)
+        within.append(auc(own, right))
+    total, verdicts = sum(tokens), [record["correct"] for record in records]
+    mixed = [value for value in within if value is not None]
+    figures = {
+        "rows": {name: _row(values, rows["Maj1"], read.get(name, 0), seconds / max(1, total))
+                 for name, values in rows.items()},
+        "auc": auc(scores, verdicts),
+        "auc_within_problems": statistics.fmean(mixed) if mixed else None,
+        "calibration": calibration(scores, verdicts),
+        "largest_clusters": most, "tokens": total, "seconds": seconds,
+    }
+    return figures, scores
+
+
+def _row(values: list[float], beside: list[float], tokens: int, seconds_a_token: float) -> dict:
+    gains = [value - other for value, other in zip(values, beside)]
+    return {"accuracy": statistics.fmean(values), "ci95": interval(values),
+            "gain": statistics.fmean(gains), "gain_se": bootstrap(gains)[0],
+            "verifier_tokens": tokens, "verifier_seconds": tokens * seconds_a_token}
+
+
+def lines(figures: dict) -> list[str]:
+    """The table for people."""
+    k = figures["largest_clusters"]
+    shown = [f"{'choice':12s}accuracy     95 % interval   beside Maj1 (SE)   verifier reads"]
+    for name, row in figures["rows"].items():
+        low, high = row["ci95"]
+        shown.append(f"{name:12s}{row['accuracy']:8.1%}{f'{low:.1%} to {high:.1%}':>18s}"
+                     f"{100 * row['gain']:+9.1f} ({100 * row['gain_se']:.1f})"
+                     f"{row['verifier_tokens']:13,} tokens, {row['verifier_seconds']:.1f} s")
+    over_all, within = _share(figures["auc"]), _share(figures["auc_within_problems"])
+    shown.append(f"K is {k}; AUC {over_all} over all samples, {within} within problems that have "
+                 "right and wrong ones")
+    shown.append("S        samples   mean S   right")
+    shown += [f"{part['from']:.1f} up{part['n']:10d}{part['score']:9.2f}{part['right']:8.1%}"
+              for part in figures["calibration"]]
+    return shown
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
