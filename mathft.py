@@ -274,7 +274,7 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
     if "method" not in saved or saved.get("objective", Flags.objective) not in OBJECTIVES:
         raise UserError(f"{path}: not the settings of a run of this version")
     method, objective = find_method(saved["method"]), objective_of(saved)
-    known = {field.name for kind in (Flags, method.Flags, objective.flags)
+    known = {field.name for kind in flag_kinds([saved.get("objective", Flags.objective)])
              for field in dataclasses.fields(kind)}
     if saved.keys() - known - {"history"}:
         raise UserError(f"{path}: not the settings of a run of this version")
@@ -331,7 +331,11 @@ def start_folder(args: Flags, *own: object) -> Path:
     if merged:
         args.model = str(folder / "base")
         dtype = pick_dtype(args.dtype, pick_device(args.device))
-        save_model(merged.model, folder / "base", merged.tokenizer.folder, dtype)
+        try:
+            save_model(merged.model, folder / "base", merged.tokenizer.folder, dtype)
+        except BaseException:  # a full disk, Ctrl-C: no folder is left that no command can go on with
+            shutil.rmtree(folder)
+            raise
     settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
     history = history_of(earlier) if earlier else []
     write_json(folder / "args.json", settings | {"output_dir": str(folder), "history": history})
@@ -451,13 +455,14 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
 # --------------------------------------------------------------------------------------------- main
 
 
-def load_data(args: Flags, objective: Objective) -> tuple[list, list[Problem], int]:
+def load_data(args: Flags) -> tuple[list, list[Problem], int]:
     """Training and test problems, and how many training problems repeat a test problem.
 
     These are left out, unless --train-on-overlap keeps them.
     """
-    if objective.read:
-        return objective.read(args.dataset)[: args.limit], [], 0
+    read = objective_of(vars(args)).read
+    if read:
+        return read(args.dataset)[: args.limit], [], 0
     measured = args.eval_limit != 0
     problems, tests, repeated = train_and_test(args.dataset, args.eval_dataset, args.seed, measured)
     clean = [problem for problem in problems if problem.id not in repeated]
@@ -527,7 +532,7 @@ def main(argv: list[str]) -> None:
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
-    problems, tests, overlap = load_data(args, objective)
+    problems, tests, overlap = load_data(args)
     examples, dropped = objective.examples(tokenizer, problems, args, goals)
     if not examples:
         raise UserError(f"{args.dataset}: nothing to learn by --objective {args.objective} fits "

@@ -299,6 +299,8 @@ def drop_duplicates(problems: list[Problem], kind: str = "near",
 
 
 def _row_text(problem: Problem, question_only: bool = False) -> str:
+    if problem.text:
+        return problem.text
     if problem.messages:
         turns = problem.messages[:-1] if question_only else problem.messages
         return "\n".join(turn["content"] for turn in turns)

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -170,6 +171,20 @@ def some_examples(count: int, seed: int = 0) -> list[Example]:
         ids = torch.randint(64, (length,), generator=generator).tolist()
         examples.append(Example(ids, [i > length // 2 for i in range(length)], f"problem {number}"))
     return examples
+
+
+def n(value) -> tuple:
+    """A number in the tree of an answer, without its digits behind the point and its significant
+    digits.
+    """
+    return ("number", Fraction(value))
+
+
+def plain(tree):
+    """The tree of an answer without how its numbers are written."""
+    if isinstance(tree, tuple) and tree[:1] == ("number",):
+        return tree[:2]
+    return type(tree)(map(plain, tree)) if isinstance(tree, (tuple, list)) else tree
 
 
 def worked(question: str, *lines: str) -> Problem:

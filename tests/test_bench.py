@@ -155,7 +155,8 @@ def test_a_missing_peer_is_said_before_any_work(monkeypatch):
 
 
 def test_our_side_needs_neither_transformers_nor_peft():
-    code = "import sys, tools.bench; print(sorted({'transformers', 'peft', 'tools.peer'} & {*sys.modules}))"
+    code = ("import sys, tools.bench; "
+            "print(sorted({'transformers', 'peft', 'tools.peer'} & {*sys.modules}))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True,
                           text=True)
     assert done.stdout.strip() == "[]"

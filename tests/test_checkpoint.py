@@ -554,7 +554,8 @@ def test_a_model_from_the_hub_and_then_from_its_cache(hub, tmp_path):
 
 def test_a_hub_out_of_reach(hub, tmp_path):
     (line,) = from_hub(hub, tmp_path, "us/tiny", HF_HUB_OFFLINE="1")
-    assert line == "us/tiny: not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
+    assert line == ("us/tiny: not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or "
+                    "give a folder")
     hub.server_close()
     (line,) = from_hub(hub, tmp_path, "us/tiny", HF_ENDPOINT="http://127.0.0.1:9")
     assert line.startswith(

@@ -1,9 +1,8 @@
 """expressions.py as a table: texts and the trees of their expressions."""
 
-from fractions import Fraction
-
 import pytest
 
+from conftest import n, plain
 from grader.expressions import ExpressionReader
 from grader.latex import parse
 from grader.scanner import END, Budget, Unreadable, scan
@@ -15,18 +14,6 @@ def read(text: str) -> tuple:
     tree = reader.sum()
     reader.expect(END)
     return tree
-
-
-def n(value) -> tuple:
-    """A number of the tree, without its digits behind the point and its significant digits."""
-    return ("number", Fraction(value))
-
-
-def plain(tree):
-    """The tree without how its numbers are written."""
-    if isinstance(tree, tuple) and tree[:1] == ("number",):
-        return tree[:2]
-    return type(tree)(map(plain, tree)) if isinstance(tree, (tuple, list)) else tree
 
 
 X, Y = ("name", "x"), ("name", "y")

@@ -134,7 +134,7 @@ def test_lines_are_narrow(room):
     assert [number for number, line in enumerate(lines, 1) if len(line) > 100] == []
 
 
-# Functions of more than 40 lines, each read in one go: a loop, a table of settings, the peer's code.
+# Functions of more than 40 lines, each read in one go: a loop, a table, the peer's code.
 LONG = {("checkpoint", "read_config"), ("train", "train"), ("tools.peer", "generator")}
 
 

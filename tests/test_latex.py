@@ -1,9 +1,8 @@
 """latex.py as tables: texts and their trees, and texts that have none."""
 
-from fractions import Fraction
-
 import pytest
 
+from conftest import n, plain
 from grader.expressions import DEEPEST_NESTING
 from grader.latex import parse
 from grader.scanner import Budget, Unreadable
@@ -11,18 +10,6 @@ from grader.scanner import Budget, Unreadable
 
 def read(text: str) -> tuple:
     return parse(text, Budget(10_000))
-
-
-def n(value) -> tuple:
-    """A number of the tree, without its digits behind the point and its significant digits."""
-    return ("number", Fraction(value))
-
-
-def plain(tree):
-    """The tree without how its numbers are written."""
-    if isinstance(tree, tuple) and tree[:1] == ("number",):
-        return tree[:2]
-    return type(tree)(map(plain, tree)) if isinstance(tree, (tuple, list)) else tree
 
 
 X, Y = ("name", "x"), ("name", "y")

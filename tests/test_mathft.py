@@ -28,9 +28,10 @@ from methods import METHODS, load_run
 from runtime import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_after ci95_before ci95_after mcnemar_p
-    no_answer_rate_before no_answer_rate_after truncated_rate_before truncated_rate_after trainable_params total_params
-    train_seconds eval_seconds steps train_tokens target_tokens tokens_per_second target_tokens_per_second
+RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_after ci95_before
+    ci95_after mcnemar_p no_answer_rate_before no_answer_rate_after truncated_rate_before
+    truncated_rate_after trainable_params total_params train_seconds eval_seconds steps train_tokens
+    target_tokens tokens_per_second target_tokens_per_second
     peak_memory_mib device dtype seed version""".split()
 RATES = {"sft": "0.01", "lora": "0.03", "prefix": "0.3", "ia3": "0.3"}
 
@@ -188,7 +189,8 @@ def test_a_question_of_the_test_file_is_not_trained_on(tmp_path):
     assert not {p.question for p in train_problems} & {p.question for p in test_problems}
 
 
-LONG = "Ana has {} red apples and four green ones in the basket that she bought on the market last {} morning."
+LONG = ("Ana has {} red apples and four green ones in the basket that she bought on the market "
+        "last {} morning.")
 
 
 def overlapping(tmp_path: Path) -> list[str]:
@@ -239,7 +241,8 @@ def test_a_chat_is_held_against_the_test_problems_turn_by_turn(tmp_path):
 def test_training_on_the_test_problems_alone_is_refused(common, tmp_path, capsys):
     same = ["--dataset", str(tmp_path / "test.jsonl")]  # which is the --eval-dataset, too
     code, _, err = command(lora(common, tmp_path / "run", *same), capsys)
-    assert code == 1 and "test.jsonl: all 9 problems repeat test problems; --train-on-overlap keeps them" in err
+    assert code == 1
+    assert "test.jsonl: all 9 problems repeat test problems; --train-on-overlap keeps them" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -247,7 +250,8 @@ def test_a_twin_of_a_held_out_problem_is_not_trained_on(tmp_path):
     """The tenth is chosen by the question's letters; what is nearly the same question goes with it.
     """
     days = ("Monday", "Friday")
-    text = "House {0}: Ana has {0} red apples, {0} green ones, {0} eggs and {0} pears; how many on {1}?"
+    text = ("House {0}: Ana has {0} red apples, {0} green ones, {0} eggs and {0} pears; "
+            "how many on {1}?")
     rows = [{"question": text.format(n, day), "answer": "#### 7"} for n in range(30) for day in days
             ]
     (tmp_path / "twins.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -274,7 +278,8 @@ def test_a_published_set_is_measured_where_it_is_by_custom(dataset, tested_on):
 def test_math_perturb_is_for_measuring_alone(common, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = command(["--method", "lora", *common, "--dataset", "math-perturb-hard"], capsys)
-    assert code == 1 and "math-perturb-hard: is for testing only, its authors forbid training on it" in err
+    assert code == 1
+    assert "math-perturb-hard: is for testing only, its authors forbid training on it" in err
     assert err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
@@ -449,7 +454,8 @@ def test_half_a_saved_adapter_is_not_taken_for_a_whole_one(common, tmp_path, cap
 
     monkeypatch.setattr("adapters.write_json", full)  # the second of its two files
     code, _, err = command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)
-    assert code == 1 and f"error: {folder / 'adapter' / 'adapter_config.json'}: cannot be written" in err
+    assert code == 1
+    assert f"error: {folder / 'adapter' / 'adapter_config.json'}: cannot be written" in err
     assert sorted(path.name for path in folder.iterdir()) == [
         "args.json", "checkpoints", "env.json", "metrics.jsonl"
     ]
@@ -513,7 +519,8 @@ def test_what_makes_no_run_leaves_no_folder(common, tmp_path, capsys, monkeypatc
     files = sorted(path.name for path in tmp_path.iterdir())
     broken = tmp_path / "sums.jsonl"
     for more, said in [(("--max-length", "20"),
-                        "sums.jsonl: no problem with a solution fits into --max-length 20 tokens"),
+                        "sums.jsonl: nothing to learn by --objective supervised fits into "
+                        "--max-length 20 tokens"),
                        (("--dataset", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
                        (("--model", "nowhere"), "nowhere: no such folder"), ]:
         code, _, err = command(["--method", "lora", *common, *more], capsys)
@@ -530,13 +537,15 @@ def test_long_examples_are_dropped_and_told(common, tmp_path, capsys):
     code, out, _ = command(
         lora(common, tmp_path / "run", "--steps", "1", "--eval-limit", "0", "--max-length", "200"),
         capsys)
-    assert code == 0 and "40 training examples (1 longer than 200 tokens dropped), 0 test problems" in out
+    assert code == 0
+    assert "40 training examples (1 longer than 200 tokens dropped), 0 test problems" in out
 
 
 def test_show_example_prints_one_and_exits(common, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = command(["--method", "sft", *common, "--show-example"], capsys)
-    assert code == 0 and "system\nAdd.<|im_end|>" in out and "⟦#### 7<|im_end|>⟧" in out and "of them targets" in out
+    assert code == 0 and "of them targets" in out
+    assert "system\nAdd.<|im_end|>" in out and "⟦#### 7<|im_end|>⟧" in out
     assert not (tmp_path / "runs").exists()
 
 
@@ -583,7 +592,7 @@ def test_a_resumed_run_keeps_its_settings(common, tmp_path, capsys):
         code, _, err = command(["--resume", str(folder), *more], capsys)
         assert code == 2 and said in err and err.count("\n") == 1
     words = ["--resume", str(folder), "--lr", "0.03", "--steps", "4", "--device", "cpu"]
-    same, own = read_flags(words)
+    same, own, _ = read_flags(words)
     assert (same.method, same.learning_rate, same.steps, own.lora_rank) == ("lora", 0.03, 4, 16)
     assert (folder / "args.json").read_text() == before
 
@@ -613,11 +622,11 @@ def test_help_shows_every_flag_and_the_defaults_of_each_method(capsys):
 
 
 def test_defaults_hang_on_model_and_method():
-    tiny, _ = read_flags(["--method", "lora"])
-    real, _ = read_flags(["--method", "lora", "--model", "Qwen/Qwen2.5-0.5B"])
+    tiny, *_ = read_flags(["--method", "lora"])
+    real, *_ = read_flags(["--method", "lora", "--model", "Qwen/Qwen2.5-0.5B"])
     assert tiny.steps is not None and tiny.epochs is None
     assert real.epochs is not None and real.steps is None and real.learning_rate < tiny.learning_rate
-    given, _ = read_flags(["--method", "lora", "--epochs", "3", "--lr", "0.5"])
+    given, *_ = read_flags(["--method", "lora", "--epochs", "3", "--lr", "0.5"])
     assert (given.epochs, given.steps, given.learning_rate, given.batch_size) == (3.0, None, 0.5,
                                                                                   tiny.batch_size)
 
@@ -700,6 +709,16 @@ def test_another_method_starts_from_the_merged_model(first, common, tmp_path, ca
     assert not third.exists()
 
 
+def test_a_base_that_cannot_be_written_leaves_no_folder(first, common, tmp_path, capsys,
+                                                        monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device", "base")
+
+    monkeypatch.setattr(mathft, "save_model", full)
+    code, _, err = command(onward(first, common, tmp_path / "second", "--method", "ia3"), capsys)
+    assert code == 1 and "No space left on device" in err and not (tmp_path / "second").exists()
+
+
 def test_a_tuned_model_is_the_next_ones_base(common, tmp_path, capsys):
     first, folder = tmp_path / "first", tmp_path / "second"
     words = ["--method", "sft", *common, "--steps", "2", "--lr", "1e-3", "--eval-limit", "0"]
@@ -750,8 +769,8 @@ def test_continued_pre_training_reads_plain_texts(common, tmp_path, capsys):
 
 
 def test_so_many_training_tokens_whatever_the_length_of_the_examples(tmp_path):
-    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), None, tmp_path, None, {}, tmp_path,
-                     None, [], 0, [], 0)
+    job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), None, mathft.supervised(), None,
+                     tmp_path, None, {}, tmp_path, None, [], 0, [], 0)
     short = dataclasses.replace(job, examples=[Example([0] * 10, [True] * 10)] * 7)
     long = dataclasses.replace(job, examples=[Example([0] * 50, [True] * 50)] * 7)
     assert (short.steps, long.steps) == (25, 5)
