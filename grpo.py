@@ -44,12 +44,15 @@ from data import Example, Problem, split_by_tokens
 from evaluate import grade
 from flags import flag
 from generate import generate
+from methods import find_method
 from model import Qwen2
 from runtime import UsageError, append_metrics, clock, trim_metrics
 from tokenizer import Tokenizer
 from train import Objective, Steps, log_probs_of_targets
 
 ADVANTAGES = ("std", "mean", "rloo")
+NO_REFERENCE = ("--kl: the untouched weights are needed beside those that train; use a method that "
+                "keeps them, or leave --kl out")
 
 
 @dataclass
@@ -89,7 +92,14 @@ class Rollout(Example):
 
 
 def questions(tokenizer: Tokenizer, problems: list[Problem], args,
-              flags: Flags) -> tuple[list[Example], int]:
+              flags: Flags) -> tuple[list[Question], int]:
+    """As `prompts`. Raises UsageError for a KL to weights that the method does not keep."""
+    if flags.kl and find_method(args.method).PEFT_TYPE is None:
+        raise UsageError(NO_REFERENCE)
+    return prompts(tokenizer, problems, args)
+
+
+def prompts(tokenizer: Tokenizer, problems: list[Problem], args) -> tuple[list[Question], int]:
     """The prompts of all problems with an answer that fit --max-length tokens, and how many do not.
     """
     made = []
@@ -304,8 +314,7 @@ def begin(model: Qwen2, tokenizer: Tokenizer, tuning: Tuning, asked: list[Questi
           flags: Flags, folder: Path) -> Steps:
     """The objective at work. Raises UsageError for a KL to a start that is no longer there."""
     if flags.kl and not tuning.prefix and not adapted_maps(model):
-        raise UsageError("--kl: the untouched weights are needed beside those that train; use a "
-                         "method that keeps them, such as lora, or leave --kl out")
+        raise UsageError(NO_REFERENCE)
     made = Rollouts(model, tokenizer, tuning, asked, args, flags, folder)
     return Steps(made.batch_at, made.loss, made.figures)
 

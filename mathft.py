@@ -63,6 +63,13 @@ def grpo() -> Objective:
     return grpo.OBJECTIVE
 
 
+def distill() -> Objective:
+    """What a teacher says of every next token."""
+    import distill
+
+    return distill.OBJECTIVE
+
+
 def verifier() -> Objective:
     """Verdicts on candidate solutions."""
     import verifier
@@ -71,7 +78,8 @@ def verifier() -> Objective:
 
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "supervised": supervised, "cpt": cpt, "grpo": grpo, "verifier": verifier}
+    "supervised": supervised, "cpt": cpt, "grpo": grpo, "verifier": verifier,
+    "distill": distill}
 # What a flag that is not given means, for the embedded model and for real ones. A method's own
 # defaults come on top: a model of 2.5 M parameters takes far larger learning rates.
 DEFAULTS = {
@@ -94,7 +102,8 @@ class Flags:
     method: str | None = flag(None, "which parameters train", choices=tuple(METHODS))
     objective: str = flag("supervised", "what they learn: the answers of problems; every token of "
                           "plain texts (cpt, continued pre-training); from rewards of the model's "
-                          "own answers (grpo); to judge solutions (verifier)",
+                          "own answers (grpo); to judge solutions (verifier); from a teacher "
+                          "(distill)",
                           choices=tuple(OBJECTIVES))
     model: str = flag("tiny", "tiny (embedded), a folder, or a hub id such as "
                       "Qwen/Qwen2.5-0.5B-Instruct")
@@ -333,7 +342,7 @@ def start_folder(args: Flags, *own: object) -> Path:
         dtype = pick_dtype(args.dtype, pick_device(args.device))
         try:
             save_model(merged.model, folder / "base", merged.tokenizer.folder, dtype)
-        except BaseException:  # a full disk, Ctrl-C: no folder is left that no command can go on with
+        except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
             shutil.rmtree(folder)
             raise
     settings = {key: value for part in (args, *own) for key, value in vars(part).items()}

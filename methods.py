@@ -91,9 +91,14 @@ def load_run(folder: Path, device: torch.device | str, dtype: torch.dtype,
              plain: bool = False) -> Run:
     """The result in a run directory, weights and products in `dtype`."""
     args, method = read_run(folder)
-    result = result_folder(folder, method)
-    base = result if method.PEFT_TYPE is None else find_model(args["model"])
-    return _load(base, result, method, args, device, dtype, plain)
+    return _load(base_folder(folder), result_folder(folder, method), method, args, device, dtype,
+                 plain)
+
+
+def base_folder(run: Path) -> Path:
+    """The folder of a run's whole model, or of the base of its adapter."""
+    args, method = read_run(run)
+    return result_folder(run, method) if method.PEFT_TYPE is None else find_model(args["model"])
 
 
 def load_adapter(folder: Path, model: str, device: torch.device | str, dtype: torch.dtype,

@@ -55,7 +55,7 @@ class Tokenizer:
         self._fast.no_truncation()
         self._fast.no_padding()
         self._fast.encode_special_tokens = True  # text that spells a special token stays text
-        self.size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.size = max(self.vocabulary.values(), default=-1) + 1
         self._settings = read_json(self.folder / "tokenizer_config.json")
         eos = self._settings.get("eos_token")
         if isinstance(eos, dict):  # older files write a token as an object
@@ -121,6 +121,11 @@ class Tokenizer:
             write_text(file, changed)
         else:
             write_json(folder / "tokenizer_config.json", settings | {"chat_template": changed})
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, the special ones included."""
+        return self._fast.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; nothing is added, and no text becomes a special token."""

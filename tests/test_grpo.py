@@ -267,7 +267,7 @@ def test_another_seed_or_step_samples_other_rollouts(tiny_folder, sums, rewarded
 ])
 def test_what_does_not_go_together_is_refused(words, message, tiny_folder, sums, tmp_path, capsys):
     assert command(*flags(tiny_folder, sums, "sft", tmp_path / "run", *words)) == 2
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_flags_of_grpo_belong_to_grpo(tiny_folder, sums, capsys):
@@ -281,7 +281,7 @@ def test_problems_without_an_answer_are_no_questions(tiny_folder):
     tokenizer = Tokenizer(tiny_folder)
     problems = [Problem("a", "What is 1 + 1?", "", "2"), Problem("b", "What is 2 + 2?", "so", ""),
                 Problem("c", "What? " * 50, "", "1")]
-    args = SimpleNamespace(system="Add.", max_length=60)
+    args = SimpleNamespace(system="Add.", max_length=60, method="lora")
     made, dropped = grpo.questions(tokenizer, problems, args, Flags())
     assert [q.name for q in made] == ["a"] and dropped == 1
     assert made[0].ids == tokenizer.prompt("What is 1 + 1?", "Add.") and not any(made[0].is_target)

@@ -19,7 +19,7 @@ ROOMS = """grader.scanner grader.expressions grader.latex grader.exact grader.id
     tokenizer stats vote score
     sources data attention model fast checkpoint adapters METHODS methods recipes.curate
     recipes.program recipes.perturb recipes.tutor generate recipes.client recipes.teacher train
-    verifier evaluate grpo mathft recipes.recipes augment tools.make_tiny tools.peer tools.bench"""
+    verifier evaluate grpo distill mathft recipes.recipes augment tools.make_tiny tools.peer tools.bench"""
 ROOMS = ROOMS.replace("METHODS", " ".join(method.__name__ for method in METHODS.values())).split()
 # `python checkpoint.py export` needs what stands behind it.
 LATER = {"checkpoint": {"methods"}}

@@ -9,7 +9,7 @@ import torch
 
 import mathft
 from adapters import Tuning
-from checkpoint import load_model
+from checkpoint import load_model, save_model
 from conftest import DEFAULT_SYSTEM
 from data import Problem
 from flags import pick
@@ -58,10 +58,23 @@ def test_no_two_methods_share_a_flag_or_a_kind_of_file():
     assert len(kinds) == len(set(kinds))
 
 
+@pytest.fixture(scope="module")
+def teacher_folder(tiny_folder, tmp_path_factory) -> Path:
+    """The small checkpoint with its weights moved: a teacher that says other things."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.02 * torch.randn(p.shape, generator=generator)
+    save_model(model, folder, tiny_folder)
+    return folder
+
+
 @pytest.mark.parametrize("objective", ALL_OBJECTIVES)
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns_by_every_objective(name, objective, tiny_folder, tmp_path,
-                                                monkeypatch):
+def test_every_method_learns_by_every_objective(name, objective, tiny_folder, teacher_folder,
+                                                tmp_path, monkeypatch):
     """Three steps on four problems: the loss falls, and what does not train stays as it is."""
     from tokenizer import Tokenizer
 
@@ -71,13 +84,16 @@ def test_every_method_learns_by_every_objective(name, objective, tiny_folder, tm
     model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
     tuning = method.start(model, tokenizer, method.Flags(), "Be exact.", 0)
     goal = ALL_OBJECTIVES[objective]()
-    args = mathft.Flags(batch_size=4, max_new_tokens=8, micro_batch_tokens=4096,
+    args = mathft.Flags(method=name, batch_size=4, max_new_tokens=8, micro_batch_tokens=4096,
                         max_length=250 if goal.read else 64, system="Be exact.")
     problems = [Candidate(p.id, p.question, f"{p.solution}{end}", not end)
                 for p in PROBLEMS for end in ("", "1")] if goal.read else PROBLEMS
-    examples, _ = goal.examples(tokenizer, problems, args, goal.flags())
+    flags = goal.flags()
+    if objective == "distill":
+        flags.teacher = str(teacher_folder)
+    examples, _ = goal.examples(tokenizer, problems, args, flags)
     assert examples
-    steps = goal.begin(model, tokenizer, tuning, examples, args, goal.flags(), tmp_path)
+    steps = goal.begin(model, tokenizer, tuning, examples, args, flags, tmp_path)
     before = [p.detach().clone() for p in tuning.trainable.values()]
     trained = {id(p) for p in tuning.trainable.values()}
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in trained}

@@ -35,8 +35,8 @@ from runtime import (UsageError, append_metrics, describe_machine, keep_freed_me
 from tokenizer import Tokenizer
 from train import TrainSettings, mean_loss, train
 
-# Shares of the documents: a solution with its steps, its equations alone, each step in words; with a
-# slip that is corrected, or not; the bare answer; a chat; a story without a question; a solution
+# Shares of the documents: a solution with its steps, its equations alone, each step in words; with
+# a slip that is corrected, or not; the bare answer; a chat; a story without a question; a solution
 # with a verdict.
 STYLES = {"steps": 0.28, "terse": 0.06, "fine": 0.08, "corrected": 0.05, "slip": 0.05,
           "answer": 0.20, "chat": 0.20, "story": 0.04, "verdict": 0.04}
