@@ -321,7 +321,7 @@ def begin(model: Qwen2, tokenizer: Tokenizer, tuning: Tuning, asked: list[Questi
 
 OBJECTIVE = Objective(
     examples=questions, begin=begin, flags=Flags, lengths=("steps", "epochs"),
-    defaults={"tiny": {"steps": 60, "batch_size": 16, "log_every": 1, "max_new_tokens": 256},
+    defaults={"tiny": {"steps": 24, "batch_size": 16, "log_every": 1, "max_new_tokens": 256},
               "real": {"epochs": 0.5, "batch_size": 16, "log_every": 1, "max_new_tokens": 512}},
     rate={"tiny": 0.5, "real": 0.1},
     line="reward {reward:.3f}  length {length:.0f}  entropy {entropy:.2f}  "

@@ -194,12 +194,20 @@ class Job:
 
 def defaults_table() -> str:
     """What a flag that is not given means, as text for --help."""
-    lines = ["Defaults by model and method:"]
+    lines = ["Defaults by model and method (--objective supervised):"]
     for size in DEFAULTS:
         for name, method in METHODS.items():
             values = DEFAULTS[size] | method.DEFAULTS[size]
             flags = "  ".join(f"{spelled(key)} {value}" for key, value in values.items())
             lines.append(f"  {size:5s}{name:7s}{flags}")
+    lines.append("An objective may have others (its --lr is a multiple of the method's):")
+    for size in DEFAULTS:
+        for name, objective in ((name, make()) for name, make in OBJECTIVES.items()):
+            if not objective.defaults[size]:
+                continue
+            values = objective.defaults[size] | {"learning_rate": f"x {objective.rate[size]}"}
+            flags = "  ".join(f"{spelled(key)} {value}" for key, value in values.items())
+            lines.append(f"  {size:5s}{name:11s}{flags}")
     return "\n".join(lines)
 
 
