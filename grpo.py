@@ -46,7 +46,7 @@ from flags import flag
 from generate import generate
 from methods import find_method
 from model import Qwen2
-from runtime import UsageError, append_metrics, clock, trim_metrics
+from runtime import UsageError, UserError, append_metrics, clock, trim_metrics
 from tokenizer import Tokenizer
 from train import Objective, Steps, log_probs_of_targets
 
@@ -188,11 +188,14 @@ class Rollouts:
     def _sample(self, first: int) -> list[dict]:
         """Sample and keep the records of a batch; a fresh order of the problems for each."""
         order = np.random.default_rng([self.args.seed, first]).permutation(len(self.questions))
+        model = as_saved(self.model, self.args.plain)
         records, drawn, used = [], 0, 0
         for draw in range(self.flags.draws):
             chosen = order[drawn : drawn + self.args.batch_size - used]
+            if not len(chosen):  # enough groups, or no problem is left
+                break
             drawn += len(chosen)
-            for group in self._groups(chosen.tolist(), first, draw):
+            for group in self._groups(model, chosen.tolist(), first, draw):
                 used += group[0]["advantage"] is not None
                 records += group
         if self.flags.updates > 1:
@@ -205,12 +208,13 @@ class Rollouts:
             append_metrics(self.path, {"step": first + 1, **record})
         return records
 
-    def _groups(self, chosen: list[int], first: int, draw: int) -> Iterator[list[dict]]:
+    def _groups(self, model: Qwen2, chosen: list[int], first: int,
+                draw: int) -> Iterator[list[dict]]:
         """The records of each chosen problem's group, with rewards and advantages."""
         asked = [self.questions[index] for index in chosen]
         found: list[list[dict]] = [[] for _ in asked]
         completions = generate(
-            as_saved(self.model, self.args.plain), [question.ids for question in asked],
+            model, [question.ids for question in asked],
             stop_ids=self.tokenizer.stop_ids, vocab_size=self.tokenizer.size,
             max_new_tokens=self.args.max_new_tokens, samples=self.flags.group, temperature=1.0,
             # another stream of random numbers for each (seed, step, draw)
@@ -230,7 +234,11 @@ class Rollouts:
     def _read(self, first: int) -> list[dict]:
         """The records of a batch that was sampled before the run was interrupted."""
         with open(self.path, encoding="utf-8") as file:
-            return [record for record in map(json.loads, file) if record["step"] == first + 1]
+            records = [record for record in map(json.loads, file) if record["step"] == first + 1]
+        if not records:
+            raise UserError(f"{self.path}: lacks the rollouts of step {first + 1}, from which the "
+                            "run goes on; start a new run")
+        return records
 
     def _rollouts(self, records: list[dict]) -> list[Rollout]:
         """What the loss needs of each record that has an advantage."""

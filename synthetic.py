@@ -201,7 +201,7 @@ CLOSINGS = {
         _divisor("n", 9)),
 }
 
-# What `mini-gsm-plus` adds. A percentage is told by its number, and calculated as a part.
+# What `mini-gsm-plus` adds. A percentage is calculated as a division by a number of parts.
 PERCENTAGES = {50: 2, 25: 4, 20: 5, 10: 10}
 
 

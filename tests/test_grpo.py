@@ -250,6 +250,15 @@ def test_a_run_resumes_to_the_same_bits_between_two_updates(method, tiny_folder,
     assert all("log_probs" in r for r in records(whole) if r["advantage"] is not None)
 
 
+def test_a_batch_that_is_gone_is_one_line(tiny_folder, sums, rewarded, tmp_path, capsys):
+    folder = tmp_path / "run"
+    more = ["--steps", "3", "--updates", "2"]
+    assert command(*flags(tiny_folder, sums, "lora", folder, *more)) == 0
+    (folder / "rollouts.jsonl").write_text("")
+    assert command("--resume", str(folder), "--steps", "4") == 1
+    assert "rollouts.jsonl: lacks the rollouts of step 3" in capsys.readouterr().err
+
+
 def test_another_seed_or_step_samples_other_rollouts(tiny_folder, sums, rewarded, tmp_path):
     texts = []
     for seed in ("0", "1"):
