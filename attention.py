@@ -16,17 +16,19 @@ head size, L layers, P prefix length, n prompt length, F keys and values in fron
 (the prefix, then the shared head).
 """
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 from runtime import round_up
 
 SHORT = 512  # most tokens of a document for which two plain products are the fastest attention
 SLOTS = 64  # tokens by which the cache grows and shrinks
+SCORES = 1 << 17  # most scores of a head in a rectangle: they stay within a processor's cache
+PADDING = 4096  # cells of a rectangle that may be empty on CUDA, besides as many as its tokens
 
 # --------------------------------------------------------------------------------- packed documents
 
@@ -49,10 +51,10 @@ class PackedAttention:
     `prefix` [L, 2, P, K, h] holds keys and values that every document sees before its own. The keys
     are already rotated.
 
-    On a CPU, neighbouring documents of the row are laid out as a padded rectangle [b, S], a few at
-    a time and only in here: the linear maps never see the padding. A padded key is after every real
-    query of its document, so that the causal mask hides it. If neighbours are of similar length,
-    little is wasted. On CUDA the row stays whole: see FlexAttention.
+    Neighbouring documents of the row are laid out as a padded rectangle [b, S], a few at a time on
+    a CPU and nearly all on CUDA, and only in here: the linear maps never see the padding. A padded
+    key is after every real query of its document, so that the causal mask hides it. If neighbours
+    are of similar length, little is wasted.
     """
 
     def __init__(self, lengths: list[int], prefix: Tensor | None = None,
@@ -62,17 +64,12 @@ class PackedAttention:
         starts = [(front, shared)] + [(front + shared, n) for n in lengths]
         positions = torch.cat([torch.arange(first, first + n) for first, n in starts])
         self.positions = positions.to(device)  # [T]
-        if self.positions.is_cuda:
-            self.flex = FlexAttention(lengths, front, shared, device)
-            return
         self.groups = [_Group([shared], front, device)] if shared else []
         self.groups += [_Group(members, front + shared, device)
-                        for members in _groups(lengths, front + shared)]
+                        for members in _groups(lengths, front + shared, self.positions.is_cuda)]
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         front = None if self.prefix is None else self.prefix[layer].to(keys.dtype)  # [2, P, K, h]
-        if queries.is_cuda:
-            return self.flex(queries, keys, values, front)
         counts = [group.tokens for group in self.groups]
         mixed = []
         for group, q, k, v in zip(self.groups, queries.split(counts), keys.split(counts),
@@ -90,13 +87,14 @@ class _Group:
     def __init__(self, lengths: list[int], front: int, device: torch.device | str):
         longest = round_up(max(lengths))
         self.tokens, self.shape = sum(lengths), (len(lengths), longest)
-        offsets = torch.arange(longest, device=device)
-        inside = offsets < torch.tensor(lengths, device=device)[:, None]  # [b, S]: not padding
-        self.cells = inside.flatten().nonzero().squeeze(1)  # [t]: the cell of each token
+        offsets = torch.arange(longest)
+        inside = offsets < torch.tensor(lengths)[:, None]  # [b, S]: not padding
+        # The cell of each token [t], found on the CPU: CUDA would wait for their number.
+        self.cells = inside.flatten().nonzero().squeeze(1).to(device)
         # A query sees all F keys, and in its document no later token: the causal triangle is at the
         # right of [S, F + S].
-        hidden = torch.arange(front + longest, device=device) > front + offsets[:, None]
-        self.bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
+        hidden = torch.arange(front + longest) > front + offsets[:, None]
+        self.bias = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, front: Tensor | None) -> Tensor:
         """queries [t, H, h], keys and values [t, K, h], front [2, F, K, h] -> [t, H, h]."""
@@ -105,8 +103,12 @@ class _Group:
             front = front[:, None].expand(-1, len(k), -1, -1, -1)  # [2, F, K, h] -> [2, b, F, K, h]
             k = torch.cat((front[0], k), dim=1)  # [b, F + S, K, h]
             v = torch.cat((front[1], v), dim=1)
-        self.bias = self.bias.to(q.dtype)  # the first layer casts it
-        mixed = grouped_attention(q, k, v, self.bias).flatten(0, 1)  # [b, S, H, h] -> [b·S, H, h]
+        if q.is_cuda:
+            mixed = fused_attention(q, k, v)
+        else:
+            self.bias = self.bias.to(q.dtype)  # the first layer casts it
+            mixed = grouped_attention(q, k, v, self.bias)
+        mixed = mixed.flatten(0, 1)  # [b, S, H, h] -> [b·S, H, h]
         if len(mixed) == self.tokens:
             return mixed
         return mixed.index_select(0, self.cells)  # [t, H, h]
@@ -119,16 +121,20 @@ class _Group:
         return empty.index_copy(0, self.cells, x).unflatten(0, self.shape)
 
 
-def _groups(lengths: list[int], front: int, most_scores: int = 1 << 17) -> list[list[int]]:
-    """Cut a row of documents into groups of neighbours.
+def _groups(lengths: list[int], front: int, cuda: bool) -> list[list[int]]:
+    """Cut a row of documents into groups of neighbours, one rectangle each.
 
-    The padded scores of a group, b · S · (F + S) a head, stay within a processor's cache.
+    On a CPU the padded scores of a group, b · S · (F + S) a head, are few. CUDA's kernel holds no
+    scores and wants few, large rectangles: there a group ends if half of it would be padding.
     """
     groups: list[list[int]] = []
     for length in lengths:
-        longest = max([length, *groups[-1]]) if groups else length
-        if groups and (len(groups[-1]) + 1) * longest * (front + longest) <= most_scores:
-            groups[-1].append(length)
+        members = [*groups[-1], length] if groups else [length]
+        cells = len(members) * max(members)
+        fits = (cells <= 2 * sum(members) + PADDING if cuda
+                else cells * (front + max(members)) <= SCORES)
+        if groups and fits:
+            groups[-1] = members
         else:
             groups.append([length])
     return groups
@@ -162,46 +168,16 @@ def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tenso
     return mixed.transpose(1, 2).reshape(batch, length, heads, size)  # [B, S, H, h]
 
 
-class FlexAttention:
-    """The same as the groups above by torch's flex_attention (Dong et al. 2024, arXiv 2412.05496).
+def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What grouped_attention computes, by torch's fused kernel: CUDA never holds the scores.
 
-    It is one fused kernel that skips the blocks in which no query sees a key. It needs no
-    rectangles and no copies of the keys, and is compiled for CUDA with its rule. On a CPU it runs
-    uncompiled and without a gradient: so the tests compare it with the groups.
+    queries [B, S, H, h], keys and values [B, F + S, K, h] -> [B, S, H, h]. In bf16 this is
+    FlashAttention-2 (Dao 2023, arXiv 2307.08691), whose heads share keys without a copy.
     """
-
-    def __init__(self, lengths: list[int], front: int, shared: int, device: torch.device | str):
-        counts = torch.tensor([shared, *lengths], device=device)
-        documents = torch.arange(len(counts), device=device)
-        documents = documents.repeat_interleave(counts)  # [T]; 0 is the head
-
-        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            token = key - front  # below 0 for a key of the prefix
-            own = documents[token.clamp(min=0)] == documents[query]
-            return (token <= query) & (own | (token < shared))
-
-        create_block_mask, self.flex_attention = _flex(compiled=documents.is_cuda)
-        self.mask = create_block_mask(sees, None, None, len(documents), front + len(documents),
-                                      device=device)
-
-    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor,
-                 front: Tensor | None) -> Tensor:
-        """queries [T, H, h], keys and values [T, K, h], front [2, P, K, h] -> [T, H, h]."""
-        if front is not None:
-            keys = torch.cat((front[0], keys))  # [P + T, K, h]
-            values = torch.cat((front[1], values))
-        q, k, v = (x.transpose(0, 1)[None] for x in (queries, keys, values))  # [1, n, tokens, h]
-        mixed = self.flex_attention(q, k, v, block_mask=self.mask, enable_gqa=True)[0]
-        return mixed.transpose(0, 1)  # [H, T, h] -> [T, H, h]
-
-
-@functools.cache
-def _flex(compiled: bool) -> tuple:
-    """create_block_mask and flex_attention. They are imported here: the import takes a second."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    functions = create_block_mask, flex_attention
-    return tuple(map(torch.compile, functions)) if compiled else functions
+    q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, n, tokens, h]
+    triangle = causal_lower_right(q.shape[2], k.shape[2])
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=triangle, enable_gqa=True)
+    return mixed.transpose(1, 2)  # [B, H, S, h] -> [B, S, H, h]
 
 
 # ----------------------------------------------------------------------------------- decoding steps
@@ -218,24 +194,31 @@ class KVCache:
         row 2    prefix      prompt    a longer completion
 
     One tensor [2, rows, K, S, h] per layer (0 = keys, 1 = values) holds them. The rows in use are
-    the first ones. S follows the longest of them, up to `max_slots`. `config` is a model.Config.
+    the first ones. A step reads the first `slots` slots, as the longest row needs, of `max_slots`.
+    On a CPU no others exist. On CUDA all do: their addresses stand in recorded steps
+    (fast.RecordedSteps). `config` is a model.Config.
     """
 
     def __init__(self, config, rows: int, max_slots: int, dtype: torch.dtype, device: torch.device):
         self.max_slots = max_slots
-        empty = torch.zeros(2, rows, config.num_key_value_heads, 0, config.head_dim, dtype=dtype,
-                            device=device)
-        self.layers = [empty] * config.num_hidden_layers
+        self.slots = max_slots if device.type == "cuda" else 0
+        empty = (2, rows, config.num_key_value_heads, self.slots, config.head_dim)
+        self.layers = [torch.zeros(empty, dtype=dtype, device=device)
+                       for _ in range(config.num_hidden_layers)]
 
     def fit(self, slots: int) -> None:
         """Make room for `slots` tokens a row, and few more: a step reads all slots that there are.
 
-        Each change copies the whole cache.
+        On a CPU each change copies the whole cache. On CUDA a step reads a power of two of them, so
+        that there are few shapes to record.
         """
-        have = self.layers[0].shape[3]
-        if have - 2 * SLOTS < slots <= have:
+        if self.layers[0].is_cuda:
+            self.slots = min(max(SLOTS, 1 << (slots - 1).bit_length()), self.max_slots)
             return
-        more = min(math.ceil(slots / SLOTS) * SLOTS, self.max_slots) - have
+        if self.slots - 2 * SLOTS < slots <= self.slots:
+            return
+        more = min(math.ceil(slots / SLOTS) * SLOTS, self.max_slots) - self.slots
+        self.slots += more
         for index, layer in enumerate(self.layers):
             # Padded with zeros, or cut: a NaN in an empty slot would spoil the sum although hidden.
             self.layers[index] = F.pad(layer, (0, 0, 0, more))  # [2, rows, K, S, h]
@@ -243,7 +226,7 @@ class KVCache:
     def put(self, row: int, past: list[Tensor]) -> None:
         """Write the first tokens of a row: `past` holds [2, K, P + n, h] per layer."""
         slots = past[0].shape[2]
-        self.fit(max(slots, self.layers[0].shape[3]))
+        self.fit(max(slots, self.slots))
         for layer, states in zip(self.layers, past):
             layer[:, row, :, :slots] = states
 
@@ -261,24 +244,26 @@ class KVCache:
         moved = dict(zip(holes, movers))
         return [moved.get(i, i) for i in range(count)]
 
-    def begin_step(self, positions: list[int]) -> Tensor:
-        """Prepare for one new token in each of the first B rows. Returns their positions [B]."""
-        self.fit(max(positions) + 1)
-        slots, device, dtype = self.layers[0].shape[3], self.layers[0].device, self.layers[0].dtype
-        self.positions = torch.tensor(positions, device=device)  # [B]
+    def begin_step(self, positions: Tensor) -> None:
+        """Prepare for one new token in each of the first B rows, at `positions` [B].
+
+        There is room for them (`fit`). Nothing here depends on a number that the device would have
+        to tell: CUDA can record the step.
+        """
+        device, dtype = positions.device, self.layers[0].dtype
+        self.positions = positions
         self.rows = torch.arange(len(positions), device=device)  # [B]
-        hidden = torch.arange(slots, device=device) > self.positions[:, None]  # [B, S]
+        hidden = torch.arange(self.slots, device=device) > positions[:, None]  # [B, S]
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
         mask.masked_fill_(hidden, -torch.inf)
         self.mask = mask[:, None, None]  # [B, 1, 1, S], added to the scores of every layer
-        return self.positions
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries [B, H, h], keys and values [B, K, h] of the new tokens -> [B, H, h]."""
         cache = self.layers[layer]
         cache[0][self.rows, :, self.positions] = keys  # [B, K, h]
         cache[1][self.rows, :, self.positions] = values
-        k, v = cache[:, :len(keys)]  # [B, K, S, h] each, contiguous: a product would copy gaps away
+        k, v = cache[:, :len(keys), :, :self.slots]  # [B, K, S, h] each; on a CPU without gaps
         # The H/K query heads of a key/value head are one factor of a product, and the keys are the
         # left one: no key is copied or read twice. Torch's fused attention takes twice as long on
         # a CPU.

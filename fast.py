@@ -66,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.requires_grad and weight.dtype != x.dtype and torch.is_grad_enabled():
         y = CastProduct.apply(x, weight)
         return y if bias is None else y + bias.to(x.dtype)
-    if len(x) in FEW_ROWS and not torch.is_grad_enabled():
+    if len(x) in FEW_ROWS and not x.is_cuda and not torch.is_grad_enabled():
         # The right factor is first brought into blocks: for few rows, that should not be the
         # weight.
         y = (weight.to(x.dtype) @ x.T).T  # [out, in] @ [in, T] -> [T, out], a view
@@ -104,7 +104,9 @@ class Normalise(torch.autograd.Function):
 
 
 def rms_norm(self: RMSNorm, x: Tensor) -> Tensor:
-    """Plain: RMSNorm.forward."""
+    """Plain: RMSNorm.forward. On CUDA torch has it in one kernel."""
+    if x.is_cuda:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
     return Normalise.apply(x, self.weight, self.eps)
 
 
@@ -299,7 +301,49 @@ def _head_of(model: Qwen2, hidden: Tensor) -> Tensor:
     return model.head_weight if head is None else head
 
 
+# ----------------------------------------------------------------------------- steps of one shape
+
+
+class RecordedSteps:
+    """A function of tensors that CUDA records once for each shape, and replays: a CUDA graph.
+
+    Plain: step(*inputs). A decoding step of the 0.5B shape launches some two thousand small
+    kernels, one after the other, which takes longer than they run; a replay is one launch. `step`
+    must be the same work each time: nothing in it may wait for a number from the device, and all
+    other tensors that it reads keep their addresses.
+
+    A shape is recorded when it comes for the second time; `key` says what else tells shapes apart.
+    The outputs are valid until the next call.
+    """
+
+    def __init__(self, step):
+        self.step, self.recorded, self.pool = step, {}, None
+
+    def __call__(self, key: tuple, *inputs: Tensor) -> Tensor:
+        if not inputs[0].is_cuda:
+            return self.step(*inputs)
+        key = (key, *(x.shape for x in inputs))
+        if key not in self.recorded:
+            self.recorded[key] = None
+            return self.step(*inputs)  # the first time: what torch prepares cannot be recorded
+        if self.recorded[key] is None:
+            self.recorded[key] = self._record(inputs)
+        graph, own, output = self.recorded[key]
+        for mine, given in zip(own, inputs):
+            mine.copy_(given)
+        graph.replay()
+        return output
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> tuple:
+        self.pool = self.pool or torch.cuda.graph_pool_handle()  # one memory for all shapes
+        own, graph = tuple(x.clone() for x in inputs), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            output = self.step(*own)
+        return graph, own, output
+
+
 # ------------------------------------------------------------------------------------- all together
+
 
 class FastRMSNorm(RMSNorm):
     """RMSNorm by `Normalise`."""

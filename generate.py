@@ -23,6 +23,7 @@ import sys
 from collections import deque
 from collections.abc import Container, Iterator
 from dataclasses import MISSING, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from torch import Tensor
 from attention import KVCache, PackedAttention
 from checkpoint import find_model, load_model
 from data import shared_beginning
+from fast import RecordedSteps
 from flags import flag, parse_flags, run_command
 from methods import Run, load_adapter, load_run
 from model import Qwen2
@@ -154,10 +156,10 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
     scaled = logits / temperature
     if top_k == 0 and top_p >= 1:
         return _invert(scaled.softmax(-1), uniforms)
-    # Sorting all of V is slow, and few tokens have most of the mass: look at more only if a row
-    # needs them.
+    # Sorting all of V is slow on a CPU, and few tokens have most of the mass: look at more only if
+    # a row needs them.
     vocab_size = logits.shape[1]
-    count = min(top_k or 256, vocab_size)
+    count = min(top_k or (vocab_size if logits.is_cuda else 256), vocab_size)
     total = None if top_k else scaled.logsumexp(-1, keepdim=True)  # [B, 1]
     while True:
         values, ids = scaled.topk(count)  # [B, count], largest first
@@ -204,24 +206,39 @@ class _Sampling:
     top_k: int
 
 
-def _decode_step(model: Qwen2, cache: KVCache, live: list[_Row],
-                 how: _Sampling) -> tuple[list[int], list[float]]:
-    """The next token of each row, and its log-probability under the model at temperature 1."""
-    most = cache.layers[0].shape[1]  # rows
-    # Unused rows of the cache fill up the shape: each new shape of a product is planned first.
-    free = [0] * (min(round_up(len(live), 8), most) - len(live))
-    positions = cache.begin_step([row.position for row in live] + free)
-    ids = torch.tensor([row.token for row in live] + free, device=positions.device)
-    logits = model.logits(model(ids, positions, cache))[: len(live)]  # [B, V]
+def _next_tokens(model: Qwen2, cache: KVCache, how: _Sampling, ids: Tensor, positions: Tensor,
+                 uniforms: Tensor) -> Tensor:
+    """The step on the device: the next token of each row, and its log-probability at temperature 1.
+
+    ids and positions [B], uniforms [n] in fp64, of the first n rows -> [2, n] in fp64.
+    """
+    cache.begin_step(positions)
+    logits = model.logits(model(ids, positions, cache))[: len(uniforms)]  # [n, V]
     real = logits[:, : how.vocab_size]  # the other rows of the vocabulary are padding
     if how.temperature == 0:
         # In fp32, a few rows at a time: argmax of bf16 numbers takes three times as long on a CPU.
         tokens = torch.cat([part.float().argmax(-1) for part in real.split(rows_in_cache(logits))])
     else:
-        uniforms = torch.tensor([row.random.random() for row in live], dtype=torch.float64,
-                                device=logits.device)
         tokens = sample_tokens(real.float(), uniforms, how.temperature, how.top_p, how.top_k)
-    return tokens.tolist(), _log_probs_of(tokens, logits).tolist()
+    return torch.stack((tokens.double(), _log_probs_of(tokens, logits).double()))
+
+
+def _decode_step(steps: RecordedSteps, cache: KVCache, live: list[_Row],
+                 how: _Sampling) -> tuple[list[int], list[float]]:
+    """The next token of each row, and its log-probability under the model at temperature 1."""
+    _, most, _, _, _ = cache.layers[0].shape
+    device = cache.layers[0].device
+    cuda, count = device.type == "cuda", len(live)
+    # Unused rows of the cache fill up the shape: each new shape is planned or recorded first.
+    wanted = 1 << max(3, (count - 1).bit_length()) if cuda else round_up(count, 8)
+    free = [0] * (min(wanted, most) - count)
+    cache.fit(max(row.position for row in live) + 1)
+    ids, positions = (torch.tensor(numbers + free, device=device) for numbers in
+                      ([row.token for row in live], [row.position for row in live]))
+    uniforms = [row.random.random() if how.temperature else 0.0 for row in live]
+    uniforms = torch.tensor(uniforms + free * cuda, dtype=torch.float64, device=device)
+    tokens, log_probs = steps((cache.slots,), ids, positions, uniforms)[:, :count].tolist()
+    return list(map(int, tokens)), log_probs
 
 
 @torch.inference_mode()
@@ -282,6 +299,7 @@ def _decode(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: T
     refill = max(1, rows // 8)  # wait for so many free rows: a prefill for each would be slow
     queue = _queue(model, todo, prompts, prefix, prefill_tokens, refill)
     cache = KVCache(model.config, rows, max_slots, model.compute_dtype, model.head_weight.device)
+    steps = RecordedSteps(partial(_next_tokens, model, cache, how))
     live: list[_Row] = []  # live[i] is row i of the cache
     while True:
         if rows - len(live) >= refill:
@@ -291,17 +309,18 @@ def _decode(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: T
                 live.append(row)
         if not live:
             return
-        for row, token, log_prob in zip(live, *_decode_step(model, cache, live, how)):
+        for row, token, log_prob in zip(live, *_decode_step(steps, cache, live, how)):
             row.add(token, log_prob, token in stop_ids)
         yield from (row.completion() for row in live if row.ended)
         live = [live[i] for i in cache.drop([row.ended for row in live])]
 
 
 def _rows_that_fit(model: Qwen2, slots: int) -> int:
-    """How many rows of `slots` tokens CACHE_BYTES hold."""
-    c = model.config
+    """How many rows of `slots` tokens CACHE_BYTES hold, or on CUDA a quarter of what is free."""
+    c, device = model.config, model.head_weight.device
     numbers = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * max(1, slots)
-    return max(1, min(MOST_ROWS, CACHE_BYTES // (numbers * model.compute_dtype.itemsize)))
+    most = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHE_BYTES
+    return max(1, min(MOST_ROWS, most // (numbers * model.compute_dtype.itemsize)))
 
 
 # ------------------------------------------------------------------------------------------ command

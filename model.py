@@ -80,16 +80,17 @@ class RMSNorm(nn.Module):
         return (x.float() * scale).to(x.dtype) * self.weight.to(x.dtype)
 
 
-def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, 1, h/2] of the angles position · theta^(-2i/h), in fp32."""
+def rotary_table(positions: Tensor, head_dim: int, theta: float,
+                 dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, 1, h/2] of the angles position · theta^(-2i/h), computed in fp32."""
     pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     angles = positions[:, None].float() * theta ** (-pairs / head_dim)  # [T, h/2]
-    return angles.cos()[:, None], angles.sin()[:, None]
+    return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the pairs (x_i, x_{i+h/2}) of each head by their token's angles; x [T, H, h]."""
-    cos, sin = (part.to(x.dtype) for part in table)
+    cos, sin = table
     first, second = x.chunk(2, dim=-1)  # [T, H, h/2] each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -183,7 +184,7 @@ class Qwen2(nn.Module):
         ids [T] at positions [T]. The last layer needs the others only for their keys and values.
         """
         x = self.model.embed_tokens(ids).to(self.compute_dtype)  # [T, D]
-        table = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        table = rotary_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         *layers, last = self.model.layers
         for layer in layers:
             x = layer(x, table, attend)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attention import SHORT, FlexAttention, PackedAttention
+from attention import (PADDING, SHORT, PackedAttention, _groups, fused_attention,
+                       grouped_attention)
 
 H, K, h, P = 4, 2, 8, 3
 DEVICES = [
@@ -76,22 +77,44 @@ def test_a_shared_head_is_the_beginning_of_every_document(prefix):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("prefix", [None, torch.randn(1, 2, P, K, h)], ids=["plain", "prefix"])
+@pytest.mark.parametrize("front", [0, 3, 70])
+def test_fused_attention_is_the_same(device, front):
+    """CUDA's way beside the CPU's: outputs and gradients, after F common keys."""
+    q, k, v = (torch.randn(3, n, heads, 16, requires_grad=True)
+               for n, heads in ((20, H), (front + 20, K), (front + 20, K)))
+    hidden = torch.ones(20, front + 20, dtype=torch.bool).triu(front + 1)
+    bias = torch.zeros(20, front + 20).masked_fill(hidden, -torch.inf)
+    expected = grouped_attention(q, k, v, bias)
+    found = fused_attention(*(x.to(device) for x in (q, k, v))).cpu()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("prefix", [None, torch.randn(1, 2, P, K, 16)], ids=["plain", "prefix"])
 @pytest.mark.parametrize("shared", [0, 6])
-def test_flex_attention_is_the_same(device, prefix, shared):
-    """CUDA's way, compared with the groups of the CPU. It has a gradient only on CUDA."""
-    lengths, front = [5, 9, 1, 130], 0 if prefix is None else P
-    row = [x.requires_grad_(device == "cuda") for x in states(shared + sum(lengths))]
-    expected = PackedAttention(lengths, prefix, shared=shared)(0, *row)
-    flex = FlexAttention(lengths, front, shared, device)
-    found = flex(*(x.to(device) for x in row), None if prefix is None else prefix[0].to(device))
-    torch.testing.assert_close(found.cpu(), expected, atol=1e-3 if device == "cuda" else 1e-5,
-                               rtol=0)
-    if device == "cuda":
-        weights = torch.randn_like(expected)
-        gradients = [
-            torch.autograd.grad((y.cpu() * weights).sum(), row, retain_graph=True)
-            for y in (found, expected)
-        ]
-        for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)
+def test_cuda_gives_what_the_cpu_gives(dtype, most, prefix, shared):
+    """The whole row on both devices, the CPU in fp32: outputs and gradients, in relative size."""
+    lengths = [5, 9, 1, 130, 300]
+    row = [torch.randn(shared + sum(lengths), heads, 16, requires_grad=True) for heads in (H, K, K)]
+    weights = torch.randn(shared + sum(lengths), H, 16)
+    front = None if prefix is None else prefix.clone().requires_grad_()
+    wanted = row if front is None else [*row, front]
+    results = []
+    for device, kind in (("cuda", dtype), ("cpu", torch.float32)):
+        there = None if front is None else front.to(device)
+        packed = PackedAttention(lengths, there, device, shared)
+        mixed = packed(0, *(x.to(device, kind) for x in row)).cpu().float()
+        results.append([mixed, *torch.autograd.grad((mixed * weights).sum(), wanted)])
+    for one, other in zip(*results, strict=True):
+        assert (one - other).norm() <= most * other.norm()
+
+
+def test_a_rectangle_on_cuda_is_at_most_half_padding():
+    assert _groups([10] * 1000, 0, cuda=True) == [[10] * 1000]
+    assert _groups([PADDING, 1, 1, 1], 0, cuda=True) == [[PADDING, 1, 1], [1]]
+    assert [sum(group) for group in _groups([10, 20, 30], 50, cuda=False)] == [60]

@@ -17,7 +17,7 @@ from lora import add_lora
 from methods import METHODS
 from model import MLP, Linear, cast_linear
 from train import (TrainSettings, accumulate_gradient, log_probs_of_targets, make_optimizer,
-                   summed_loss)
+                   summed_loss, update)
 
 EIGHT = some_examples(8)
 
@@ -47,9 +47,9 @@ class Letters:
         return [ord(letter) % 64 for letter in text]
 
 
-def tuned(name: str, quick: bool, recomputed: bool, tied: bool):
+def tuned(name: str, quick: bool, recomputed: bool, tied: bool, device: str = "cpu"):
     """A small model under a method, what trains moved away from its start, as after some steps."""
-    model = small_model(tie_word_embeddings=tied)
+    model = small_model(tie_word_embeddings=tied).to(device)
     if quick:
         accelerate(model)
     method = METHODS[name]
@@ -57,7 +57,7 @@ def tuned(name: str, quick: bool, recomputed: bool, tied: bool):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in tuning.trainable.values():
-            p += 0.05 * torch.randn(p.shape, generator=generator)
+            p += 0.05 * torch.randn(p.shape, generator=generator).to(device)
     if recomputed:
         checkpoint_layers(model)
     return model, tuning
@@ -75,6 +75,26 @@ def test_loss_and_gradients_are_those_of_the_plain_model(name, tied):
     for loss, grads in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6)
         assert_close(grads, found[0][1], 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_cuda_gives_the_loss_and_the_gradients_of_the_plain_model_on_a_cpu(name, tied):
+    """In fp32, and the losses of three steps of AdamW."""
+    found, losses = [], []
+    for device in ("cpu", "cuda"):
+        model, tuning = tuned(name, device == "cuda", False, tied, device)
+        loss = accumulate_gradient(model, tuning.trainable, EIGHT, 60, tuning.prefix)
+        found.append((loss, {key: grad.cpu() for key, grad in gradients(tuning.trainable).items()}))
+        optimizer = make_optimizer(tuning.trainable, TrainSettings(3, 1e-3), tuning.rate_factors)
+        losses.append([])
+        for _ in range(3):
+            losses[-1] += [accumulate_gradient(model, tuning.trainable, EIGHT, 60, tuning.prefix)]
+            update(optimizer, 1e-3)
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert_close(found[1][1], found[0][1], 1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and losses[0][2] < losses[0][0]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -286,6 +286,19 @@ def test_cached_decoding_equals_the_teacher_forced_pass(model, with_prefix, temp
         assert completion.mean_log_prob == pytest.approx(found.mean().item(), abs=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.9, "samples": 3},
+                                 {"temperature": 0.9, "samples": 3, "top_p": 0.8, "top_k": 20}])
+@pytest.mark.parametrize("rows", [1, 4, None])
+def test_recorded_steps_give_the_texts_of_steps_that_are_not(rows, how, monkeypatch):
+    """And those of the CPU, in fp32."""
+    expected = run(make_model(), PROMPTS, rows=rows, **how)
+    model = make_model().to("cuda")
+    recorded = run(model, PROMPTS, rows=rows, **how)
+    monkeypatch.setattr("fast.RecordedSteps.__call__", lambda self, key, *given: self.step(*given))
+    assert recorded == run(model, PROMPTS, rows=rows, **how) == expected
+
+
 def test_between_two_completions_gradients_are_on(model):
     """Generation computes none, but leaves them on for its caller, who reads one text at a time."""
     completions = generate(model, PROMPTS, stop_ids=STOPS, vocab_size=REAL, max_new_tokens=5)
@@ -298,7 +311,8 @@ def test_memory_is_bounded_by_the_rows_and_their_length(model):
     cache = KVCache(model.config, 4, 300, torch.float32, torch.device("cpu"))
     slots = []
     for positions in ([3, 9], [63], [64], [299], [200], [170], [9]):
-        cache.begin_step(positions)
+        cache.fit(max(positions) + 1)
+        cache.begin_step(torch.tensor(positions))
         slots.append(cache.layers[0].shape[3])
     assert slots == [64, 64, 128, 300, 300, 192, 64]
 

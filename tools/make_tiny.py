@@ -87,6 +87,7 @@ class Flags:
     threads: int = flag(0, "processor threads; 0 takes all", least=0)
     seed: int = flag(0, "seed of weights and documents", least=0)
     resume: bool = flag(False, "go on from the last checkpoint in --output-dir")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "precision of products: auto, bf16 or fp32")
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -247,9 +248,10 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
-    dtype = pick_dtype(args.dtype, pick_device("cpu"))
-    folder, tokenizer = open_folder(args, dtype)
-    model = new_model(tokenizer.size, args.hidden_size, args.layers, args.seed, dtype)
+    device = pick_device(args.device)
+    dtype = pick_dtype(args.dtype, device)
+    folder, tokenizer = open_folder(args, device, dtype)
+    model = new_model(tokenizer.size, args.hidden_size, args.layers, args.seed, dtype).to(device)
     totals = train_model(model, tokenizer, args, folder)
     losses = held_out_losses(model, tokenizer)
     save_model(model, folder / "model", folder / "tokenizer")
@@ -274,14 +276,14 @@ def read_args(argv: list[str]) -> Flags:
     return args
 
 
-def open_folder(args: Flags, dtype: torch.dtype) -> tuple[Path, Tokenizer]:
+def open_folder(args: Flags, device: torch.device, dtype: torch.dtype) -> tuple[Path, Tokenizer]:
     """The folder of the training and its tokenizer: those of --resume, or new ones."""
     if args.resume:
         folder = Path(args.output_dir)
         return folder, Tokenizer(folder / "tokenizer")
     folder = new_directory(args.output_dir, "tiny")
     write_json(folder / "args.json", asdict(args))
-    write_json(folder / "env.json", describe_machine(torch.device("cpu"), dtype))
+    write_json(folder / "env.json", describe_machine(device, dtype))
     return folder, make_tokenizer(folder / "tokenizer", args.seed)
 
 
