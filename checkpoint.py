@@ -30,6 +30,7 @@ from runtime import (UsageError, UserError, dtype_name, pick_dtype, read_json, w
                      write_json, write_tensors)
 from tokenizer import Tokenizer
 
+EMBEDDED = ("tiny", "tiny-large")  # models that come with the project; tools/make_tiny.py made them
 # All that is used of a repository on the hub. The first four are also what a saved model takes over
 # from its source.
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
@@ -43,19 +44,25 @@ LARGEST = 2**20
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model: `tiny` is the embedded one, else a folder that exists, else a
-    repository on the hub.
+    """The folder of a model: an embedded one, else a folder that exists, else a repository on the
+    hub.
     """
-    if name == "tiny":
-        return Path(__file__).with_name("tiny")
+    if name in EMBEDDED:
+        return Path(__file__).with_name(name)
     if name and Path(name).is_dir():
         return Path(name)
     parts = name.split("/")
     if Path(name).exists() or len(parts) != 2 or not all(part and part[0] not in ".~"
                                                          for part in parts):
         raise UserError(
-            f"{name}: no such folder; a model is tiny, a folder, or OWNER/NAME on huggingface.co")
+            f"{name}: no such folder; a model is tiny, tiny-large, a folder, or OWNER/NAME on "
+            f"huggingface.co")
     return _from_hub(name)
+
+
+def size_of(name: str) -> str:
+    """Which defaults a model takes: those of the embedded ones, "tiny", or those of "real" ones."""
+    return "tiny" if name in EMBEDDED else "real"
 
 
 def _from_hub(name: str) -> Path:

@@ -369,7 +369,7 @@ class SamplingFlags(DecodingFlags):
 
     run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
     model: str | None = flag(
-        None, "model without a run: tiny, a folder or a hub id (default: tiny)")
+        None, "model without a run: tiny, tiny-large, a folder or a hub id (default: tiny)")
     adapter: str | None = flag(
         None, "folder in peft's form, whoever made it; --model names its base")
 

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 import fast
 from adapters import Tuning
-from checkpoint import as_saved, checkpoints, find_model, load_model, save_model, step_of
+from checkpoint import (as_saved, checkpoints, find_model, load_model, save_model, size_of,
+                        step_of)
 from data import (Example, Problem, chat_examples, document_examples, show, train_and_test,
                   usual_test_set)
 from evaluate import evaluate
@@ -105,7 +106,7 @@ class Flags:
                           "own answers (grpo); to judge solutions (verifier); from a teacher "
                           "(distill)",
                           choices=tuple(OBJECTIVES))
-    model: str = flag("tiny", "tiny (embedded), a folder, or a hub id such as "
+    model: str = flag("tiny", "tiny or tiny-large (embedded), a folder, or a hub id such as "
                       "Qwen/Qwen2.5-0.5B-Instruct")
     from_run: str | None = flag(None, "start at the end of the run in this folder, with the same "
                                 "method or another", alias="--from")
@@ -230,7 +231,7 @@ def read_flags(argv: list[str]) -> tuple[Flags, object, object]:
         raise UsageError(f"--{lengths[0]} and --{lengths[1]} exclude each other")
     if words.get("resume"):
         return resumed(words, lengths)
-    size = "tiny" if words.get("model", "tiny") == "tiny" else "real"
+    size = size_of(words.get("model", "tiny"))
     if words.get("from_run"):
         words, size = continued(words)
     if words.get("method") is None:
@@ -329,7 +330,7 @@ def continued(words: dict) -> tuple[dict, str]:
         words["model"] = str(result_folder(Path(folder), method))
     else:  # of another method's adapter, `start_folder` makes the base
         words["model"] = earlier["model"]
-    return words, "tiny" if first == "tiny" else "real"
+    return words, size_of(first)
 
 
 # -------------------------------------------------------------------------------------------- model

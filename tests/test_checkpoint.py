@@ -271,7 +271,7 @@ def test_find_model(tiny_folder, tmp_path, monkeypatch):
     for name in ("file", "nothing", "./no/folder", "../folder", "/no/folder", "~/folder", "a/b/c",
                  ""):
         with pytest.raises(UserError,
-                           match="no such folder; a model is tiny, a folder, or OWNER/NAME"):
+                           match="no such folder; a model is tiny, tiny-large, a folder, or OWNER/NAME"):
             find_model(name)
 
 

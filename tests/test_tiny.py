@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attention import PackedAttention
-from checkpoint import find_model, load_model
+from checkpoint import EMBEDDED, TEXT_FILES, find_model, load_model
 from data import load_problems
 from evaluate import evaluate
 from tokenizer import Tokenizer
@@ -26,8 +26,20 @@ def model():
     return load_model(TINY, "cpu", torch.float32, torch.float32)
 
 
-def test_it_is_below_12_megabytes():
-    assert sum(file.stat().st_size for file in TINY.iterdir()) < 12e6
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_it_is_below_12_megabytes(name):
+    assert sum(file.stat().st_size for file in find_model(name).iterdir()) < 12e6
+
+
+def test_the_larger_one_has_the_same_tokenizer_and_two_to_three_times_the_parameters(model):
+    large = find_model("tiny-large")
+    for name in TEXT_FILES:
+        here, there = TINY / name, large / name
+        assert here.exists() == there.exists()
+        assert not here.exists() or here.read_bytes() == there.read_bytes()
+    sizes = [sum(p.numel() for p in one.parameters())
+             for one in (model, load_model(large, "cpu", torch.float32, torch.float32))]
+    assert 2 < sizes[1] / sizes[0] < 3
 
 
 def test_transformers_opens_it_and_computes_the_same(model, tokenizer):

@@ -35,7 +35,7 @@ from torch import nn
 
 import fast
 from adapters import Tuning
-from checkpoint import find_model, load_model, read_config, save_model
+from checkpoint import find_model, load_model, read_config, save_model, size_of
 from data import Example, chat_examples, count_targets, usual_test_set, train_and_test
 from flags import flag, parse_flags, run_command
 from generate import KVCache, generate
@@ -72,7 +72,8 @@ LEAST_EQUAL = 0.7
 class Flags:
     """The flags of `python -m tools.bench`."""
 
-    model: str | None = flag(None, "tiny (embedded), a folder, or a hub id (default: tiny)")
+    model: str | None = flag(None, "tiny or tiny-large (embedded), a folder, or a hub id (default: "
+                                   "tiny)")
     shape: str | None = flag(None, "random weights in this shape of Qwen2.5, instead of --model",
                              choices=tuple(SHAPES))
     tokenizer: str | None = flag(
@@ -445,14 +446,15 @@ def checked_flags(argv: list[str]) -> Flags:
     return flags
 
 
-def is_tiny(flags: Flags) -> bool:
-    """Whether the embedded model is measured."""
-    return not flags.shape and flags.model in (None, "tiny")
+def size_measured(flags: Flags) -> str:
+    """tiny or real, as checkpoint.size_of says."""
+    return "real" if flags.shape else size_of(flags.model or "tiny")
 
 
 def timed_steps(flags: Flags, case: str) -> int:
     """Timed optimiser steps or passes of each process."""
-    return flags.steps or (1 if case in GENERATING else 10 if is_tiny(flags) else 3)
+    steps = {"tiny": 10, "real": 3}[size_measured(flags)]
+    return flags.steps or (1 if case in GENERATING else steps)
 
 
 def tasks_of(flags: Flags, folder: Path) -> list[Task]:
@@ -464,7 +466,7 @@ def tasks_of(flags: Flags, folder: Path) -> list[Task]:
     if flags.shape:
         write_random(config, source, folder / "model", flags.seed)
         source = folder / "model"
-    size = "tiny" if is_tiny(flags) else "real"
+    size = size_measured(flags)
     tasks = []
     for case in cases:
         usual = DEFAULTS[size] | (METHODS[case].DEFAULTS[size] if case in METHODS else {})
