@@ -2,6 +2,7 @@
 
     python synthetic.py mini-gsm --count 3
     python synthetic.py mini-math --split test --count 500 > test.jsonl
+    python synthetic.py mini-gsm --style terse --count 4000 > terse.jsonl
 
     mini-gsm         chains of two to five calculations, each in one of several wordings
     mini-gsm-plus    the same with operations that the embedded model has never met: percentages,
@@ -34,6 +35,7 @@ from runtime import hash_of
 
 DATASETS = ("mini-gsm", "mini-gsm-plus", "mini-math", "mini-stories")
 WORD_PROBLEMS = ("mini-gsm", "mini-gsm-plus")
+STYLES = ("steps", "terse", "fine")  # of a word problem's solution
 SPLITS = ("train", "test")
 MIN_STEPS, MAX_STEPS = 2, 5
 # Each problem draws one of the first `difficulty` of these. In mini-gsm it is the largest number of
@@ -43,18 +45,20 @@ DEFAULT_DIFFICULTY = 3
 
 
 def problems(dataset: str, split: str, count: int, seed: int = 0,
-             difficulty: int = DEFAULT_DIFFICULTY) -> list[dict]:
+             difficulty: int = DEFAULT_DIFFICULTY, style: str = "steps") -> list[dict]:
     """The first `count` records of a split; mini-gsm has equal shares of two to five steps."""
-    return [problem(dataset, split, index, seed, difficulty) for index in range(count)]
+    return [problem(dataset, split, index, seed, difficulty, style) for index in range(count)]
 
 
 def problem(dataset: str, split: str, index: int, seed: int = 0,
-            difficulty: int = DEFAULT_DIFFICULTY) -> dict:
-    """Record `index` of a split: drawn from its own random numbers until its key is in the
-    split."""
+            difficulty: int = DEFAULT_DIFFICULTY, style: str = "steps") -> dict:
+    """Record `index` of a split: drawn from its own random numbers until its key is in the split.
+
+    `style` is that of a word problem's solution.
+    """
     name = f"{dataset}/{split}/{seed}/{index}"
     if dataset in WORD_PROBLEMS:
-        return {"id": name, **story(split, index, seed, difficulty, dataset).record()}
+        return {"id": name, **story(split, index, seed, difficulty, dataset).record(style)}
     if dataset == "mini-stories":
         told = story(split, index, seed, difficulty, dataset)
         return {"id": name, "text": " ".join(told.sentences[:-1])}  # the last one is a question
@@ -338,9 +342,10 @@ class Story:
         mend = f"That is wrong: {equation(left, sign, other, value)}."
         return "\n".join([*right[:line], wrong[line], mend, *right[line + 1 :]])
 
-    def record(self) -> dict:
+    def record(self, style: str = "steps") -> dict:
         level = sum(len(lines) for lines in self.steps)
-        return {"question": " ".join(self.sentences), "answer": self.solution(), "level": level}
+        return {"question": " ".join(self.sentences), "answer": self.solution(style=style),
+                "level": level}
 
 
 def calculate(start: int, steps: list[list[tuple]],
@@ -535,6 +540,10 @@ if __name__ == "__main__":
                         default=DEFAULT_DIFFICULTY,
                         help=f"how many of the sizes {LARGEST_NUMBERS} of numbers occur"
                         f" (default: {DEFAULT_DIFFICULTY})")
+    parser.add_argument("--style", choices=STYLES, default="steps",
+                        help="of a word problem's solution: its steps, the equations alone, or each "
+                        "sentence before what it means (default: steps)")
     flags = parser.parse_args()
-    for record in problems(flags.dataset, flags.split, flags.count, flags.seed, flags.difficulty):
+    for record in problems(flags.dataset, flags.split, flags.count, flags.seed, flags.difficulty,
+                           flags.style):
         print(json.dumps(record, ensure_ascii=False))
