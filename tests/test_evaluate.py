@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import evaluate as module
+from calculator import Calculator
 from checkpoint import load_model
 from data import EMBEDDED_COUNTS, Problem, load_problems
 from evaluate import evaluate, worked_examples
@@ -327,6 +328,38 @@ def test_other_settings_are_refused_and_destroy_nothing(tuned, tmp_path):
     evaluate(*tuned, PROBLEMS, tmp_path,
              **options | {"dataset": "moved/a.jsonl"})  # the same problems, elsewhere
     assert (tmp_path / "generations.jsonl").read_bytes() == before
+
+
+def test_what_a_calculator_puts_in_is_told_and_goes_on_after_a_crash(tuned, tmp_path, monkeypatch):
+    """A model that has learnt nothing writes no marks: here every fifth token asks for a result."""
+    monkeypatch.setattr(Calculator, "__call__", lambda self, ids: (
+        self.tokenizer.encode("7>>") if ids[-1] % 5 == 0 else []))
+    options = SAMPLING | {"calculator": True, "max_new_tokens": 30}
+    whole = evaluate(*tuned, PROBLEMS, tmp_path / "whole", **options)
+    assert read(tmp_path / "whole" / "args.json")["calculator"] is True
+    results = [record["text"].count("7>>") for record in whole.records]
+    spans = [record.get("put_in", []) for record in whole.records]
+    assert sum(results) > 3 and [len(found) for found in spans] == pytest.approx(results, abs=1)
+    assert all(0 < start < end <= record["tokens"] for record, found in zip(whole.records, spans)
+               for start, end in found)
+
+    folder = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", folder)
+    (folder / "result.json").unlink()
+    module._write_records(folder, whole.records[:2])
+    again = evaluate(*tuned, PROBLEMS, folder, **options)
+    assert_same_records(again.records, whole.records)
+    with pytest.raises(UserError, match="was begun with calculator True, not None"):
+        evaluate(*tuned, PROBLEMS, folder, **options | {"calculator": False})
+    without = evaluate(*tuned, PROBLEMS, tmp_path / "without", **options | {"calculator": False})
+    assert not any("put_in" in record for record in without.records)
+    assert "calculator" not in read(tmp_path / "without" / "args.json")
+
+
+def test_a_server_has_no_calculator(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert run_command(module.main, ["--api-model", "m", "--calculator", "--limit", "1"]) == 2
+    assert "--calculator puts tokens into our own decoding" in capsys.readouterr().err
 
 
 def test_bad_input(tuned, tmp_path):
