@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import torch
 import evaluate as module
 from calculator import Calculator
 from checkpoint import load_model
+from conftest import LAYOUTS, write_layout
 from data import EMBEDDED_COUNTS, Problem, load_problems
 from evaluate import evaluate, worked_examples
 from flags import run_command
@@ -263,6 +265,40 @@ def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, ar
     for key in ("accuracy", "ci95", "pass_at_k", "by_level", "truncated_rate", "mean_tokens",
                 "strict"):
         assert ours[key] == theirs[key]
+
+
+@pytest.mark.parametrize("name", ["base", "math base", "r1 distill"])
+def test_long_answers_of_published_layouts_go_on(name, tmp_path, capsys, monkeypatch):
+    """As long as a problem may be answered, cut by Ctrl-C in the middle."""
+    folder = write_layout(tmp_path / "model", name, positions=9000)
+    sums, grade, graded = write_problems(tmp_path / "sums.jsonl", 4), module.grade, []
+
+    def struck(*args):
+        graded.append(args)
+        if len(graded) == 3:
+            raise KeyboardInterrupt
+        return grade(*args)
+
+    argv = ["--model", str(folder), "--dataset", str(sums), "--temperature", "2", "--seed", "1",
+            "--max-new-tokens", "8192", "--dtype", "fp32", "--device", "cpu", "--output-dir"]
+    assert run_command(module.main, [*argv, str(tmp_path / "whole")]) == 0
+    out = capsys.readouterr().out
+    longest = max(len(Tokenizer(folder).prompt(f"What is {n} + 1?")) for n in range(4))
+    slots = longest + 8192 - 1
+    mib = math.ceil(4 * slots * 3 * 2 * 2 * 8 * 4 / 2**20)  # 3 layers, 2 heads of 8 numbers, fp32
+    assert (f"decoding   4 completions, 4 at a time, of up to {slots} slots: at most {mib} MiB of"
+            " keys and values\n") in out
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "grade", struck)
+        assert run_command(module.main, [*argv, str(tmp_path / "part")]) == 130
+    assert len(lines_of(tmp_path / "part")) == 2
+    assert run_command(module.main, [*argv, str(tmp_path / "part")]) == 0
+    assert "decoding   2 completions, 2 at a time" in capsys.readouterr().out
+    whole = lines_of(tmp_path / "whole")
+    assert_same_records(lines_of(tmp_path / "part"), whole)
+    assert read(tmp_path / "part" / "args.json")["system"] == LAYOUTS[name]["system"]
+    assert {record["finish"] for record in whole} == {"stop"}  # by a stop of its own
+    assert max(record["tokens"] for record in whole) > 100
 
 
 def test_whatever_half_line_a_crash_leaves_the_same_records_follow(tuned, tmp_path):

@@ -3,16 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from attention import KVCache, PackedAttention
 from checkpoint import load_model
-from conftest import reference_model
+from conftest import LAYOUTS, reference_model, write_layout
 from flags import parse_flags, run_command
-from generate import (SamplingFlags, generate, is_sampled, load_asked, main, open_calculator,
-                      sample_tokens)
+from generate import (SamplingFlags, _cache_for, _new_rows, generate, is_sampled, load_asked, main,
+                      open_calculator, sample_tokens)
 from model import Config, Qwen2
 from prefix import prefix_from_ids
 from runtime import UsageError
@@ -115,6 +116,31 @@ def test_greedy_texts_are_those_of_transformers(kv_heads):
     assert len({finish for _, finish in expected.values()}) == 2
     assert run(ours, prompts, stop_ids=stops, vocab_size=real, max_new_tokens=40,
                rows=4) == expected
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_completions_of_each_published_layout_are_those_of_transformers(name, tmp_path):
+    """Its own prompt, rotary base, head and stops, from the files as they are published."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    folder = write_layout(tmp_path, name)
+    tokenizer, theirs = Tokenizer(folder), AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32)
+    ours = load_model(folder, "cpu", torch.float32, torch.float32)
+    assert ours.config.rope_theta == LAYOUTS[name]["theta"]
+    assert ours.config.tie_word_embeddings == LAYOUTS[name]["tied"]
+    # A random model seldom stops: digits end its texts here too.
+    stops = sorted({*tokenizer.stop_ids, *range(40)})
+    settings = GenerationConfig(do_sample=False, repetition_penalty=1.0, max_new_tokens=30,
+                                eos_token_id=stops, pad_token_id=0,
+                                suppress_tokens=list(range(tokenizer.size, 320)))
+    prompts = [tokenizer.prompt(f"What is {n} + {n}?") for n in range(6)]
+    expected = {}
+    for number, prompt in enumerate(prompts):
+        new = theirs.generate(torch.tensor([prompt]),
+                              generation_config=settings)[0, len(prompt):].tolist()
+        expected[number, 0] = (new[:-1], "stop") if new[-1] in stops else (new, "length")
+    assert run(ours, prompts, stop_ids=stops, vocab_size=tokenizer.size, rows=4) == expected
 
 
 def test_padding_rows_of_the_vocabulary_are_never_chosen(model):
@@ -302,6 +328,51 @@ def test_memory_is_bounded_by_the_rows_and_their_length(model):
         cache.begin_step(positions)
         slots.append(cache.layers[0].shape[3])
     assert slots == [64, 64, 128, 300, 300, 192, 64]
+
+
+@pytest.mark.parametrize("layers, heads, size, positions, rows, slots, mib", [
+    (24, 2, 64, 32768, 10, 8292, 972),  # 0.5B: 12 KiB a slot
+    (28, 2, 128, 4096, 9, 4095, 1008),  # Math-1.5B: 28 KiB a slot, and no more positions
+    (28, 2, 128, 131072, 4, 8292, 907),  # R1-Distill-1.5B
+    (28, 4, 128, 131072, 2, 8292, 907),  # 7B
+])  # fmt: skip
+def test_long_answers_of_published_shapes_in_a_gibibyte(layers, heads, size, positions, rows, slots,
+                                                        mib):
+    """8,192 new tokens behind a prompt of 101: what is told beside the rule by hand, in bf16."""
+    shape = SimpleNamespace(num_hidden_layers=layers, num_key_value_heads=heads, head_dim=size)
+    model = SimpleNamespace(config=shape, compute_dtype=torch.bfloat16,
+                            head_weight=torch.empty(0))
+    todo = _new_rows([[1] * 101] * 20, [(i, 0) for i in range(20)], [8192] * 20, 0, positions, 0)
+    told = []
+    cache = _cache_for(model, todo, None, told.append)
+    assert cache.layers[0].shape == (2, rows, heads, 0, size) and cache.max_slots == slots
+    exact = rows * slots * layers * heads * size * 2 * 2 / 2**20
+    assert mib - 1 < exact <= mib <= 1024
+    assert told == [f"20 completions, {rows} at a time, of up to {slots} slots: at most {mib} MiB "
+                    "of keys and values"]
+    _cache_for(model, todo, 3, told.append)  # rows that are given
+    assert ", 3 at a time," in told[1]
+
+
+def test_the_cache_never_takes_more_than_was_told(model, monkeypatch):
+    """A bound of 64 KiB: rows wait, and the texts are the same."""
+    expected, told, sizes = run(model, PROMPTS), [], []
+    monkeypatch.setattr("generate.CACHE_BYTES", 1 << 16)
+    begin_step = KVCache.begin_step
+
+    def measured(self, positions):
+        found = begin_step(self, positions)
+        sizes.append(sum(layer.nbytes for layer in self.layers))
+        return found
+
+    monkeypatch.setattr(KVCache, "begin_step", measured)
+    assert run(model, PROMPTS, tell=told.append) == expected
+    slots = max(map(len, PROMPTS)) + 30 - 1
+    assert told == [f"10 completions, 2 at a time, of up to {slots} slots: at most 1 MiB of keys "
+                    "and values"]
+    assert max(sizes) <= 2 * slots * 2 * 2 * 2 * 8 * 4 <= 1 << 16
+    assert run(model, PROMPTS, skip={(i, 0) for i in range(10)}, tell=told.append) == {}
+    assert len(told) == 1  # nothing is left to decode
 
 
 def test_a_cache_that_grows_and_shrinks_keeps_its_tokens(model, monkeypatch):
