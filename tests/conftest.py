@@ -158,8 +158,8 @@ def write_layout(folder: Path, name: str, positions: int = 256) -> Path:
     ids = Tokenizer.from_file(str(folder / "tokenizer.json"))
     stops = [ids.token_to_id(token) for token in layout["stops"]]
     config = json.loads((folder / "config.json").read_text())
-    for name in ("rope_parameters", "dtype", "layer_types", "head_dim"):
-        config.pop(name, None)
+    for newer in ("rope_parameters", "dtype", "layer_types", "head_dim"):
+        config.pop(newer, None)
     config |= {"rope_theta": layout["theta"], "torch_dtype": "bfloat16", "sliding_window": 4096,
                "use_sliding_window": False, "max_window_layers": 3, "use_mrope": False,
                "eos_token_id": stops[0]}

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
     ("<<25%*80=", "20>>"),
     ("<<48/2=24>>24 and then\n<<24+1=", "25>>"),
     ("1 << <<2+2=", "4>>"),  # the last mark counts
-    ("<<123456789012*12345=", "%d>>" % (123456789012 * 12345)),
+    ("<<123456789012*12345=", f"{123456789012 * 12345}>>"),
 ])  # fmt: skip
 def test_exact_values(text, written):
     assert completed(text) == written
@@ -79,8 +79,9 @@ def test_it_writes_the_very_tokens_of_the_embedded_solutions(tiny, dataset):
 class Joined:
     """A tokenizer of a few tokens, some of which join `=` with its neighbours."""
 
-    tokens = ["<<", "3", "(", "+", ")=", "%=", "=", "=-", "=$", "6", ">>", "-", "0"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    def __init__(self):
+        self.tokens = ["<<", "3", "(", "+", ")=", "%=", "=", "=-", "=$", "6", ">>", "-", "0"]
+        self.vocabulary = {token: number for number, token in enumerate(self.tokens)}
 
     def decode(self, ids: list[int]) -> str:
         return "".join(self.tokens[number] for number in ids)

@@ -348,8 +348,8 @@ def test_long_answers_of_published_shapes_in_a_gibibyte(layers, heads, size, pos
     assert cache.layers[0].shape == (2, rows, heads, 0, size) and cache.max_slots == slots
     exact = rows * slots * layers * heads * size * 2 * 2 / 2**20
     assert mib - 1 < exact <= mib <= 1024
-    assert told == [f"20 completions, {rows} at a time, of up to {slots} slots: at most {mib} MiB "
-                    "of keys and values"]
+    line = f"20 completions, {rows} at a time, of up to {slots} slots: at most {mib} MiB"
+    assert told == [f"{line} of keys and values"]
     _cache_for(model, todo, 3, told.append)  # rows that are given
     assert ", 3 at a time," in told[1]
 
@@ -368,8 +368,8 @@ def test_the_cache_never_takes_more_than_was_told(model, monkeypatch):
     monkeypatch.setattr(KVCache, "begin_step", measured)
     assert run(model, PROMPTS, tell=told.append) == expected
     slots = max(map(len, PROMPTS)) + 30 - 1
-    assert told == [f"10 completions, 2 at a time, of up to {slots} slots: at most 1 MiB of keys "
-                    "and values"]
+    line = f"10 completions, 2 at a time, of up to {slots} slots: at most 1 MiB"
+    assert told == [f"{line} of keys and values"]
     assert max(sizes) <= 2 * slots * 2 * 2 * 2 * 8 * 4 <= 1 << 16
     assert run(model, PROMPTS, skip={(i, 0) for i in range(10)}, tell=told.append) == {}
     assert len(told) == 1  # nothing is left to decode
