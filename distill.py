@@ -33,7 +33,7 @@ from answers import equivalent, extract_answer
 from checkpoint import as_saved, find_model, load_model
 from data import Example, Problem, chat_examples
 from flags import flag
-from generate import generate
+from generate import generate, is_sampled, open_calculator
 from grpo import prompts
 from methods import Run, base_folder, load_run
 from model import Qwen2
@@ -177,7 +177,8 @@ def begin(model: Qwen2, tokenizer: Tokenizer, tuning, made: list[Example], args,
         completions = generate(
             as_saved(model, args.plain), [question.ids for question in asked],
             stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size, temperature=1.0,
-            max_new_tokens=args.max_new_tokens, seed=(args.seed << 40) + step, prefix=prefix)
+            max_new_tokens=args.max_new_tokens, seed=(args.seed << 40) + step, prefix=prefix,
+            calculator=open_calculator(tokenizer, args.calculator))
         return [written(asked[done.problem], done)
                 for done in sorted(completions, key=lambda done: done.problem)]
 
@@ -185,10 +186,11 @@ def begin(model: Qwen2, tokenizer: Tokenizer, tuning, made: list[Example], args,
 
 
 def written(question: Example, done) -> Example:
-    """A prompt and its completion, whose tokens are the targets."""
+    """A prompt and its completion, whose tokens are the targets, except those put in."""
     new = done.ids + ([] if done.stop_id is None else [done.stop_id])
     ids = question.ids + new
-    return Example(ids, [False] * len(question.ids) + [True] * len(new), question.name)
+    is_target = [False] * len(question.ids) + is_sampled(len(new), done.put_in)
+    return Example(ids, is_target, question.name)
 
 
 OBJECTIVE = Objective(examples=examples, begin=begin, flags=Flags)

@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from data import Problem, has_split, load_problems
 from flags import flag, given_flags, run_command
-from generate import MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked
+from generate import (MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked,
+                      open_calculator)
 from methods import load_run, read_run
 from model import Qwen2
 from runtime import (UsageError, UserError, clock, describe_machine, dtype_name, new_directory,
@@ -58,11 +59,13 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
              dataset: str = "", system: str | None = None, shots: Sequence[Problem] = (),
              prefix: Tensor | None = None, samples: int = 1, temperature: float = 0.0,
              top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = MAX_NEW_TOKENS,
-             seed: int = 0, rows: int | None = None, about: dict | None = None) -> Report:
+             seed: int = 0, rows: int | None = None, calculator: bool = False,
+             about: dict | None = None) -> Report:
     """Generate `samples` completions of each problem, grade them, and write everything to `folder`.
 
     The records carry the name `dataset`. `shots` are worked examples: earlier turns of the chat
     before every question. `about` is what the caller knows of the model. prefix [L, 2, P, K, h].
+    calculator: put in results (calculator.py); a record's `put_in` lists their [start, end) tokens.
 
     An interrupted evaluation goes on, a finished one is read back. The caller makes sure that the
     weights are the same. Raises UserError if there are no problems, if one has no gold answer, or
@@ -72,7 +75,7 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
     sampling = {"samples": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k,
                 "seed": seed, "max_new_tokens": max_new_tokens}
     settings = {"dataset": dataset, **(about or {}), "system": system, "shots": _as_settings(shots),
-                **sampling, **check_problems(problems)}
+                **sampling, **_if_on("calculator", calculator), **check_problems(problems)}
     folder, total = Path(folder), samples * len(problems)
     done = _records_so_far(folder, settings)
     if (folder / "result.json").exists() and len(done) == total:
@@ -84,16 +87,14 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
     device = next(model.parameters()).device
     start = clock(device)
     completions = generate(model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size,
-                           rows=rows, prefix=prefix, skip=set(map(place, done)), **sampling)
+                           rows=rows, prefix=prefix, skip=set(map(place, done)), tell=_tell,
+                           calculator=open_calculator(tokenizer, calculator), **sampling)
     graded = _graded(completions, tokenizer, problems, prompts, dataset)
     new = _append(folder, graded, len(done), total)
-    seconds = clock(device) - start
     return _finish(folder, sorted(done + new, key=place), {
-        "eval_seconds": seconds, "tokens_per_second": sum(r["tokens"] for r in new) / seconds,
-        "timed_completions": len(new), "max_new_tokens": max_new_tokens,
+        **_speed(new, clock(device) - start), "max_new_tokens": max_new_tokens,
         "least_new_tokens": min(max_new_tokens, room),
-        "machine": describe_machine(device, model.compute_dtype),
-    })
+        "machine": describe_machine(device, model.compute_dtype)})
 
 
 def evaluate_api(teacher, problems: list[Problem], folder: Path, *, dataset: str = "",
@@ -131,6 +132,21 @@ def check_problems(problems: list[Problem]) -> dict:
                             " add one or remove the problem")
     text = json.dumps([(problem.question, problem.answer) for problem in problems])
     return {"n": len(problems), "problems_sha256": text_sha256(text)}
+
+
+def _if_on(name: str, on: bool) -> dict:
+    """A setting that is named only if it is on: evaluations from before there was one go on."""
+    return {name: True} if on else {}
+
+
+def _tell(line: str) -> None:
+    print(f"decoding   {line}", flush=True)
+
+
+def _speed(new: list[dict], seconds: float) -> dict:
+    """The time that new completions took; those of before an interruption are not in it."""
+    return {"eval_seconds": seconds, "tokens_per_second": sum(r["tokens"] for r in new) / seconds,
+            "timed_completions": len(new)}
 
 
 def _as_settings(shots: Sequence[Problem]) -> list[dict]:
@@ -172,8 +188,9 @@ def grade(problem: Problem, completion: Completion, text: str) -> dict:
     if not math.isfinite(completion.mean_log_prob):
         raise UserError(f"{problem.id}: the model gives no finite probabilities;"
                         " are its weights NaN or infinite?")
-    return record_of(problem, completion.problem, completion.sample, text, len(completion.ids),
-                     completion.finish, completion.mean_log_prob)
+    record = record_of(problem, completion.problem, completion.sample, text, len(completion.ids),
+                       completion.finish, completion.mean_log_prob)
+    return record | {"put_in": completion.put_in} if completion.put_in else record
 
 
 # ------------------------------------------------------------------------------------- the folder
@@ -339,8 +356,6 @@ def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
 
 def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
     """Evaluate the model, run or server that the flags name. Returns the report and its folder."""
-    from recipes.client import open_api  # here, see above
-
     if flags.verifier and flags.samples == 1:
         raise UsageError("--verifier chooses among several samples: give --samples")
     if flags.verifier:
@@ -348,8 +363,7 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
     problems = load_problems(flags.dataset, split=flags.split, limit=flags.limit)
     check_problems(problems)  # before a model is loaded and a folder is made
     shots = worked_examples(flags, problems)
-    teacher = open_api(flags)
-    run = None if teacher else load_asked(flags)
+    run, teacher = _open_asked(flags)
     folder = _output_folder(flags)
     print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
 
@@ -362,7 +376,8 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
         about = {"model": _name(flags), "dtype": dtype_name(run.model.compute_dtype)}
         return evaluate(run.model, run.tokenizer, problems, part, dataset=flags.dataset,
                         shots=shots, system=run.system, prefix=run.prefix, seed=flags.seed,
-                        max_new_tokens=flags.max_new_tokens, about=about, **sampling)
+                        max_new_tokens=flags.max_new_tokens, calculator=flags.calculator,
+                        about=about, **sampling)
 
     try:
         report = once(folder, {"samples": flags.samples, "temperature": flags.temperature,
@@ -375,6 +390,17 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
         _leave(folder, flags, argv, can_go_on=bool(teacher) or isinstance(error, KeyboardInterrupt))
         raise
     return report, folder
+
+
+def _open_asked(flags: Flags) -> tuple:
+    """Our own model that the flags name, or else the server: a Run or None, a teacher or None."""
+    from recipes.client import open_api  # here, see above
+
+    teacher = open_api(flags)
+    if teacher and flags.calculator:
+        raise UsageError("--calculator puts tokens into our own decoding, not into a server's;"
+                         " leave it out")
+    return (None, teacher) if teacher else (load_asked(flags), None)
 
 
 def _output_folder(flags: Flags) -> Path:
@@ -400,6 +426,7 @@ def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]
                      f" {machine['threads']} threads")
     lines.append(f"model      {_name(flags)}" + (f" at {teacher.base}" if teacher else ""))
     decoding = f"temperature {flags.temperature:g}" if flags.temperature else "greedy"
+    decoding += ", with a calculator" if flags.calculator else ""
     greedy = ", and one greedy" if flags.samples > 1 else ""
     lines.append(f"data       {flags.dataset}, {problems} problems,"
                  f" {flags.samples} completion(s) each, {decoding}{greedy}")

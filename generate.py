@@ -9,6 +9,9 @@
 3. A row that ends leaves the cache, and a prompt that waits takes its place (continuous batching:
    Yu et al. 2022, Orca).
 
+With a calculator (calculator.py), a row may have tokens that are put in: each takes the place of
+the token that a step has chosen. They are no choice of the model, and count in no log-probability.
+
 Sampling: temperature, then top-k, then top-p (nucleus sampling: Holtzman et al. 2020, arXiv
 1904.09751), then one uniform number a step through the inverse of the cumulative distribution. The
 uniform numbers of sample s of problem i come from (seed, i, s) alone: a sample does not depend on
@@ -19,9 +22,10 @@ Shapes: B rows, S slots, V vocabulary, H heads, K key/value heads, h head size, 
 length, n prompt length.
 """
 
+import math
 import sys
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import MISSING, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -51,7 +55,8 @@ MAX_NEW_TOKENS = 1024  # the default
 class Completion:
     """The new tokens of sample `sample` of prompt `problem`.
 
-    mean_log_prob: nats per new token, the stop token included, at temperature 1; 0 without tokens.
+    mean_log_prob: nats per sampled token, the stop token included, at temperature 1; 0 without
+    tokens. put_in: [start, end) of `ids`, for each result that a calculator has put in.
     """
 
     problem: int
@@ -60,6 +65,15 @@ class Completion:
     finish: str  # "stop" (a stop token came) or "length"
     mean_log_prob: float
     stop_id: int | None = None  # the stop token that came
+    put_in: list[list[int]] = field(default_factory=list)
+
+
+def is_sampled(count: int, put_in: list[list[int]]) -> list[bool]:
+    """Of each of `count` new tokens: whether the model chose it."""
+    found = [True] * count
+    for start, end in put_in:
+        found[start:end] = [False] * (end - start)
+    return found
 
 
 @dataclass
@@ -77,25 +91,39 @@ class _Row:
     random: np.random.Generator
     past: list[Tensor] | None = None
     ids: list[int] = field(default_factory=list)  # new tokens, the stop token included
-    log_prob: float = 0.0  # sum over `ids`
+    log_prob: float = 0.0  # sum over those of `ids` that the model chose
     stopped: bool = False
+    waiting: deque[int] = field(default_factory=deque)  # tokens that are put in next
+    put_in: list[list[int]] = field(default_factory=list)  # [start, end) of `ids`
 
     @property
     def ended(self) -> bool:
         return self.stopped or len(self.ids) == self.limit
 
     def add(self, token: int, log_prob: float, stops: bool) -> None:
+        """Add the token that the model chose, or the waiting one in its place."""
+        if self.waiting:
+            token, log_prob, stops = self.waiting.popleft(), 0.0, False
+            self.put_in[-1][1] += 1
         self.ids.append(token)
         self.log_prob += log_prob
         self.stopped = stops
         self.token, self.position = token, self.position + 1
 
+    def let_compute(self, calculator: Callable[[list[int]], list[int]]) -> None:
+        """Let what the calculator writes behind `ids`, if anything, be the next tokens."""
+        if not self.waiting and not self.ended:
+            self.waiting.extend(calculator(self.ids))
+            if self.waiting:
+                self.put_in.append([len(self.ids)] * 2)
+
     def completion(self) -> Completion:
-        mean = self.log_prob / max(1, len(self.ids))
-        if not self.stopped:
-            return Completion(self.problem, self.sample, self.ids, "length", mean)
-        *ids, stop_id = self.ids
-        return Completion(self.problem, self.sample, ids, "stop", mean, stop_id)
+        mean = self.log_prob / max(1, sum(is_sampled(len(self.ids), self.put_in)))
+        ids, finish, stop_id = self.ids, "length", None
+        if self.stopped:
+            *ids, stop_id = self.ids
+            finish = "stop"
+        return Completion(self.problem, self.sample, ids, finish, mean, stop_id, self.put_in)
 
 
 # ------------------------------------------------------------------------------------------ prefill
@@ -198,12 +226,14 @@ def _log_probs_of(tokens: Tensor, logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Sampling:
-    """How a decoding step chooses tokens; see `generate`."""
+    """How tokens are chosen, which of them end a row, and which are put in; see `generate`."""
 
     vocab_size: int
     temperature: float
     top_p: float
     top_k: int
+    stop_ids: Container[int]
+    calculator: Callable[[list[int]], list[int]] | None
 
 
 def _next_tokens(model: Qwen2, cache: KVCache, how: _Sampling, ids: Tensor, positions: Tensor,
@@ -247,6 +277,8 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
              temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
              rows: int | None = None, prefix: Tensor | None = None,
              skip: Container[tuple[int, int]] = (),
+             calculator: Callable[[list[int]], list[int]] | None = None,
+             tell: Callable[[str], None] = lambda line: None,
              prefill_tokens: int = 8192) -> Iterator[Completion]:
     """Yield `samples` completions of each prompt, in the order in which they end.
 
@@ -259,6 +291,9 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
         both bound memory. Without `rows` there are as many as CACHE_BYTES hold.
     prefix [L, 2, P, K, h]: keys and values before every prompt.
     skip: pairs (problem, sample) that are left out; the other completions do not change.
+    calculator: gives the tokens that are put in behind the new tokens of a row, mostly none; see
+        `open_calculator`. They count in max_new_tokens.
+    tell: gets a line about rows and memory, before decoding starts.
 
     Raises ValueError for an empty prompt.
     """
@@ -270,8 +305,9 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
     todo = _new_rows(prompts, pairs, limits, front, model.config.max_position_embeddings, seed)
     yield from (row.completion() for row in todo if row.ended)  # no position is left for a token
     todo = deque(row for row in todo if not row.ended)
-    how = _Sampling(vocab_size, temperature, top_p, top_k)
-    yield from _decode(model, todo, prompts, prefix, prefill_tokens, rows, stop_ids, how)
+    cache = _cache_for(model, todo, rows, tell)
+    how = _Sampling(vocab_size, temperature, top_p, top_k, stop_ids, calculator)
+    yield from _decode(model, cache, todo, prompts, prefix, prefill_tokens, how)
 
 
 def _new_rows(prompts: list[list[int]], pairs: list[tuple[int, int]], limits: list[int],
@@ -290,15 +326,30 @@ def _new_rows(prompts: list[list[int]], pairs: list[tuple[int, int]], limits: li
     return rows
 
 
-def _decode(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: Tensor | None,
-            prefill_tokens: int, rows: int | None, stop_ids: Container[int],
-            how: _Sampling) -> Iterator[Completion]:
+def _cache_for(model: Qwen2, todo: deque[_Row], rows: int | None,
+               tell: Callable[[str], None]) -> KVCache:
+    """An empty cache of `rows` rows, or of as many as there is room for if each reaches its limit.
+
+    That is CACHE_BYTES, and on CUDA a quarter of the memory that is free.
+    """
+    c, device = model.config, model.head_weight.device
+    slots = max((row.position + row.limit for row in todo), default=0)
+    numbers = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * max(1, slots)
+    row_bytes = numbers * model.compute_dtype.itemsize
+    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHE_BYTES
+    rows = min(rows or max(1, min(MOST_ROWS, room // row_bytes)), len(todo))
+    if todo:
+        tell(f"{len(todo)} completions, {rows} at a time, of up to {slots} slots: at most "
+             f"{math.ceil(rows * row_bytes / 2**20)} MiB of keys and values")
+    return KVCache(c, rows, slots, model.compute_dtype, device)
+
+
+def _decode(model: Qwen2, cache: KVCache, todo: deque[_Row], prompts: list[list[int]],
+            prefix: Tensor | None, prefill_tokens: int, how: _Sampling) -> Iterator[Completion]:
     """Decode all rows of `todo` and yield each completion when it ends."""
-    max_slots = max((row.position + row.limit for row in todo), default=0)
-    rows = min(rows or _rows_that_fit(model, max_slots), len(todo))
+    rows = cache.layers[0].shape[1]
     refill = max(1, rows // 8)  # wait for so many free rows: a prefill for each would be slow
     queue = _queue(model, todo, prompts, prefix, prefill_tokens, refill)
-    cache = KVCache(model.config, rows, max_slots, model.compute_dtype, model.head_weight.device)
     steps = RecordedSteps(partial(_next_tokens, model, cache, how))
     live: list[_Row] = []  # live[i] is row i of the cache
     while True:
@@ -310,17 +361,11 @@ def _decode(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: T
         if not live:
             return
         for row, token, log_prob in zip(live, *_decode_step(steps, cache, live, how)):
-            row.add(token, log_prob, token in stop_ids)
+            row.add(token, log_prob, token in how.stop_ids)
+            if how.calculator:
+                row.let_compute(how.calculator)
         yield from (row.completion() for row in live if row.ended)
         live = [live[i] for i in cache.drop([row.ended for row in live])]
-
-
-def _rows_that_fit(model: Qwen2, slots: int) -> int:
-    """How many rows of `slots` tokens CACHE_BYTES hold, or on CUDA a quarter of what is free."""
-    c, device = model.config, model.head_weight.device
-    numbers = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * max(1, slots)
-    most = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHE_BYTES
-    return max(1, min(MOST_ROWS, most // (numbers * model.compute_dtype.itemsize)))
 
 
 # ------------------------------------------------------------------------------------------ command
@@ -372,6 +417,7 @@ class SamplingFlags(DecodingFlags):
         None, "model without a run: tiny, tiny-large, a folder or a hub id (default: tiny)")
     adapter: str | None = flag(
         None, "folder in peft's form, whoever made it; --model names its base")
+    calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the result")
 
 
 @dataclass(kw_only=True)
@@ -386,6 +432,16 @@ def check_samples(flags: DecodingFlags) -> None:
     if flags.samples > 1 and flags.temperature == 0:
         raise UsageError(f"--samples {flags.samples} needs a --temperature above 0:"
                          " greedy samples are all the same")
+
+
+def open_calculator(tokenizer: Tokenizer,
+                    wanted: bool) -> Callable[[list[int]], list[int]] | None:
+    """The calculator of --calculator, for `generate`; None if it is not wanted."""
+    if not wanted:
+        return None
+    from calculator import Calculator  # here: other runs need none of it
+
+    return Calculator(tokenizer)
 
 
 def load_asked(flags: SamplingFlags) -> Run:
@@ -420,7 +476,8 @@ def main(argv: list[str]) -> None:
     completions = generate(run.model, [prompt], stop_ids=run.tokenizer.stop_ids,
                            vocab_size=run.tokenizer.size, max_new_tokens=flags.max_new_tokens,
                            samples=flags.samples, temperature=flags.temperature, top_p=flags.top_p,
-                           top_k=flags.top_k, seed=flags.seed, prefix=run.prefix)
+                           top_k=flags.top_k, seed=flags.seed, prefix=run.prefix,
+                           calculator=open_calculator(run.tokenizer, flags.calculator))
     for completion in sorted(completions, key=lambda completion: completion.sample):
         if flags.samples > 1:
             print(f"--- sample {completion.sample + 1} of {flags.samples}")

@@ -43,7 +43,7 @@ from checkpoint import as_saved
 from data import Example, Problem, split_by_tokens
 from evaluate import grade
 from flags import flag
-from generate import generate
+from generate import generate, is_sampled, open_calculator
 from methods import find_method
 from model import Qwen2
 from runtime import UsageError, UserError, append_metrics, clock, trim_metrics
@@ -80,7 +80,8 @@ class Question(Example):
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Example):
-    """A prompt and a sampled completion, whose tokens are the targets.
+    """A prompt and a sampled completion, whose tokens are the targets, except those that a
+    calculator has put in: the model did not choose them.
 
     old: their log-probabilities when they were sampled; empty: those of now.
     reference: their log-probabilities without what trains; empty if no KL is asked for.
@@ -218,7 +219,8 @@ class Rollouts:
             stop_ids=self.tokenizer.stop_ids, vocab_size=self.tokenizer.size,
             max_new_tokens=self.args.max_new_tokens, samples=self.flags.group, temperature=1.0,
             # another stream of random numbers for each (seed, step, draw)
-            seed=(self.args.seed << 40) + (first << 8) + draw, prefix=self.prefix())
+            seed=(self.args.seed << 40) + (first << 8) + draw, prefix=self.prefix(),
+            calculator=open_calculator(self.tokenizer, self.args.calculator))
         for completion in sorted(completions, key=lambda c: (c.problem, c.sample)):
             number = completion.problem
             graded = grade(asked[number].problem, completion, self.tokenizer.decode(completion.ids))
@@ -246,7 +248,7 @@ class Rollouts:
         for record in records:
             prompt, new = self.questions[record["index"]].ids, record["ids"]
             if record["advantage"] is not None:
-                is_target = [False] * len(prompt) + [True] * len(new)
+                is_target = [False] * len(prompt) + is_sampled(len(new), record.get("put_in", []))
                 made.append(Rollout(prompt + new, is_target, record["id"],
                                     advantage=record["advantage"],
                                     old=tuple(record.get("log_probs", ()))))
@@ -305,7 +307,7 @@ def figures_of(records: list[dict]) -> dict:
     groups: dict[tuple, list[float]] = {}
     for record in records:
         groups.setdefault((record["index"], record["id"]), []).append(record["reward"])
-    tokens = [len(record["ids"]) for record in records]
+    tokens = [sum(is_sampled(len(record["ids"]), record.get("put_in", []))) for record in records]
     surprise = -sum(n * record["mean_log_prob"] for n, record in zip(tokens, records))
     return {
         "reward": statistics.fmean(record["reward"] for record in records),

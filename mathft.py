@@ -134,6 +134,8 @@ class Flags:
     max_length: int | None = flag(None, "longest example in tokens: longer chats are dropped, "
                                         "longer texts are cut into windows", least=3)
     max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1)
+    calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the "
+                                   "result: when measuring, and in what it writes to learn from")
     grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less "
                                         "memory, a third slower")
     plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
@@ -517,7 +519,8 @@ def run(job: Job, model: Qwen2) -> None:
         return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems,
                         job.folder / "evals" / label, dataset=args.eval_dataset or args.dataset,
                         system=args.system, prefix=prefix, max_new_tokens=args.max_new_tokens,
-                        seed=args.seed, about={"model": begun_with, "dtype": job.machine["dtype"]})
+                        seed=args.seed, calculator=args.calculator,
+                        about={"model": begun_with, "dtype": job.machine["dtype"]})
 
     total = sum(parameter.numel() for parameter in model.parameters())
     print_start(job, total)

@@ -541,8 +541,8 @@ if __name__ == "__main__":
                         help=f"how many of the sizes {LARGEST_NUMBERS} of numbers occur"
                         f" (default: {DEFAULT_DIFFICULTY})")
     parser.add_argument("--style", choices=STYLES, default="steps",
-                        help="of a word problem's solution: its steps, the equations alone, or each "
-                        "sentence before what it means (default: steps)")
+                        help="of a word problem's solution: its steps, the equations alone, or "
+                        "each sentence before what it means (default: steps)")
     flags = parser.parse_args()
     for record in problems(flags.dataset, flags.split, flags.count, flags.seed, flags.difficulty,
                            flags.style):

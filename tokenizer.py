@@ -1,12 +1,20 @@
-"""Text to token ids and back, and Qwen's chat form (ChatML) without a template engine.
+"""Text to token ids and back, and the chat forms of Qwen2.5 and R1-Distill without a template
+engine.
 
     python tokenizer.py tiny "What is 2 + 3?"       # the ids of a prompt, piece by piece
 
-A chat is a row of turns, and the first one is the system prompt:
+A chat is a row of turns. In Qwen's form (ChatML), the first one is the system prompt:
 
     <|im_start|>system\\nYou are ...<|im_end|>\\n<|im_start|>user\\nWhat is 2 + 3?<|im_end|>\\n
     <|im_start|>assistant\\n2 + 3 = 5<|im_end|>
                             ^^^^^^^^^^^^^^^^^^^     the targets of training
+
+R1-Distill-Qwen has other markers and no system prompt of its own; its answer begins with a thought,
+which the template opens:
+
+    <｜begin▁of▁sentence｜><｜User｜>What is 2 + 3?<｜Assistant｜><think>\n
+    I add. </think> 2 + 3 = 5<｜end▁of▁sentence｜>
+    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^    the targets of training
 
 The markers are single tokens that no text can produce. Whatever a question contains, even the
 letters `<|im_end|>`, is encoded as ordinary text, so that it cannot end its own turn. (In
@@ -16,8 +24,8 @@ Training needs to know which ids are targets. They are known by position: an ass
 and the token that ends it. So prompt and answer are tokenised separately and joined, exactly as
 they meet when the model generates.
 
-Sources: the published tokenizer and template of Qwen2.5; Qwen2.5 Technical Report (arXiv
-2412.15115), section 2.
+Sources: the published tokenizers and templates of Qwen2.5 and of DeepSeek-R1-Distill-Qwen; Qwen2.5
+Technical Report (arXiv 2412.15115), section 2; DeepSeek-R1 (arXiv 2501.12948), section 2.4.
 """
 
 import sys
@@ -30,6 +38,55 @@ from tokenizers import Tokenizer as FastTokenizer
 from runtime import UserError, read_json, write_json, write_text
 
 ROLES = ("system", "user", "assistant")
+Pieces = list[tuple[list[int], bool]]  # ids, and whether they are targets
+
+
+class ChatML:
+    """The chats of Qwen2.5. Each turn names its role, and the system prompt is a turn."""
+
+    own_system = None  # the template spells out a default
+
+    def __init__(self, tokenizer: "Tokenizer"):
+        self.encode = tokenizer.encode
+        self.start, self.end = tokenizer.id_of("<|im_start|>"), tokenizer.id_of("<|im_end|>")
+        self.end_of_text = tokenizer.id_of("<|endoftext|>")
+        self.opening = [self.start, *self.encode("assistant\n")]
+
+    def turn(self, role: str, content: str) -> list[int]:
+        """A turn of the system or the user; in one piece, like the rendered template."""
+        ids = self.encode(f"{role}\n{content}")
+        return [self.start, *ids, self.end, *self.encode("\n")]
+
+    def earlier_answer(self, content: str) -> Pieces:
+        """An answer that another turn follows."""
+        return [(self.opening, False), ([*self.encode(content), self.end], True),
+                (self.encode("\n"), False)]
+
+
+class ThinkingChat:
+    """The chats of R1-Distill-Qwen. A text of the system stands before the first turn."""
+
+    own_system = ""
+    marker = "<｜User｜>"
+
+    def __init__(self, tokenizer: "Tokenizer"):
+        self.encode = tokenizer.encode
+        self.begin, self.user, self.assistant, self.end = map(tokenizer.id_of, (
+            "<｜begin▁of▁sentence｜>", self.marker, "<｜Assistant｜>", "<｜end▁of▁sentence｜>"))
+        self.end_of_text = self.end
+        # The first published template left it to the model to open a thought.
+        thinks = any(f"<｜Assistant｜><think>{newline}" in (tokenizer.template or "")
+                     for newline in ("\\n", "\n"))
+        self.opening = [self.assistant, *(self.encode("<think>\n") if thinks else [])]
+
+    def turn(self, role: str, content: str) -> list[int]:
+        """A turn of the user, or the system's text, which begins the chat."""
+        return [self.begin if role == "system" else self.user, *self.encode(content)]
+
+    def earlier_answer(self, content: str) -> Pieces:
+        """An answer that another turn follows: its thought is left out."""
+        ids = self.encode(content.rpartition("</think>")[2])
+        return [([self.assistant], False), ([*ids, self.end], True)]
 
 
 class Tokenizer:
@@ -63,13 +120,15 @@ class Tokenizer:
         if not isinstance(eos, str):
             raise UserError(f"{self.folder / 'tokenizer_config.json'}: names no eos_token;"
                             " a target must end on one")
-        self.end_id = self._id(eos)
-        self._start_turn, self._end_turn = self._id("<|im_start|>"), self._id("<|im_end|>")
-        self.end_of_text = self._id("<|endoftext|>")  # ends a plain document
-        ends = {self.end_id, self._end_turn, self.end_of_text}
+        self.end_id = self.id_of(eos)
+        thinks = self._fast.token_to_id(ThinkingChat.marker) is not None
+        self._form = ThinkingChat(self) if thinks else ChatML(self)
+        self.end_of_text = self._form.end_of_text  # ends a plain document
+        ends = {self.end_id, self._form.end, self.end_of_text}
         self.stop_ids = frozenset(ends | self._declared_stops())
 
-    def _id(self, token: str) -> int:
+    def id_of(self, token: str) -> int:
+        """The id of a token by its name. Raises UserError if there is none."""
         number = self._fast.token_to_id(token)
         if number is None:
             raise UserError(f"{self.folder / 'tokenizer.json'}: has no token {token!r};"
@@ -96,20 +155,31 @@ class Tokenizer:
 
         It is read on demand: a checkpoint without one works with an explicit `--system`.
         """
-        file = self.folder / "chat_template.jinja"  # transformers 5 writes it here
-        if file.exists():
-            template = file.read_text(encoding="utf-8", errors="replace")
-        else:
-            file = self.folder / "tokenizer_config.json"
-            template = self._settings.get("chat_template")
-        system = find_default_system(template) if isinstance(template, str) else None
+        system = self._form.own_system
+        if system is None and self.template is not None:
+            system = find_default_system(self.template)
         if system is None:
-            raise UserError(f"{file}: holds no chat template with a default system prompt;"
-                            " give one with --system")
+            file = self._template_file if self._template_file.exists() else "tokenizer_config.json"
+            raise UserError(f"{self.folder / file}: holds no chat template with a default system "
+                            "prompt; give one with --system")
         return system
+
+    @property
+    def _template_file(self) -> Path:
+        return self.folder / "chat_template.jinja"  # transformers 5 writes it here
+
+    @cached_property
+    def template(self) -> str | None:
+        """The checkpoint's chat template, in Jinja; None if it has none."""
+        if self._template_file.exists():
+            return self._template_file.read_text(encoding="utf-8", errors="replace")
+        template = self._settings.get("chat_template")
+        return template if isinstance(template, str) else None
 
     def write_default_system(self, folder: Path, system: str) -> None:
         """Make `system` the default prompt of the template in `folder`, a copy of our own."""
+        if system == self._form.own_system:
+            return
         file = folder / "chat_template.jinja"
         settings = read_json(folder / "tokenizer_config.json")
         template = file.read_text("utf-8") if file.exists() else settings.get("chat_template")
@@ -148,33 +218,33 @@ class Tokenizer:
         """Ids of a question after the `earlier` turns of its chat, up to the start of the
         answer."""
         ids, _ = self.chat([*earlier, {"role": "user", "content": question}], system)
-        return ids + [self._start_turn] + self.encode("assistant\n")
+        return ids + self._form.opening
 
     def chat(self, messages: list[dict], system: str | None = None) -> tuple[list[int], list[bool]]:
         """Ids of a chat and, for each, whether it is a target.
 
         messages: `{"role", "content"}` each. The system prompt is a system message at their head,
-        else `system`, else the checkpoint's default. If the last turn is the assistant's, it ends
-        with `end_id`. Every other turn ends as in the template, with `<|im_end|>` and a newline.
+        else `system`, else the checkpoint's default. If the last turn is the assistant's, it begins
+        as `prompt` ends, and ends with `end_id`. Every other turn is as in the template.
         """
         if not messages or messages[0]["role"] != "system":
             system = self.default_system if system is None else system
             messages = [{"role": "system", "content": system}, *messages]
-        pieces: list[tuple[list[int], bool]] = []
+        pieces: Pieces = []
         for number, message in enumerate(messages, start=1):
             role, content = message["role"], message["content"]
             if role not in ROLES:
                 raise UserError(f"a message has the role {role!r}; known are {', '.join(ROLES)}")
-            answer = role == "assistant"
-            pieces.append(([self._start_turn], False))
-            if answer:
-                pieces += [(self.encode("assistant\n"), False), (self.encode(content), True)]
-            else:  # in one piece, like the rendered template
-                pieces += [(self.encode(f"{role}\n{content}"), False)]
-            if answer and number == len(messages):
-                pieces += [([self.end_id], True)]
+            if role == "system" and number > 1 and self._form.own_system is not None:
+                raise UserError("a system message stands behind the first turn; this model's chats"
+                                " have one at their head alone")
+            if role != "assistant":
+                pieces.append((self._form.turn(role, content), False))
+            elif number < len(messages):
+                pieces += self._form.earlier_answer(content)
             else:
-                pieces += [([self._end_turn], answer), (self.encode("\n"), False)]
+                ids = [*self.encode(content), self.end_id]
+                pieces += [(self._form.opening, False), (ids, True)]
         ids = [number for piece, _ in pieces for number in piece]
         return ids, [target for piece, target in pieces for _ in piece]
 

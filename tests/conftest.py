@@ -43,16 +43,17 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
     r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEXTS = [
     "system\nYou are a helpful assistant.", "user\nWhat is 12 + 34?",
     "assistant\nThe answer is 46.\n\n#### 46"
 ]
 
 
-def write_tokenizer(
-    folder: Path, template: str = TEMPLATE.replace("SYSTEM", DEFAULT_SYSTEM)) -> Path:
+def write_tokenizer(folder: Path, template: str = TEMPLATE.replace("SYSTEM", DEFAULT_SYSTEM),
+                    markers: tuple = MARKERS, words: tuple = (), **changes) -> Path:
     """A byte-pair tokenizer with Qwen's cuts, normal form and special tokens, trained on three
-    lines of text.
+    lines of text. `words` are whole tokens that text can spell; `changes` are settings.
     """
     fast = Tokenizer(models.BPE())
     fast.normalizer = normalizers.NFC()
@@ -63,7 +64,8 @@ def write_tokenizer(
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     fast.train_from_iterator(TEXTS * 3, trainer)
-    fast.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    fast.add_special_tokens(list(markers))
+    fast.add_tokens(list(words))
     folder.mkdir(parents=True, exist_ok=True)
     fast.save(str(folder / "tokenizer.json"))
     settings = {
@@ -75,7 +77,7 @@ def write_tokenizer(
         "unk_token": None,
         "chat_template": template,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | changes))
     return folder
 
 
@@ -108,6 +110,64 @@ def reference_model(**changes):
             else:
                 parameter.copy_(noise * parameter.shape[1] ** -0.5)
     return model
+
+
+MATH_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
+# As R1-Distill-Qwen's renders a chat without tools.
+THINKING_TEMPLATE = (
+    "{% set ns = namespace(system_prompt='') %}{%- for message in messages %}"
+    "{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}"
+    "{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
+    "{%- if message['role'] == 'assistant' %}{% set content = message['content'] %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"
+    "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}")
+THINKING_MARKERS = ("<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>")
+
+
+def _layout(system: str, eos: str, stops: tuple, theta: float = 1e6, tied: bool = True,
+            template: str = TEMPLATE, **tokenizer) -> dict:
+    template = template.replace("SYSTEM", system.replace("\\", "\\\\"))
+    return {"system": system, "stops": stops, "theta": theta, "tied": tied,
+            "tokenizer": {"template": template, "eos_token": eos, **tokenizer}}
+
+
+# What differs between published models: prompt, end of a target, declared stops, rope, tied heads.
+LAYOUTS = {
+    "base": _layout("You are a helpful assistant.", "<|endoftext|>", ("<|endoftext|>",)),
+    "instruct": _layout(DEFAULT_SYSTEM, "<|im_end|>", ("<|im_end|>", "<|endoftext|>")),
+    "math base": _layout(MATH_SYSTEM, "<|endoftext|>", ("<|endoftext|>",), 10000),
+    "math instruct": _layout(MATH_SYSTEM, "<|im_end|>", ("<|im_end|>", "<|endoftext|>"), 10000),
+    "r1 distill": _layout(
+        "", "<｜end▁of▁sentence｜>", ("<｜end▁of▁sentence｜>",), 10000, tied=False,
+        template=THINKING_TEMPLATE, markers=THINKING_MARKERS, words=("<think>", "</think>"),
+        tokenizer_class="PreTrainedTokenizerFast", bos_token="<｜begin▁of▁sentence｜>"),
+}
+
+
+def write_layout(folder: Path, name: str, positions: int = 256) -> Path:
+    """A small random checkpoint in the layout of a published model, with config.json as it was
+    published: without rope_parameters, and with a sliding window that is switched off.
+    """
+    layout = LAYOUTS[name]
+    write_tokenizer(folder, **layout["tokenizer"])
+    rope = {"rope_theta": float(layout["theta"]), "rope_type": "default"}
+    reference_model(max_position_embeddings=positions, rope_parameters=rope,
+                    tie_word_embeddings=layout["tied"]).save_pretrained(folder)
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stops = [ids.token_to_id(token) for token in layout["stops"]]
+    config = json.loads((folder / "config.json").read_text())
+    for newer in ("rope_parameters", "dtype", "layer_types", "head_dim"):
+        config.pop(newer, None)
+    config |= {"rope_theta": layout["theta"], "torch_dtype": "bfloat16", "sliding_window": 4096,
+               "use_sliding_window": False, "max_window_layers": 3, "use_mrope": False,
+               "eos_token_id": stops[0]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps(
+        {"eos_token_id": stops if len(stops) > 1 else stops[0], "do_sample": True,
+         "temperature": 0.6, "top_p": 0.95}))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 import evaluate as module
+from calculator import Calculator
 from checkpoint import load_model
+from conftest import LAYOUTS, write_layout
 from data import EMBEDDED_COUNTS, Problem, load_problems
 from evaluate import evaluate, worked_examples
 from flags import run_command
@@ -264,6 +267,40 @@ def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, ar
         assert ours[key] == theirs[key]
 
 
+@pytest.mark.parametrize("name", ["base", "math base", "r1 distill"])
+def test_long_answers_of_published_layouts_go_on(name, tmp_path, capsys, monkeypatch):
+    """As long as a problem may be answered, cut by Ctrl-C in the middle."""
+    folder = write_layout(tmp_path / "model", name, positions=9000)
+    sums, grade, graded = write_problems(tmp_path / "sums.jsonl", 4), module.grade, []
+
+    def struck(*args):
+        graded.append(args)
+        if len(graded) == 3:
+            raise KeyboardInterrupt
+        return grade(*args)
+
+    argv = ["--model", str(folder), "--dataset", str(sums), "--temperature", "2", "--seed", "1",
+            "--max-new-tokens", "8192", "--dtype", "fp32", "--device", "cpu", "--output-dir"]
+    assert run_command(module.main, [*argv, str(tmp_path / "whole")]) == 0
+    out = capsys.readouterr().out
+    longest = max(len(Tokenizer(folder).prompt(f"What is {n} + 1?")) for n in range(4))
+    slots = longest + 8192 - 1
+    mib = math.ceil(4 * slots * 3 * 2 * 2 * 8 * 4 / 2**20)  # 3 layers, 2 heads of 8 numbers, fp32
+    assert (f"decoding   4 completions, 4 at a time, of up to {slots} slots: at most {mib} MiB of"
+            " keys and values\n") in out
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "grade", struck)
+        assert run_command(module.main, [*argv, str(tmp_path / "part")]) == 130
+    assert len(lines_of(tmp_path / "part")) == 2
+    assert run_command(module.main, [*argv, str(tmp_path / "part")]) == 0
+    assert "decoding   2 completions, 2 at a time" in capsys.readouterr().out
+    whole = lines_of(tmp_path / "whole")
+    assert_same_records(lines_of(tmp_path / "part"), whole)
+    assert read(tmp_path / "part" / "args.json")["system"] == LAYOUTS[name]["system"]
+    assert {record["finish"] for record in whole} == {"stop"}  # by a stop of its own
+    assert max(record["tokens"] for record in whole) > 100
+
+
 def test_whatever_half_line_a_crash_leaves_the_same_records_follow(tuned, tmp_path):
     """The file is cut between lines, within one, and within a character of one."""
     problems = [*PROBLEMS[:2], Problem("third", "What is 2 · 50?", "", "100")]
@@ -327,6 +364,38 @@ def test_other_settings_are_refused_and_destroy_nothing(tuned, tmp_path):
     evaluate(*tuned, PROBLEMS, tmp_path,
              **options | {"dataset": "moved/a.jsonl"})  # the same problems, elsewhere
     assert (tmp_path / "generations.jsonl").read_bytes() == before
+
+
+def test_what_a_calculator_puts_in_is_told_and_goes_on_after_a_crash(tuned, tmp_path, monkeypatch):
+    """A model that has learnt nothing writes no marks: here every fifth token asks for a result."""
+    monkeypatch.setattr(Calculator, "__call__", lambda self, ids: (
+        self.tokenizer.encode("7>>") if ids[-1] % 5 == 0 else []))
+    options = SAMPLING | {"calculator": True, "max_new_tokens": 30}
+    whole = evaluate(*tuned, PROBLEMS, tmp_path / "whole", **options)
+    assert read(tmp_path / "whole" / "args.json")["calculator"] is True
+    results = [record["text"].count("7>>") for record in whole.records]
+    spans = [record.get("put_in", []) for record in whole.records]
+    assert sum(results) > 3 and [len(found) for found in spans] == pytest.approx(results, abs=1)
+    assert all(0 < start < end <= record["tokens"] for record, found in zip(whole.records, spans)
+               for start, end in found)
+
+    folder = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", folder)
+    (folder / "result.json").unlink()
+    module._write_records(folder, whole.records[:2])
+    again = evaluate(*tuned, PROBLEMS, folder, **options)
+    assert_same_records(again.records, whole.records)
+    with pytest.raises(UserError, match="was begun with calculator True, not None"):
+        evaluate(*tuned, PROBLEMS, folder, **options | {"calculator": False})
+    without = evaluate(*tuned, PROBLEMS, tmp_path / "without", **options | {"calculator": False})
+    assert not any("put_in" in record for record in without.records)
+    assert "calculator" not in read(tmp_path / "without" / "args.json")
+
+
+def test_a_server_has_no_calculator(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert run_command(module.main, ["--api-model", "m", "--calculator", "--limit", "1"]) == 2
+    assert "--calculator puts tokens into our own decoding" in capsys.readouterr().err
 
 
 def test_bad_input(tuned, tmp_path):

@@ -3,15 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from attention import KVCache, PackedAttention
 from checkpoint import load_model
-from conftest import reference_model
+from conftest import LAYOUTS, reference_model, write_layout
 from flags import parse_flags, run_command
-from generate import SamplingFlags, generate, load_asked, main, sample_tokens
+from generate import (SamplingFlags, _cache_for, _new_rows, generate, is_sampled, load_asked, main,
+                      open_calculator, sample_tokens)
 from model import Config, Qwen2
 from prefix import prefix_from_ids
 from runtime import UsageError
@@ -114,6 +116,31 @@ def test_greedy_texts_are_those_of_transformers(kv_heads):
     assert len({finish for _, finish in expected.values()}) == 2
     assert run(ours, prompts, stop_ids=stops, vocab_size=real, max_new_tokens=40,
                rows=4) == expected
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_completions_of_each_published_layout_are_those_of_transformers(name, tmp_path):
+    """Its own prompt, rotary base, head and stops, from the files as they are published."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    folder = write_layout(tmp_path, name)
+    tokenizer, theirs = Tokenizer(folder), AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32)
+    ours = load_model(folder, "cpu", torch.float32, torch.float32)
+    assert ours.config.rope_theta == LAYOUTS[name]["theta"]
+    assert ours.config.tie_word_embeddings == LAYOUTS[name]["tied"]
+    # A random model seldom stops: digits end its texts here too.
+    stops = sorted({*tokenizer.stop_ids, *range(40)})
+    settings = GenerationConfig(do_sample=False, repetition_penalty=1.0, max_new_tokens=30,
+                                eos_token_id=stops, pad_token_id=0,
+                                suppress_tokens=list(range(tokenizer.size, 320)))
+    prompts = [tokenizer.prompt(f"What is {n} + {n}?") for n in range(6)]
+    expected = {}
+    for number, prompt in enumerate(prompts):
+        new = theirs.generate(torch.tensor([prompt]),
+                              generation_config=settings)[0, len(prompt):].tolist()
+        expected[number, 0] = (new[:-1], "stop") if new[-1] in stops else (new, "length")
+    assert run(ours, prompts, stop_ids=stops, vocab_size=tokenizer.size, rows=4) == expected
 
 
 def test_padding_rows_of_the_vocabulary_are_never_chosen(model):
@@ -317,11 +344,161 @@ def test_memory_is_bounded_by_the_rows_and_their_length(model):
     assert slots == [64, 64, 128, 300, 300, 192, 64]
 
 
+@pytest.mark.parametrize("layers, heads, size, positions, rows, slots, mib", [
+    (24, 2, 64, 32768, 10, 8292, 972),  # 0.5B: 12 KiB a slot
+    (28, 2, 128, 4096, 9, 4095, 1008),  # Math-1.5B: 28 KiB a slot, and no more positions
+    (28, 2, 128, 131072, 4, 8292, 907),  # R1-Distill-1.5B
+    (28, 4, 128, 131072, 2, 8292, 907),  # 7B
+])  # fmt: skip
+def test_long_answers_of_published_shapes_in_a_gibibyte(layers, heads, size, positions, rows, slots,
+                                                        mib):
+    """8,192 new tokens behind a prompt of 101: what is told beside the rule by hand, in bf16."""
+    shape = SimpleNamespace(num_hidden_layers=layers, num_key_value_heads=heads, head_dim=size)
+    model = SimpleNamespace(config=shape, compute_dtype=torch.bfloat16,
+                            head_weight=torch.empty(0))
+    todo = _new_rows([[1] * 101] * 20, [(i, 0) for i in range(20)], [8192] * 20, 0, positions, 0)
+    told = []
+    cache = _cache_for(model, todo, None, told.append)
+    assert cache.layers[0].shape == (2, rows, heads, 0, size) and cache.max_slots == slots
+    exact = rows * slots * layers * heads * size * 2 * 2 / 2**20
+    assert mib - 1 < exact <= mib <= 1024
+    line = f"20 completions, {rows} at a time, of up to {slots} slots: at most {mib} MiB"
+    assert told == [f"{line} of keys and values"]
+    _cache_for(model, todo, 3, told.append)  # rows that are given
+    assert ", 3 at a time," in told[1]
+
+
+def test_the_cache_never_takes_more_than_was_told(model, monkeypatch):
+    """A bound of 64 KiB: rows wait, and the texts are the same."""
+    expected, told, sizes = run(model, PROMPTS), [], []
+    monkeypatch.setattr("generate.CACHE_BYTES", 1 << 16)
+    begin_step = KVCache.begin_step
+
+    def measured(self, positions):
+        found = begin_step(self, positions)
+        sizes.append(sum(layer.nbytes for layer in self.layers))
+        return found
+
+    monkeypatch.setattr(KVCache, "begin_step", measured)
+    assert run(model, PROMPTS, tell=told.append) == expected
+    slots = max(map(len, PROMPTS)) + 30 - 1
+    line = f"10 completions, 2 at a time, of up to {slots} slots: at most 1 MiB"
+    assert told == [f"{line} of keys and values"]
+    assert max(sizes) <= 2 * slots * 2 * 2 * 2 * 8 * 4 <= 1 << 16
+    assert run(model, PROMPTS, skip={(i, 0) for i in range(10)}, tell=told.append) == {}
+    assert len(told) == 1  # nothing is left to decode
+
+
 def test_a_cache_that_grows_and_shrinks_keeps_its_tokens(model, monkeypatch):
     expected = run(model, PROMPTS)
     for slots in (1, 3, 16):
         monkeypatch.setattr("attention.SLOTS", slots)
         assert run(model, PROMPTS) == run(model, PROMPTS, rows=2) == expected
+
+
+# ------------------------------------------------------------------------------------- a calculator
+
+
+class Writer(Qwen2):
+    """A model that wants to write `script`, behind a prompt of one token."""
+
+    script: list[int]
+
+    def forward(self, ids, positions, *args, **options):
+        self.positions = positions.tolist()
+        return super().forward(ids, positions, *args, **options)
+
+    def logits(self, hidden):
+        logits = super().logits(hidden)
+        for row, position in enumerate(self.positions):
+            logits[row, self.script[position % len(self.script)]] = 100.0
+        return logits
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder) -> Tokenizer:
+    return Tokenizer(tokenizer_folder)
+
+
+def written(tokenizer: Tokenizer, script: list[int], limit: int = 99, calculator: bool = True):
+    """What is left of a script."""
+    model = make_model(vocab_size=round(tokenizer.size, -1) + 10)
+    model.__class__ = Writer
+    model.script = [*script, tokenizer.end_id]
+    [done] = generate(model, [[1]], stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size,
+                      max_new_tokens=limit, calculator=open_calculator(tokenizer, calculator))
+    return done
+
+
+@pytest.mark.parametrize("script, text", [
+    ("48/2 = <<48/2=99>>24.", "48/2 = <<48/2=24>>24."),  # a wrong result does not come about
+    ("<<2*3=0>>, <<6+6=00>> so 12", "<<2*3=6>>, <<6+6=12>> so 12"),
+    ("<<1/0=8>> <<10/3=3.3>>", "<<1/0=8>> <<10/3=3.3>>"),  # nothing is put in
+    ("so 3+4=8", "so 3+4=8"),  # no mark
+])  # fmt: skip
+def test_results_take_the_place_of_what_the_model_writes(tokenizer, script, text):
+    done = written(tokenizer, tokenizer.encode(script))
+    assert (tokenizer.decode(done.ids), done.finish, done.stop_id) == (
+        text, "stop", tokenizer.end_id)
+    results = [tokenizer.decode(done.ids[start:end]) for start, end in done.put_in]
+    assert results == [part + ">>" for part in ("24", "6", "12") if f"={part}>>" in text]
+    assert is_sampled(len(done.ids), done.put_in).count(False) == sum(
+        end - start for start, end in done.put_in)
+    # Its own tokens have all the probability, and those of others do not count.
+    assert done.mean_log_prob == pytest.approx(0, abs=1e-4)
+    without = written(tokenizer, tokenizer.encode(script), calculator=False)
+    assert (tokenizer.decode(without.ids), without.put_in) == (script, [])
+
+
+def test_stops_and_limits_hold(tokenizer):
+    mark = tokenizer.encode("<<48/2=")
+    end = [tokenizer.end_id]
+    # The model would stop where the result is put in; it stops behind it.
+    early = written(tokenizer, mark + end * 20)
+    assert (tokenizer.decode(early.ids), early.finish) == ("<<48/2=24>>", "stop")
+    stopped = written(tokenizer, mark[:-1] + end)
+    assert (stopped.ids, stopped.put_in, stopped.finish) == (mark[:-1], [], "stop")
+    for more in range(3):  # the limit comes before the result, or within it
+        cut = written(tokenizer, mark + [5] * 20, limit=len(mark) + more)
+        assert (len(cut.ids), cut.finish) == (len(mark) + more, "length")
+        assert cut.put_in == ([[len(mark), len(mark) + more]] if more else [])
+        assert tokenizer.decode(cut.ids) == "<<48/2=" + "24"[:more]
+
+
+def put_behind_even(ids: list[int]) -> list[int]:
+    """In the place of a calculator: two tokens behind every even one."""
+    return [31, 33] if ids[-1] % 2 == 0 else []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_put_in_tokens_are_read_and_count_in_no_log_prob(model, temperature):
+    """Against one pass over the whole text."""
+    sampled = 0
+    for done in generate(model, PROMPTS, stop_ids=STOPS, vocab_size=REAL, max_new_tokens=20,
+                         temperature=temperature, samples=2, calculator=put_behind_even):
+        new = done.ids + [done.stop_id] * (done.finish == "stop")
+        ids = torch.tensor(PROMPTS[done.problem] + new)
+        attention = PackedAttention([len(ids)])
+        with torch.no_grad():
+            logits = model.logits(model(ids, attention.positions, attention))[-len(new) - 1 : -1]
+        known = logits.log_softmax(-1).gather(1, ids[-len(new):, None])[:, 0]
+        own = torch.tensor(is_sampled(len(new), done.put_in))
+        assert done.mean_log_prob == pytest.approx(known[own].mean().item(), abs=1e-5)
+        if temperature == 0:  # the model has seen what was put in
+            assert torch.equal(logits[own, :REAL].argmax(-1), ids[-len(new):][own])
+        for start, end in done.put_in:
+            assert done.ids[start:end] == [31, 33][: end - start] and done.ids[start - 1] % 2 == 0
+        sampled += len(own) - own.sum().item()
+    assert sampled > 40
+
+
+def test_with_a_calculator_a_sample_follows_seed_problem_and_sample_alone(model):
+    sampling = dict(samples=3, temperature=1.0, seed=5, calculator=put_behind_even)
+    whole = run(model, PROMPTS, rows=64, **sampling)
+    assert run(model, PROMPTS, rows=3, prefill_tokens=1, **sampling) == whole
+    done = {pair for pair in whole if sum(pair) % 3}  # what an interrupted run has not done yet
+    assert run(model, PROMPTS, skip=done, rows=5, **sampling) == {
+        pair: text for pair, text in whole.items() if pair not in done}
 
 
 # -------------------------------------------------------------------------------------- the command

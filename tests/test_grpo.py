@@ -4,6 +4,7 @@ and a run that is interrupted between two updates of one batch.
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,13 @@ import torch
 import grpo
 import mathft
 from adapters import Tuning
+from attention import PackedAttention
+from calculator import Calculator
 from checkpoint import load_model
 from conftest import small_model, some_examples
 from data import Example, Problem
 from flags import run_command
+from generate import is_sampled
 from grpo import Flags, Rollout, Rollouts, advantages, clipped_surrogate, divergence
 from lora import add_lora
 from prefix import Prefix
@@ -248,6 +252,75 @@ def test_a_run_resumes_to_the_same_bits_between_two_updates(method, tiny_folder,
     steps = {record["step"] for record in records(whole)}
     assert steps == {1, 3, 5}  # the steps for which rollouts were sampled
     assert all("log_probs" in r for r in records(whole) if r["advantage"] is not None)
+
+
+# ------------------------------------------------------------------------------------- a calculator
+
+
+def test_tokens_that_are_put_in_get_no_gradient(tmp_path):
+    """Only the sampled tokens of a rollout are targets: the gradient is theirs, weighted."""
+    model = small_model()
+    at_work = worker(model, tmp_path)
+    at_work.questions = [Example([1, 2, 3], [False] * 3, "q")]
+    new = [4, 5, 6, 7, 8, 9, 10, 11]
+    record = {"index": 0, "ids": new, "id": "q", "advantage": 0.7, "put_in": [[1, 3], [5, 6]]}
+    (made,) = at_work._rollouts([record])
+    own = [True, False, False, True, True, False, True, True]
+    assert made.is_target == [False] * 3 + own
+    assert len(at_work._log_probs([made], None)[id(made)]) == sum(own)
+    # By hand: the log-probability of each sampled token behind all that stands before it.
+    ids = torch.tensor([1, 2, 3, *new])
+    attention = PackedAttention([len(ids)])
+    model.zero_grad()
+    logits = model.logits(model(ids, attention.positions, attention))[2:-1]
+    logits.retain_grad()
+    known = logits.log_softmax(-1).gather(1, ids[3:, None])[:, 0]
+    loss = -(0.7 * known[torch.tensor(own)]).sum() / sum(own)
+    loss.backward()
+    assert [row.abs().max().item() > 0 for row in logits.grad] == own
+    by_hand = [p.grad.clone() for p in model.parameters()]
+    for a, b in zip(gradient(model, [made], at_work.loss), by_hand, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_a_calculator_keeps_what_is_put_in_and_resumes(tiny_folder, sums, rewarded,
+                                                                  tmp_path, monkeypatch):
+    """Untrained models write no marks: here every fifth token asks for a result."""
+    monkeypatch.setattr(Calculator, "__call__", lambda self, ids: (
+        self.tokenizer.encode("7>>") if ids[-1] % 5 == 0 else []))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["--steps", "3", "--updates", "2", "--save-every", "1", "--keep", "9", "--calculator",
+            "--max-new-tokens", "12"]
+    for folder in (whole, cut):
+        assert command(*flags(tiny_folder, sums, "lora", folder, *more)) == 0
+    assert json.loads((whole / "args.json").read_text())["calculator"] is True
+    found, tokenizer = records(whole), Tokenizer(tiny_folder)
+    assert sum("put_in" in record for record in found) > len(found) / 4
+    for record in found:
+        spans = record.get("put_in", [])
+        assert [tokenizer.decode(record["ids"][start:end]) for start, end in spans] == [
+            "7>>"[: end - start] for start, end in spans]
+        if record["advantage"] is not None:  # one for each sampled token, the end included
+            assert len(record["log_probs"]) == sum(is_sampled(len(record["ids"]), spans))
+            sampled = sum(record["log_probs"]) / len(record["log_probs"])
+            assert sampled == pytest.approx(record["mean_log_prob"], abs=1e-4)
+    shutil.rmtree(cut / "checkpoints" / "step-3")
+    shutil.rmtree(cut / "checkpoints" / "step-2")  # back to between two updates of a batch
+    assert command("--resume", str(cut)) == 0  # with the calculator of args.json
+    assert without_seconds(records(cut)) == without_seconds(found)
+    weights = [(folder / "adapter" / "adapter_model.safetensors").read_bytes()
+               for folder in (whole, cut)]
+    assert weights[0] == weights[1]
+
+
+def test_the_entropy_is_that_of_sampled_tokens():
+    record = {"index": 0, "id": "q", "reward": 1.0, "ids": [1, 2, 3, 4, 5], "tokens": 5,
+              "finish": "length", "mean_log_prob": -0.5}
+    other = record | {"put_in": [[1, 4]], "mean_log_prob": -2.0}
+    assert grpo.figures_of([record, other])["entropy"] == pytest.approx((5 * 0.5 + 2 * 2.0) / 7)
+
+
+# ------------------------------------------------------------------------------- what goes together
 
 
 def test_a_batch_that_is_gone_is_one_line(tiny_folder, sums, rewarded, tmp_path, capsys):

@@ -18,7 +18,7 @@ ROOMS = """grader.scanner grader.expressions grader.latex grader.exact grader.id
     grader.compare answers runtime synthetic recipes.arithmetic recipes.dedup flags tools.download
     tokenizer stats vote score
     sources data attention model fast checkpoint adapters METHODS methods recipes.curate
-    recipes.program recipes.perturb recipes.tutor generate recipes.client recipes.teacher train
+    recipes.program recipes.perturb recipes.tutor calculator generate recipes.client recipes.teacher train
     verifier evaluate grpo distill mathft recipes.recipes augment tools.make_tiny tools.peer tools.bench"""
 ROOMS = ROOMS.replace("METHODS", " ".join(method.__name__ for method in METHODS.values())).split()
 # `python checkpoint.py export` needs what stands behind it.

@@ -342,6 +342,12 @@ def test_styles_calculate_the_same():
             assert told.sentences[-1] not in fine
 
 
+def test_a_record_has_the_style_that_is_asked_for():
+    for style in synthetic.STYLES:
+        (record,) = synthetic.problems("mini-gsm", "test", 1, style=style)
+        assert record["answer"] == story("test", 0).solution(style=style)
+
+
 def test_a_corrected_solution_goes_on_from_the_right_value():
     for index in range(100):
         told = story("train", index)
