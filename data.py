@@ -26,7 +26,7 @@ from torch import Tensor
 
 import synthetic
 from answers import extract_answer
-from runtime import UserError, hash_of, round_up, write_text
+from runtime import UserError, hash_of, json_fault, parse_json, round_up, write_text
 from tokenizer import Tokenizer
 
 HELD_OUT = 200  # at most so many problems of a file are kept for measuring
@@ -155,7 +155,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     if text.lstrip().startswith("["):
         try:
-            records = _parse(text)
+            records = parse_json(text)
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             raise UserError(f"{path}:{line}: not valid JSON ({error})") from None
@@ -170,22 +170,10 @@ def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict]]:
     for where, line in lines:
         if line.strip():
             try:
-                yield where, _parse(line)
+                yield where, parse_json(line)
             except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", None) or str(error)
-                raise UserError(f"{where}: not valid JSON ({reason}); "
+                raise UserError(f"{where}: not valid JSON ({json_fault(error)}); "
                                 "mend or remove that line") from None
-
-
-def _parse(text: str) -> dict | list:
-    """Parsed JSON.
-
-    Raises ValueError or RecursionError, also for valid JSON that is no usable text.
-    """
-    value = json.loads(text)  # a number of 5,000 digits is a plain ValueError
-    # Half a surrogate pair (\ud800) could be written to no file.
-    json.dumps(value, ensure_ascii=False).encode()
-    return value
 
 
 def parse_record(record: dict, where: str) -> Problem:

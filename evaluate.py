@@ -42,8 +42,9 @@ from flags import flag, given_flags, run_command
 from generate import MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked
 from methods import load_run, read_run
 from model import Qwen2
-from runtime import (UsageError, UserError, clock, describe_machine, dtype_name, new_directory,
-                     pick_device, pick_dtype, read_json, text_sha256, write_json, write_text)
+from runtime import (UsageError, UserError, check_regular, clock, describe_machine, dtype_name,
+                     locked, new_directory, pick_device, pick_dtype, read_json, remove_leftovers,
+                     text_sha256, write_json, write_text)
 from score import (Report, by_problem, compare_evaluations, grade_again, place, read_finished,
                    read_records, record_of, report_lines, score, summarise, versus_lines)
 from tokenizer import Tokenizer
@@ -74,26 +75,26 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
     settings = {"dataset": dataset, **(about or {}), "system": system, "shots": _as_settings(shots),
                 **sampling, **check_problems(problems)}
     folder, total = Path(folder), samples * len(problems)
-    done = _records_so_far(folder, settings)
-    if (folder / "result.json").exists() and len(done) == total:
-        return Report(read_json(folder / "result.json"), done)
     prompts = [tokenizer.prompt(problem.question, system, _turns(shots)) for problem in problems]
     room = _room(model, prompts, prefix, len(shots))
-    _begin(folder, settings, done)
-
-    device = next(model.parameters()).device
-    start = clock(device)
-    completions = generate(model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size,
-                           rows=rows, prefix=prefix, skip=set(map(place, done)), **sampling)
-    graded = _graded(completions, tokenizer, problems, prompts, dataset)
-    new = _append(folder, graded, len(done), total)
-    seconds = clock(device) - start
-    return _finish(folder, sorted(done + new, key=place), {
-        "eval_seconds": seconds, "tokens_per_second": sum(r["tokens"] for r in new) / seconds,
-        "timed_completions": len(new), "max_new_tokens": max_new_tokens,
-        "least_new_tokens": min(max_new_tokens, room),
-        "machine": describe_machine(device, model.compute_dtype),
-    })
+    with _opened(folder, settings, problems) as done:
+        if (folder / "result.json").exists() and len(done) == total:
+            return _read_back(folder, done)
+        _begin(folder, settings, done)
+        device = next(model.parameters()).device
+        start = clock(device)
+        completions = generate(model, prompts, stop_ids=tokenizer.stop_ids,
+                               vocab_size=tokenizer.size, rows=rows, prefix=prefix,
+                               skip=set(map(place, done)), **sampling)
+        graded = _graded(completions, tokenizer, problems, prompts, dataset)
+        new = _append(folder, graded, len(done), total)
+        seconds = clock(device) - start
+        return _finish(folder, sorted(done + new, key=place), {
+            "eval_seconds": seconds, "tokens_per_second": sum(r["tokens"] for r in new) / seconds,
+            "timed_completions": len(new), "max_new_tokens": max_new_tokens,
+            "least_new_tokens": min(max_new_tokens, room),
+            "machine": describe_machine(device, model.compute_dtype),
+        })
 
 
 def evaluate_api(teacher, problems: list[Problem], folder: Path, *, dataset: str = "",
@@ -108,13 +109,13 @@ def evaluate_api(teacher, problems: list[Problem], folder: Path, *, dataset: str
     settings = {"dataset": dataset, "api_model": teacher.name, "system": teacher.system,
                 "shots": _as_settings(shots), "samples": samples, **teacher.settings,
                 **check_problems(problems)}
-    done = _records_so_far(folder, settings)
-    if (folder / "result.json").exists() and len(done) == samples * len(problems):
-        return Report(read_json(folder / "result.json"), done)
-    _begin(folder, settings, done)
-    records, measured = completions(teacher, problems, _turns(shots), folder, samples)
-    records = [{"dataset": dataset, **record} for record in records]
-    return _finish(folder, records, {"max_new_tokens": teacher.max_new_tokens, **measured})
+    with _opened(folder, settings, problems) as done:
+        if (folder / "result.json").exists() and len(done) == samples * len(problems):
+            return _read_back(folder, done)
+        _begin(folder, settings, done)
+        records, measured = completions(teacher, problems, _turns(shots), folder, samples)
+        records = [{"dataset": dataset, **record} for record in records]
+        return _finish(folder, records, {"max_new_tokens": teacher.max_new_tokens, **measured})
 
 
 def check_problems(problems: list[Problem]) -> dict:
@@ -179,7 +180,26 @@ def grade(problem: Problem, completion: Completion, text: str) -> dict:
 # ------------------------------------------------------------------------------------- the folder
 
 
-def _records_so_far(folder: Path, settings: dict) -> list[dict]:
+@contextlib.contextmanager
+def _opened(folder: Path, settings: dict, problems: list[Problem]) -> Iterator[list[dict]]:
+    """The folder of an evaluation, locked; gives the records that are in it already.
+
+    Raises UserError if another process has it, or if an evaluation with other settings is in it.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder):
+            done = _records_so_far(folder, settings, problems)
+            remove_leftovers(folder)
+            yield done
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # rmdir keeps what has been written
+                folder.rmdir()
+
+
+def _records_so_far(folder: Path, settings: dict, problems: list[Problem]) -> list[dict]:
     """The records that an earlier evaluation with the same settings has written to `folder`."""
     path = folder / "generations.jsonl"
     if not (folder / "args.json").exists():
@@ -196,7 +216,45 @@ def _records_so_far(folder: Path, settings: dict) -> list[dict]:
                                 for key in other)
         raise UserError(f"{folder / 'args.json'}: was begun with {differences};"
                         " give another folder")
-    return read_records(path) if path.exists() else []
+    if not path.exists():
+        return []
+    check_regular(path)
+    done = read_records(path)
+    for record in done:
+        number, sample = place(record)
+        fits = 0 <= number < len(problems) and 0 <= sample < settings["samples"]
+        asked = (record["question"], record["gold"])
+        if not fits or asked != (problems[number].question, problems[number].answer):
+            raise UserError(f"{path}: the record of problem {number}, sample {sample} "
+                            f"({_brief(record['id'])}) is none of this evaluation; remove its line")
+    return done
+
+
+# What result.json holds besides the figures that its records give: numbers, of our own model or of
+# a server; and, at times, what else there is to say.
+TIMED = ("grading_seconds_per_1000", "eval_seconds", "tokens_per_second", "timed_completions")
+ASKED = ("grading_seconds_per_1000", "lost", "wanted", "left_out")
+COST = ("requests", "retries", "seconds", "prompt_tokens", "new_tokens")
+OTHERS = ("max_new_tokens", "least_new_tokens")
+
+
+def _read_back(folder: Path, records: list[dict]) -> Report:
+    """The report of a finished evaluation: its figures counted again, its times as they were."""
+    path = folder / "result.json"
+    stored = read_json(path)
+    names = (*(ASKED if "cost" in stored else TIMED), *(key for key in OTHERS if key in stored))
+    cost = stored.get("cost")
+    numbers = {name: stored.get(name) for name in names}
+    if "cost" in stored:
+        numbers |= {f"cost {key}": cost.get(key) if isinstance(cost, dict) else None
+                    for key in COST}
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or not 0 <= value < 2**63:
+            raise UserError(f"{path}: {name} is {_brief(value)}, not a number of what was measured; "
+                            "remove this file, and the same command counts again")
+    records, _ = grade_again(records)
+    kept = {key: stored[key] for key in (*names, "cost", "machine") if key in stored}
+    return Report(summarise(records) | kept, records)
 
 
 def _brief(value) -> str:

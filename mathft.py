@@ -30,12 +30,14 @@ from checkpoint import as_saved, checkpoints, find_model, load_model, save_model
 from data import (Example, Problem, chat_examples, document_examples, show, train_and_test,
                   usual_test_set)
 from evaluate import evaluate
-from flags import Terminated, deferred_interrupts, flag, given_flags, pick, run_command
-from methods import METHODS, find_method, history_of, merged_run, read_run, result_folder
+from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, pick,
+                   run_command, unread_output)
+from methods import (METHODS, check_args, find_method, history_of, merged_run, read_run,
+                     result_folder)
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
-                     keep_freed_memory, new_directory, peak_memory_mib, pick_device, pick_dtype,
-                     printable, read_json, trim_metrics, write_json)
+                     keep_freed_memory, locked, new_directory, peak_memory_mib, pick_device, pick_dtype,
+                     printable, read_json, remove_leftovers, trim_metrics, whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
@@ -93,6 +95,7 @@ LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
 FREE_ON_RESUME = (*LENGTHS, "resume", "device", "model", "dataset", "eval_dataset", "plain",
                   "debug")
 WRONG_SHOWN = 3
+MOST_STEPS = 10**7  # of a run; a larger number is a slip
 
 
 @dataclasses.dataclass
@@ -119,12 +122,13 @@ class Flags:
     limit: int | None = flag(None, "use at most so many training problems", least=1)
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure",
                                   least=0)
-    steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1)
+    steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1,
+                             most=MOST_STEPS)
     epochs: float | None = flag(None, "passes over the training problems (instead of --steps)",
-                                least=0.001)
+                                least=0.001, most=1e6)
     tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to "
                                     "compare sets", least=1)
-    batch_size: int | None = flag(None, "examples an optimiser step sees", least=1)
+    batch_size: int | None = flag(None, "examples an optimiser step sees", least=1, most=2**20)
     micro_batch_tokens: int | None = flag(None, "tokens computed at once; bounds memory, changes "
                                                 "no result", least=1)
     learning_rate: float | None = flag(None, "peak learning rate", alias="--lr", least=0)
@@ -179,9 +183,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        args, count = self.args, len(self.examples)
-        epochs = args.epochs or (args.tokens or 0) / sum(len(e.ids) for e in self.examples)
-        return args.steps or max(1, round(epochs * count / args.batch_size))
+        return steps_of(self.args, self.examples)
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -288,13 +290,15 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
     """The settings of the run that goes on, with what may differ taken from the command."""
     path = Path(words["resume"]) / "args.json"
     saved = read_json(path)
-    if "method" not in saved or saved.get("objective", Flags.objective) not in OBJECTIVES:
-        raise UserError(f"{path}: not the settings of a run of this version")
+    check_stored((Flags,), saved, path)
+    kinds = flag_kinds([saved.get("objective", Flags.objective)])
+    check_stored(kinds, saved, path)
+    others = saved.keys() - {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    lacking = [] if others - {"history"} else lacking_in(saved, check_args(path, saved))
+    if others - {"history"} or lacking:
+        odd = f"it lacks {lacking[0]}" if lacking else f"it also holds {min(others)}"
+        raise UserError(f"{path}: not the settings of a run of this version: {odd}")
     method, objective = find_method(saved["method"]), objective_of(saved)
-    known = {field.name for kind in flag_kinds([saved.get("objective", Flags.objective)])
-             for field in dataclasses.fields(kind)}
-    if saved.keys() - known - {"history"}:
-        raise UserError(f"{path}: not the settings of a run of this version")
     refuse_others(words | {"method": saved["method"]}, method, objective)
     for name, value in words.items():
         if name not in FREE_ON_RESUME and value != saved.get(name):
@@ -304,6 +308,13 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
         saved |= dict.fromkeys(LENGTHS)
     free = {name: value for name, value in words.items() if name in FREE_ON_RESUME}
     return tuple(pick(kind, saved | free) for kind in (Flags, method.Flags, objective.flags))
+
+
+def lacking_in(saved: dict, method: ModuleType) -> list[str]:
+    """The settings that every run has, and these lack."""
+    filled = usual_values("tiny", method, objective_of(saved)).keys() - set(LENGTHS)
+    lacking = sorted(name for name in filled if saved.get(name) is None)
+    return lacking if any(saved.get(name) for name in LENGTHS) else [*lacking, LENGTHS[0]]
 
 
 def continued(words: dict) -> tuple[dict, str]:
@@ -336,26 +347,28 @@ def continued(words: dict) -> tuple[dict, str]:
 
 
 def start_folder(args: Flags, *own: object) -> Path:
-    """Make the folder of a new run with its args.json.
+    """Make the folder of a new run with its args.json, whole or not at all.
 
     If the run starts from the adapter of another method, that adapter is merged, and the merged
     model is written to `base/`: it is this run's --model.
     """
     earlier = Path(args.from_run) if args.from_run else None
     merged = merged_run(earlier, find_method(args.method)) if earlier else None
+    history = history_of(earlier) if earlier else []
     middle = "" if args.objective == "supervised" else f"{args.objective}-"
     folder = new_directory(args.output_dir, f"{args.method}-{middle}{Path(args.dataset).stem}")
-    if merged:
-        args.model = str(folder / "base")
-        dtype = pick_dtype(args.dtype, pick_device(args.device))
-        try:
-            save_model(merged.model, folder / "base", merged.tokenizer.folder, dtype)
-        except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
-            shutil.rmtree(folder)
-            raise
-    settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
-    history = history_of(earlier) if earlier else []
-    write_json(folder / "args.json", settings | {"output_dir": str(folder), "history": history})
+    try:
+        with whole_folder(folder) as temporary:
+            if merged:
+                args.model = str(folder / "base")
+                dtype = pick_dtype(args.dtype, pick_device(args.device))
+                save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype)
+            settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
+            settings |= {"output_dir": str(folder), "history": history}
+            write_json(temporary / "args.json", settings)
+    except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
+        folder.rmdir()
+        raise
     return folder
 
 
@@ -372,6 +385,16 @@ def start_tuning(job: Job, model: Qwen2) -> Tuning:
 
 
 # ----------------------------------------------------------------------------------------- training
+
+
+def steps_of(args: Flags, examples: list[Example]) -> int:
+    """Optimiser steps of a whole run. Raises UsageError if they are absurdly many."""
+    epochs = args.epochs or (args.tokens or 0) / sum(len(example.ids) for example in examples)
+    steps = args.steps or max(1, round(epochs * len(examples) / args.batch_size))
+    if steps > MOST_STEPS:
+        raise UsageError(f"{steps:,} steps are more than the {MOST_STEPS:,} of the longest run; "
+                         "give fewer --epochs or --tokens")
+    return steps
 
 
 def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
@@ -399,7 +422,7 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
     if received:
         print(f"stopped after step {totals.steps} of {steps}; "
               f"the checkpoint is in {job.folder / 'checkpoints'}")
-        raise Terminated if signal.SIGTERM in received else KeyboardInterrupt
+        raise KeyboardInterrupt if signal.SIGINT in received else Terminated
     return totals
 
 
@@ -409,8 +432,9 @@ def log(job: Job, record: dict) -> None:
     speed = "{target_tokens_per_second:.0f} target tokens/s"
     line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
             f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB")
-    tqdm.write(line.format(steps=job.steps, **record))
-    sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
+    with unread_output():
+        tqdm.write(line.format(steps=job.steps, **record))
+        sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -555,6 +579,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.dataset}: nothing to learn by --objective {args.objective} fits "
                         f"into --max-length {args.max_length} tokens; plain texts need "
                         "--objective cpt")
+    steps_of(args, examples)  # an error is better before a model is loaded
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
@@ -567,11 +592,14 @@ def main(argv: list[str]) -> None:
         source = find_model(args.model)
         model = load_model(source, device, dtype, weight_dtype, args.plain)
     machine = describe_machine(device, dtype)
-    write_json(folder / "env.json", machine)
     job = Job(args, own, objective, goals, folder, device, machine, source, tokenizer, examples,
               dropped, tests, overlap)
     try:
-        run(job, model)
+        with locked(folder):
+            remove_leftovers(folder)
+            remove_leftovers(folder / "checkpoints")
+            write_json(folder / "env.json", machine)
+            run(job, model)
     except KeyboardInterrupt:
         print(f"to go on:  python mathft.py --resume {folder}")
         raise

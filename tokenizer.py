@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from runtime import UserError, read_json, write_json, write_text
+from runtime import UserError, check_regular, read_json, write_json, write_text
 
 ROLES = ("system", "user", "assistant")
 
@@ -48,7 +48,11 @@ class Tokenizer:
                             " beside its weights")
         try:
             self._fast = FastTokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises plain Exception, whatever is wrong
+        # tokenizers raises plain Exception, whatever is wrong, and what Rust panics at (a broken
+        # charsmap) is a BaseException.
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | MemoryError):
+                raise
             raise UserError(f"{file}: not a tokenizer that this version of tokenizers reads"
                             f" ({error})") from None
         # The file may hold settings for other uses, which would cut or pad our texts.
@@ -98,6 +102,7 @@ class Tokenizer:
         """
         file = self.folder / "chat_template.jinja"  # transformers 5 writes it here
         if file.exists():
+            check_regular(file)
             template = file.read_text(encoding="utf-8", errors="replace")
         else:
             file = self.folder / "tokenizer_config.json"
@@ -200,8 +205,13 @@ def find_default_system(template: str) -> str | None:
         if not closed or interrupted or not text.startswith(newline):
             continue
         text = text.removeprefix(newline)
+        if not quote:
+            return text
         # Jinja reads the escapes of a string in this way (jinja2/lexer.py).
-        return text.encode("ascii", "backslashreplace").decode("unicode-escape") if quote else text
+        try:
+            return text.encode("ascii", "backslashreplace").decode("unicode-escape")
+        except UnicodeDecodeError:  # an escape that is cut short: Jinja cannot read it either
+            return None
     return None
 
 
