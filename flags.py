@@ -23,6 +23,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -196,6 +197,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     argv = sys.argv[1:] if argv is None else argv
 
     def terminate(signum, frame):
+        _leave_closed_terminal()
         raise Terminated
 
     _never_fail_to_encode()
@@ -205,8 +207,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         sys.stdout.flush()  # while a closed pipe is caught
         return 0
     except BrokenPipeError:  # `... | head`: the reader has seen enough
-        # Without this the flush at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)  # or the flush at exit would fail again
         return 1
     except (KeyboardInterrupt, UserError, MemoryError, OSError, RuntimeError) as error:
         code, line = _explain(error)
@@ -237,26 +238,35 @@ def _never_fail_to_encode() -> None:
 
 
 def _tell(line: str) -> None:
-    with unread_output():
+    with unread_output(sys.stderr):
         print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def unread_output() -> Iterator[None]:
+def unread_output(stream: TextIO) -> Iterator[None]:
     """Within the block, text for a terminal that is closed, or for a pipe that nobody reads, is
-    dropped; so is all that is written there afterwards. Work that takes hours goes on without."""
+    dropped; so is all that goes there afterwards. Work that takes hours goes on without."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.EIO, errno.EPIPE):
             raise
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # one that has no descriptor
-                try:
-                    os.write(stream.fileno(), b"")
-                    stream.flush()
-                except OSError:
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _to_nowhere(stream)
+        _leave_closed_terminal()
+
+
+def _leave_closed_terminal() -> None:
+    """Write no more to a terminal whose window is closed: it would be an error each time."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.write(stream.fileno(), b"")
+        except OSError as error:  # also of a stream without a descriptor
+            if error.errno == errno.EIO:
+                _to_nowhere(stream)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
@@ -275,6 +285,7 @@ def deferred_interrupts() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         received.append(number)
+        _leave_closed_terminal()
         _tell("interrupted: ending this step, then saving; once more ends at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, *_ends())}

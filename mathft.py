@@ -432,7 +432,7 @@ def log(job: Job, record: dict) -> None:
     speed = "{target_tokens_per_second:.0f} target tokens/s"
     line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
             f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB")
-    with unread_output():
+    with unread_output(sys.stdout):
         tqdm.write(line.format(steps=job.steps, **record))
         sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
 

@@ -46,10 +46,13 @@ class Tokenizer:
         if not file.is_file():
             raise UserError(f"{file}: no such file; a checkpoint needs its tokenizer"
                             " beside its weights")
+        # Rust panics at a broken one, with pages of its own; Qwen's tokenizers have none.
+        if b'"precompiled_charsmap"' in file.read_bytes():
+            raise UserError(f"{file}: has a precompiled_charsmap, as SentencePiece's tokenizers have; "
+                            "is this a Qwen2.5 checkpoint?")
         try:
             self._fast = FastTokenizer.from_file(str(file))
-        # tokenizers raises plain Exception, whatever is wrong, and what Rust panics at (a broken
-        # charsmap) is a BaseException.
+        # tokenizers raises plain Exception, whatever is wrong; if Rust panics, a BaseException.
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | MemoryError):
                 raise

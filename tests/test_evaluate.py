@@ -18,7 +18,7 @@ from data import EMBEDDED_COUNTS, Problem, load_problems
 from evaluate import evaluate, worked_examples
 from flags import run_command
 from generate import Completion
-from runtime import UsageError, UserError
+from runtime import UsageError, UserError, locked
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,6 +236,7 @@ def argv(tiny_folder, tmp_path) -> list[str]:
     ("SIGKILL", 8, -signal.SIGKILL, None),  # nobody is asked, and nothing can be said
     ("SIGINT", 8, 130, "interrupted"),
     ("SIGTERM", 8, 143, "terminated"),
+    ("SIGHUP", 8, 143, "terminated"),
     ("SIGINT", 23, 130, "interrupted"),  # 20 samples are done, and 2 of the 5 greedy completions
 ])
 def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, argv, tmp_path,
@@ -262,6 +263,16 @@ def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, ar
     for key in ("accuracy", "ci95", "pass_at_k", "by_level", "truncated_rate", "mean_tokens",
                 "strict"):
         assert ours[key] == theirs[key]
+
+
+def test_two_evaluations_are_locked_out_of_one_folder(tuned, tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="another process is at work"):
+        evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".result.json.4194300.tmp").write_text("{")  # left by a killed process
+    evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
+    assert {path.name for path in tmp_path.iterdir()} == {"args.json", "generations.jsonl",
+                                                          "result.json"}
 
 
 def test_whatever_half_line_a_crash_leaves_the_same_records_follow(tuned, tmp_path):
