@@ -37,7 +37,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Problem, has_split, load_problems
+from data import Problem, has_split, load_problems, prompt_of, read_columns, short_name
 from flags import flag, given_flags, run_command
 from generate import MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked
 from methods import load_run, read_run
@@ -75,7 +75,7 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
     settings = {"dataset": dataset, **(about or {}), "system": system, "shots": _as_settings(shots),
                 **sampling, **check_problems(problems)}
     folder, total = Path(folder), samples * len(problems)
-    prompts = [tokenizer.prompt(problem.question, system, _turns(shots)) for problem in problems]
+    prompts = [prompt_of(tokenizer, problem, system, _turns(shots)) for problem in problems]
     room = _room(model, prompts, prefix, len(shots))
     with _opened(folder, settings, problems) as done:
         if (folder / "result.json").exists() and len(done) == total:
@@ -130,7 +130,7 @@ def check_problems(problems: list[Problem]) -> dict:
         if not problem.answer:
             raise UserError(f"{problem.id}: this problem has no gold answer to grade by;"
                             " add one or remove the problem")
-    text = json.dumps([(problem.question, problem.answer) for problem in problems])
+    text = json.dumps([(problem.key, problem.answer) for problem in problems])
     return {"n": len(problems), "problems_sha256": text_sha256(text)}
 
 
@@ -141,9 +141,9 @@ def _as_settings(shots: Sequence[Problem]) -> list[dict]:
 def _turns(shots: Sequence[Problem]) -> list[dict]:
     """Worked examples as turns of a chat: the user asks each question, the assistant solves it."""
     turns = []
-    for shot in shots:
-        turns += [{"role": "user", "content": shot.question},
-                  {"role": "assistant", "content": shot.solution}]
+    for shot in shots:  # a system prompt of its own would stand within the chat
+        turns += [turn for turn in shot.asked if turn["role"] != "system"]
+        turns.append({"role": "assistant", "content": shot.solution})
     return turns
 
 
@@ -250,8 +250,8 @@ def _read_back(folder: Path, records: list[dict]) -> Report:
                     for key in COST}
     for name, value in numbers.items():
         if type(value) not in (int, float) or not 0 <= value < 2**63:
-            raise UserError(f"{path}: {name} is {_brief(value)}, not a number of what was measured; "
-                            "remove this file, and the same command counts again")
+            raise UserError(f"{path}: {name} is {_brief(value)}, not what was measured; remove "
+                            "this file, and the same command counts again")
     records, _ = grade_again(records)
     kept = {key: stored[key] for key in (*names, "cost", "machine") if key in stored}
     return Report(summarise(records) | kept, records)
@@ -352,7 +352,9 @@ class Flags(ApiFlags, SamplingFlags):
     """The flags of `python evaluate.py`."""
 
     dataset: str = flag("mini-gsm", "problems: a set's name (its test split; python sources.py "
-                        "lists them), or a JSON or JSONL file")
+                        "lists them), or a file; several with commas")
+    columns: str | None = flag(None, "columns of the file of --dataset, if they have other names: "
+                               "question=prompt,answer=target")
     split: str = flag("test", "part of a named set: test, or train (samples for a verifier)",
                       choices=("test", "train"))
     verifier: str | None = flag(
@@ -385,9 +387,9 @@ def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
     if name is None:
         raise UsageError(f"--shots {flags.shots}: {flags.dataset} has no training split;"
                          " name a file of worked training problems with --shots-dataset")
-    asked = {problem.question for problem in problems}
-    pool = {problem.question: problem for problem in load_problems(name, "train")
-            if problem.solution and problem.question not in asked}
+    asked = {problem.key for problem in problems}
+    pool = {problem.key: problem for problem in load_problems(name, "train")
+            if problem.solution and problem.key not in asked}
     if len(pool) < flags.shots:
         raise UserError(f"{name}: has {len(pool)} worked problems that are not evaluated,"
                         f" --shots {flags.shots} needs more")
@@ -403,7 +405,8 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
         raise UsageError("--verifier chooses among several samples: give --samples")
     if flags.verifier:
         read_run(Path(flags.verifier))  # an error is better before hours of generation
-    problems = load_problems(flags.dataset, split=flags.split, limit=flags.limit)
+    columns = read_columns(flags.columns)
+    problems = load_problems(flags.dataset, flags.split, flags.limit, columns=columns)
     check_problems(problems)  # before a model is loaded and a folder is made
     shots = worked_examples(flags, problems)
     teacher = open_api(flags)
@@ -439,7 +442,7 @@ def _output_folder(flags: Flags) -> Path:
     """The folder of the results: a new one, or that of an evaluation that goes on."""
     if flags.output_dir and (Path(flags.output_dir) / "generations.jsonl").exists():
         return Path(flags.output_dir)
-    name = Path(flags.dataset).stem
+    name = short_name(flags.dataset)
     if flags.run:
         return new_directory(flags.output_dir, name, f"{flags.run}/evals")
     return new_directory(flags.output_dir, f"eval-{name}")

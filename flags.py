@@ -190,9 +190,9 @@ def _bare(kind) -> tuple[type, bool]:
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run `main(argv)` and return the exit code.
 
-    Codes are 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM or SIGHUP. An error that the user can
-    mend becomes one line on stderr, and `--debug` shows its traceback too. Any other error is a
-    fault of the program and keeps its traceback.
+    Codes are 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM or SIGHUP. An error that the
+    user can mend becomes one line on stderr, and `--debug` shows its traceback too. Any other error
+    is a fault of the program and keeps its traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
 

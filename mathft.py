@@ -17,6 +17,7 @@ import dataclasses
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -27,8 +28,8 @@ from tqdm import tqdm
 import fast
 from adapters import Tuning
 from checkpoint import as_saved, checkpoints, find_model, load_model, save_model, step_of
-from data import (Example, Problem, chat_examples, document_examples, show, train_and_test,
-                  usual_test_set)
+from data import (Example, Problem, chat_examples, document_examples, read_columns, short_name,
+                  show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
 from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, pick,
                    run_command, unread_output)
@@ -36,8 +37,9 @@ from methods import (METHODS, check_args, find_method, history_of, merged_run, r
                      result_folder)
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
-                     keep_freed_memory, locked, new_directory, peak_memory_mib, pick_device, pick_dtype,
-                     printable, read_json, remove_leftovers, trim_metrics, whole_folder, write_json)
+                     keep_freed_memory, locked, new_directory, peak_memory_mib, pick_device,
+                     pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
+                     whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
@@ -49,7 +51,7 @@ from train import Objective, TrainSettings, TrainTotals, train
 def supervised() -> Objective:
     """Chats, of which the answers are the targets."""
     return Objective(lambda tokenizer, problems, args, flags: chat_examples(
-        tokenizer, problems, args.system, args.max_length))
+        tokenizer, problems, args.system, args.max_length, args.train_on))
 
 
 def cpt() -> Objective:
@@ -113,12 +115,17 @@ class Flags:
     from_run: str | None = flag(None, "start at the end of the run in this folder, with the same "
                                 "method or another", alias="--from")
     dataset: str = flag("mini-gsm", "training problems: a set's name (python sources.py lists "
-                                    "them), hub:owner/name/path.jsonl, or a JSON or JSONL file")
+                                    "them), hub:owner/name/path.jsonl, or a file; several with "
+                                    "commas")
+    columns: str | None = flag(None, "columns of the file of --dataset, if they have other names: "
+                               "question=prompt,solution=target")
     eval_dataset: str | None = flag(None, "test problems (default: the set's own; math500 for math "
                                     "and aug-math, gsm8k for aug-gsm8k; of a file a tenth is held "
                                     "out)")
     train_on_overlap: bool = flag(False, "keep training problems that repeat a test problem, "
                                          "wholly or in 13 words")
+    train_on: str = flag("all", "of a chat, which turns of the assistant are learnt",
+                         choices=("all", "last"))
     limit: int | None = flag(None, "use at most so many training problems", least=1)
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure",
                                   least=0)
@@ -171,9 +178,10 @@ class Job:
     source: Path  # the model's folder
     tokenizer: Tokenizer
     examples: list[Example]
-    dropped: int  # examples longer than --max-length
+    left_out: Counter[str]  # rows that are not trained on, by reason
     test_problems: list[Problem]
     overlap: int  # training problems that repeat a test problem
+    with_markers: int = 0  # training problems that spell a marker such as <|im_end|>
 
     @property
     def method(self) -> ModuleType:
@@ -356,7 +364,7 @@ def start_folder(args: Flags, *own: object) -> Path:
     merged = merged_run(earlier, find_method(args.method)) if earlier else None
     history = history_of(earlier) if earlier else []
     middle = "" if args.objective == "supervised" else f"{args.objective}-"
-    folder = new_directory(args.output_dir, f"{args.method}-{middle}{Path(args.dataset).stem}")
+    folder = new_directory(args.output_dir, f"{args.method}-{middle}{short_name(args.dataset)}")
     try:
         with whole_folder(folder) as temporary:
             if merged:
@@ -453,6 +461,7 @@ def result_of(job: Job, sizes: dict[str, int], totals: TrainTotals, before: Repo
         "method": args.method, "objective": args.objective, "model": args.model,
         "dataset": args.dataset, "eval_dataset": args.eval_dataset or args.dataset,
         "n": len(job.test_problems) if measured else None, "train_overlap": job.overlap,
+        "left_out": dict(job.left_out.most_common()), "rows_with_markers": job.with_markers,
         **pair("accuracy"), **pair("ci95"), **pair("no_answer_rate"), **pair("truncated_rate"),
         **pair("ended_with_answer_rate"),
         "mcnemar_p": mcnemar(before.verdicts, after.verdicts) if measured else None,
@@ -496,22 +505,49 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
 # --------------------------------------------------------------------------------------------- main
 
 
-def load_data(args: Flags) -> tuple[list, list[Problem], int]:
+def load_data(args: Flags, left_out: Counter[str] | None = None
+              ) -> tuple[list, list[Problem], int]:
     """Training and test problems, and how many training problems repeat a test problem.
 
-    These are left out, unless --train-on-overlap keeps them.
+    These are left out, unless --train-on-overlap keeps them. `left_out` counts all rows that are
+    not trained on, by reason.
     """
+    left_out = Counter() if left_out is None else left_out
     read = objective_of(vars(args)).read
     if read:
         return read(args.dataset)[: args.limit], [], 0
-    measured = args.eval_limit != 0
-    problems, tests, repeated = train_and_test(args.dataset, args.eval_dataset, args.seed, measured)
+    problems, tests, repeated = train_and_test(
+        args.dataset, args.eval_dataset, args.seed, args.eval_limit != 0,
+        read_columns(args.columns), left_out)
     clean = [problem for problem in problems if problem.id not in repeated]
     if repeated and not clean and not args.train_on_overlap:
         raise UserError(f"{args.dataset}: all {len(problems)} problems repeat test problems; "
                         "--train-on-overlap keeps them")
     chosen = problems if args.train_on_overlap else clean
+    count(left_out, "overlap the test problems", len(problems) - len(chosen))
+    count(left_out, "beyond --limit", max(0, len(chosen) - (args.limit or len(chosen))))
     return chosen[: args.limit], tests[: args.eval_limit], len(problems) - len(clean)
+
+
+def count(left_out: Counter[str], reason: str, rows: int) -> None:
+    """Add to the rows left out for that reason, if there are any."""
+    if rows > 0:
+        left_out[reason] += rows
+
+
+def make_examples(tokenizer: Tokenizer, problems: list, args: Flags, goals: object,
+                  left_out: Counter[str]) -> list[Example]:
+    """The examples of the run's objective; problems that make none are counted in `left_out`."""
+    objective = objective_of(vars(args))
+    examples, too_long = objective.examples(tokenizer, problems, args, goals)
+    count(left_out, f"longer than {args.max_length} tokens", too_long)
+    if not objective.read:  # then a row makes an example or more
+        count(left_out, "with nothing to learn", len(problems) - too_long - len(examples))
+    if not examples:
+        raise UserError(f"{args.dataset}: nothing to learn by --objective {args.objective} fits "
+                        f"into --max-length {args.max_length} tokens; plain texts need "
+                        "--objective cpt")
+    return examples
 
 
 def print_start(job: Job, total: int) -> None:
@@ -521,11 +557,16 @@ def print_start(job: Job, total: int) -> None:
     start = f", from {args.from_run}" if args.from_run else ""
     print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
           f"objective {args.objective}{start}")
-    dropped = f" ({job.dropped} longer than {args.max_length} tokens dropped)" * bool(job.dropped)
-    what = "are trained on all the same" if args.train_on_overlap else "are left out"
-    overlap = f" ({job.overlap} overlap the test problems and {what})" if job.overlap else ""
-    print(f"data       {args.dataset}: {len(job.examples)} training examples{dropped}, "
+    overlap = (f" ({job.overlap} overlap the test problems and are trained on all the same)"
+               if job.overlap and args.train_on_overlap else "")
+    print(f"data       {args.dataset}: {len(job.examples)} training examples, "
           f"{len(job.test_problems)} test problems{overlap}", flush=True)
+    if job.left_out:
+        reasons = ", ".join(f"{rows} {reason}" for reason, rows in job.left_out.most_common())
+        print(f"left out   {job.left_out.total()} rows: {reasons}", flush=True)
+    if job.with_markers:
+        print(f"note       {job.with_markers} rows spell a marker such as <|im_end|>: it stays text, "
+              "and ends no turn", flush=True)
 
 
 def run(job: Job, model: Qwen2) -> None:
@@ -573,12 +614,9 @@ def main(argv: list[str]) -> None:
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
-    problems, tests, overlap = load_data(args)
-    examples, dropped = objective.examples(tokenizer, problems, args, goals)
-    if not examples:
-        raise UserError(f"{args.dataset}: nothing to learn by --objective {args.objective} fits "
-                        f"into --max-length {args.max_length} tokens; plain texts need "
-                        "--objective cpt")
+    left_out: Counter[str] = Counter()
+    problems, tests, overlap = load_data(args, left_out)
+    examples = make_examples(tokenizer, problems, args, goals, left_out)
     steps_of(args, examples)  # an error is better before a model is loaded
     if args.show_example:
         print(show(tokenizer, examples[0]))
@@ -593,7 +631,7 @@ def main(argv: list[str]) -> None:
         model = load_model(source, device, dtype, weight_dtype, args.plain)
     machine = describe_machine(device, dtype)
     job = Job(args, own, objective, goals, folder, device, machine, source, tokenizer, examples,
-              dropped, tests, overlap)
+              left_out, tests, overlap, 0 if objective.read else sum(map(spells_marker, problems)))
     try:
         with locked(folder):
             remove_leftovers(folder)

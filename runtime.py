@@ -314,10 +314,14 @@ def parse_json(text: str):
 
     Raises ValueError or RecursionError, also for valid JSON that is no usable text.
     """
-    value = json.loads(text)  # a number of 5,000 digits is a plain ValueError
+    value = json.loads(text, parse_constant=_no_constant)  # 5,000 digits are a plain ValueError
     # Half a surrogate pair (\ud800) could be written to no file.
     json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is no JSON")
 
 
 def read_json(path: Path) -> dict:

@@ -30,6 +30,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from runtime import UserError, check_regular, read_json, write_json, write_text
 
 ROLES = ("system", "user", "assistant")
+# A text that spells one stays text: it is encoded letter by letter.
+MARKERS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
 class Tokenizer:
@@ -48,8 +50,8 @@ class Tokenizer:
                             " beside its weights")
         # Rust panics at a broken one, with pages of its own; Qwen's tokenizers have none.
         if b'"precompiled_charsmap"' in file.read_bytes():
-            raise UserError(f"{file}: has a precompiled_charsmap, as SentencePiece's tokenizers have; "
-                            "is this a Qwen2.5 checkpoint?")
+            raise UserError(f"{file}: has a precompiled_charsmap, as tokenizers of SentencePiece "
+                            "have; is this a Qwen2.5 checkpoint?")
         try:
             self._fast = FastTokenizer.from_file(str(file))
         # tokenizers raises plain Exception, whatever is wrong; if Rust panics, a BaseException.
@@ -161,9 +163,10 @@ class Tokenizer:
     def chat(self, messages: list[dict], system: str | None = None) -> tuple[list[int], list[bool]]:
         """Ids of a chat and, for each, whether it is a target.
 
-        messages: `{"role", "content"}` each. The system prompt is a system message at their head,
-        else `system`, else the checkpoint's default. If the last turn is the assistant's, it ends
-        with `end_id`. Every other turn ends as in the template, with `<|im_end|>` and a newline.
+        messages: `{"role", "content"}` each, and "train" false for an answer that is no target. The
+        system prompt is a system message at their head, else `system`, else the checkpoint's
+        default. If the last turn is the assistant's, it ends with `end_id`. Every other turn ends
+        as in the template, with `<|im_end|>` and a newline.
         """
         if not messages or messages[0]["role"] != "system":
             system = self.default_system if system is None else system
@@ -174,15 +177,16 @@ class Tokenizer:
             if role not in ROLES:
                 raise UserError(f"a message has the role {role!r}; known are {', '.join(ROLES)}")
             answer = role == "assistant"
+            learnt = answer and message.get("train", True)
             pieces.append(([self._start_turn], False))
             if answer:
-                pieces += [(self.encode("assistant\n"), False), (self.encode(content), True)]
+                pieces += [(self.encode("assistant\n"), False), (self.encode(content), learnt)]
             else:  # in one piece, like the rendered template
                 pieces += [(self.encode(f"{role}\n{content}"), False)]
             if answer and number == len(messages):
-                pieces += [([self.end_id], True)]
+                pieces += [([self.end_id], learnt)]
             else:
-                pieces += [([self._end_turn], answer), (self.encode("\n"), False)]
+                pieces += [([self._end_turn], learnt), (self.encode("\n"), False)]
         ids = [number for piece, _ in pieces for number in piece]
         return ids, [target for piece, target in pieces for _ in piece]
 

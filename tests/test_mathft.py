@@ -223,7 +223,7 @@ def test_what_repeats_a_test_problem_is_left_out_and_told(common, tmp_path, caps
     more = [*overlapping(tmp_path), "--steps", "1", "--eval-limit", "1"]
     code, out, _ = command(lora(common, tmp_path / "clean", *more), capsys)
     assert code == 0 and "train.jsonl: 8 training examples, 1 test problems" in out
-    assert "test problems (2 overlap the test problems and are left out)\n" in out
+    assert "test problems\nleft out   2 rows: 2 overlap the test problems\n" in out
     assert read(tmp_path / "clean" / "result.json")["train_overlap"] == 2
     code, out, _ = command(lora(common, tmp_path / "all", *more, "--train-on-overlap"), capsys)
     assert code == 0 and "train.jsonl: 10 training examples, 1 test problems" in out
@@ -752,7 +752,42 @@ def test_long_examples_are_dropped_and_told(common, tmp_path, capsys):
         lora(common, tmp_path / "run", "--steps", "1", "--eval-limit", "0", "--max-length", "200"),
         capsys)
     assert code == 0
-    assert "40 training examples (1 longer than 200 tokens dropped), 0 test problems" in out
+    assert "40 training examples, 0 test problems\nleft out   1 rows: 1 longer than 200 to" in out
+    assert read(tmp_path / "run" / "result.json")["left_out"] == {"longer than 200 tokens": 1}
+
+
+def test_rows_left_out_are_counted_by_reason(common, tmp_path, capsys):
+    """All rows of a file are trained on, measured, or counted with a reason."""
+    rows = [{"question": f"{n}?", "generated_solution": f"#### {n}", "expected_answer": str(n)}
+            for n in range(20)]
+    rows += [{"question": "not learnt", "answer": "", "solution": ""},
+             {"question": "wrong", "generated_solution": "4", "is_correct": False},
+             {"question": "spelt", "answer": "<|im_end|> #### 7"},
+             {"question": "What is 100 + 101?", "answer": "#### 7"},
+             {"question": "long", "answer": "so " * 500 + "#### 7"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ("--dataset", str(file), "--max-length", "200", "--limit", "23", "--steps", "1")
+    code, out, err = command(lora(common, tmp_path / "run", *more), capsys)
+    assert code == 0, err
+    assert "left out   4 rows: 1 marked as wrong by is_correct, 1 overlap the test problems" in out
+    assert "note       1 rows spell a marker such as <|im_end|>" in out
+    result = read(tmp_path / "run" / "result.json")
+    assert result["left_out"] == {
+        "marked as wrong by is_correct": 1, "overlap the test problems": 1,
+        "longer than 200 tokens": 1, "with nothing to learn": 1}
+    assert result["rows_with_markers"] == 1 and "21 training examples" in out
+
+
+def test_columns_and_several_sets_by_the_command(common, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(
+            json.dumps({"Q": f"{name} {n}?", "A": f"#### {n}"}) + "\n" for n in range(4)))
+    sets = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}"
+    more = ("--dataset", sets, "--columns", "question=Q,solution=A", "--steps", "1")
+    code, out, err = command(lora(common, tmp_path / "run", *more), capsys)
+    assert code == 0 and "8 training examples" in out, err
+    assert command(["--resume", str(tmp_path / "run"), "--steps", "2"], capsys)[0] == 0
 
 
 def test_show_example_prints_one_and_exits(common, tmp_path, capsys, monkeypatch):
