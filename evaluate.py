@@ -29,6 +29,7 @@ import json
 import math
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -406,13 +407,16 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
     if flags.verifier:
         read_run(Path(flags.verifier))  # an error is better before hours of generation
     columns = read_columns(flags.columns)
-    problems = load_problems(flags.dataset, flags.split, flags.limit, columns=columns)
+    left_out: Counter[str] = Counter()
+    problems = load_problems(flags.dataset, flags.split, flags.limit, 0, columns, left_out)
     check_problems(problems)  # before a model is loaded and a folder is made
     shots = worked_examples(flags, problems)
     teacher = open_api(flags)
     run = None if teacher else load_asked(flags)
     folder = _output_folder(flags)
     print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
+    for reason, rows in left_out.items():
+        print(f"left out   {rows} rows: {reason}", flush=True)
 
     def once(part: Path, sampling: dict) -> Report:
         """One evaluation into `part`; without `sampling` it is greedy."""

@@ -565,8 +565,8 @@ def print_start(job: Job, total: int) -> None:
         reasons = ", ".join(f"{rows} {reason}" for reason, rows in job.left_out.most_common())
         print(f"left out   {job.left_out.total()} rows: {reasons}", flush=True)
     if job.with_markers:
-        print(f"note       {job.with_markers} rows spell a marker such as <|im_end|>: it stays text, "
-              "and ends no turn", flush=True)
+        print(f"note       {job.with_markers} rows spell a marker such as <|im_end|>: it stays "
+              "text, and ends no turn", flush=True)
 
 
 def run(job: Job, model: Qwen2) -> None:

@@ -14,7 +14,7 @@ import torch
 
 import evaluate as module
 from checkpoint import load_model
-from data import EMBEDDED_COUNTS, Problem, load_problems
+from data import EMBEDDED_COUNTS, Problem, load_problems, parse_record
 from evaluate import evaluate, worked_examples
 from flags import run_command
 from generate import Completion
@@ -263,6 +263,18 @@ def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, ar
     for key in ("accuracy", "ci95", "pass_at_k", "by_level", "truncated_rate", "mean_tokens",
                 "strict"):
         assert ours[key] == theirs[key]
+
+
+def test_a_chat_is_measured_with_its_own_system_prompt_and_earlier_turns(tuned, tmp_path):
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "2?"},
+             {"role": "assistant", "content": "2"}, {"role": "user", "content": "+ 3?"},
+             {"role": "assistant", "content": "#### 5"}]
+    chat = parse_record({"messages": turns}, "chat")
+    report = evaluate(*tuned, [chat], tmp_path, system="not used", max_new_tokens=4)
+    prompt = tuned[1].prompt("+ 3?", earlier=turns[:3])
+    (record,) = report.records
+    assert record["prompt_sha256"] == hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
+    assert record["gold"] == "5" and record["question"].startswith("user: 2?")
 
 
 def test_two_evaluations_are_locked_out_of_one_folder(tuned, tmp_path):

@@ -610,9 +610,10 @@ ATTACKS = [
     (changed("args.json", lora_targets="nose"), "unknown target nose"),
     *((changed(STATE, **values), f"{STATE}: not the state after 2 steps") for values in [
         {"steps": 3}, {"steps": "2"}, {"steps": True}, {"steps": -2}, {"seconds": None},
-        {"seconds": float("nan")}, {"tokens": 1e9}, {"target_tokens": ...}, {"colour": 1},
+        {"seconds": -1}, {"tokens": 1e9}, {"target_tokens": ...}, {"colour": 1},
         {"interrupted": 0}]),
     (written(STATE, b"{"), "state.json:1: not valid JSON"),
+    (changed(STATE, seconds=float("nan")), "state.json:1: not valid JSON (NaN is no JSON)"),
     (each("exp_avg.", lambda t: t.flatten()[:1]), "exp_avg.model.layers.0"),
     (each("exp_avg_sq.", lambda t: t.double()), "in torch.float64"),
     (each("param.", lambda t: t.T.contiguous()), "param.model.layers.0"),
