@@ -398,6 +398,16 @@ def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
     return [list(pool.values())[index] for index in chosen]
 
 
+def problems_asked(flags: Flags) -> tuple[list[Problem], Counter[str]]:
+    """The problems of --dataset, checked before a model is loaded and a folder is made; and how
+    many rows are left out, by reason."""
+    left_out: Counter[str] = Counter()
+    problems = load_problems(flags.dataset, flags.split, flags.limit,
+                             columns=read_columns(flags.columns), left_out=left_out)
+    check_problems(problems)
+    return problems, left_out
+
+
 def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
     """Evaluate the model, run or server that the flags name. Returns the report and its folder."""
     from recipes.client import open_api  # here, see above
@@ -406,17 +416,13 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
         raise UsageError("--verifier chooses among several samples: give --samples")
     if flags.verifier:
         read_run(Path(flags.verifier))  # an error is better before hours of generation
-    columns = read_columns(flags.columns)
-    left_out: Counter[str] = Counter()
-    problems = load_problems(flags.dataset, flags.split, flags.limit, 0, columns, left_out)
-    check_problems(problems)  # before a model is loaded and a folder is made
+    problems, left_out = problems_asked(flags)
     shots = worked_examples(flags, problems)
     teacher = open_api(flags)
     run = None if teacher else load_asked(flags)
     folder = _output_folder(flags)
     print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
-    for reason, rows in left_out.items():
-        print(f"left out   {rows} rows: {reason}", flush=True)
+    print(*(f"left out   {rows} rows: {why}\n" for why, rows in left_out.items()), sep="", end="")
 
     def once(part: Path, sampling: dict) -> Report:
         """One evaluation into `part`; without `sampling` it is greedy."""
