@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model import Linear
-from runtime import UserError, read_json, whole_folder, write_json, write_tensors
+from runtime import (UserError, check_regular, read_json, whole_folder, write_json,
+                     write_tensors)
 
 # The linear maps of one layer, by the last part of their name.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -182,10 +183,11 @@ def read_adapter(folder: Path, peft_type: str,
     unknown = sorted(key for key, value in settings.items() if value and key not in known)
     if unknown:
         raise UserError(f"{path}: sets {', '.join(unknown)}, which mathft does not support")
+    if not weights.exists():
+        raise UserError(f"{weights}: no such file (only safetensors adapters are read)")
+    check_regular(weights)
     try:
         return settings, load_file(weights)
-    except FileNotFoundError:
-        raise UserError(f"{weights}: no such file (only safetensors adapters are read)") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{weights}: not a whole safetensors file ({error}); "
                         "copy or save it again") from None

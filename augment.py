@@ -7,15 +7,17 @@ comes from.
         --samples 5 --temperature 0.7
     python augment.py filter rows.jsonl clean.jsonl --style gsm8k --numeric --dedup near
     python augment.py recipe mugglemath-15k muggle.jsonl --source aug-gsm8k
+    python augment.py export rows.jsonl out.jsonl --form alpaca
 
 `make` runs a recipe of recipes.py into a folder of its own: args.json, replies.jsonl (a teacher's
 raw replies), data.jsonl and result.json. After Ctrl-C the same command with --output-dir FOLDER
 goes on and asks nothing twice. `filter` takes a file through the steps of curate.py in a fixed
 order. It says what each step dropped and why, and writes that beside its result. `recipe` is a
-paper's selection of published data.
+paper's selection of published data. `export` writes rows for other trainers.
 """
 
 import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from data import Problem, load_problems, write_problems
+from data import Problem, load_problems, read_columns, short_name, write_problems
 from flags import flag, parse_flags, run_command
 from generate import ApiFlags
 from recipes import recipes
@@ -34,7 +36,8 @@ from recipes.curate import (DUPLICATE_KINDS, STRATA, CurationStep, drop_duplicat
                             unify)
 from recipes.recipes import NEEDS_MAJORITY, NEEDS_TEACHER, RECIPES, RecipeContext
 from recipes.teacher import TeacherFlags, open_teacher
-from runtime import UsageError, UserError, new_directory, printable, read_json, write_json
+from runtime import (UsageError, UserError, new_directory, printable, read_json, write_json,
+                     write_text)
 from score import cost_line
 from sources import SETS
 
@@ -122,7 +125,7 @@ def _open_recipe(flags: MakeFlags, problems: list[Problem]) -> RecipeContext:
           + (f", teacher {teacher.name}" if teacher else "")
           + (f", student {student.name}" if student else ""), flush=True)
     single = [problem for problem in problems
-              if sum(turn["role"] == "user" for turn in problem.messages) < 2]
+              if sum(turn["role"] != "system" for turn in problem.asked) < 2]
     context = RecipeContext(flags.recipe, single, folder, teacher, student, flags.samples,
                             flags.seed, flags.check, flags.hard, flags.agreement)
     if len(single) < len(problems):
@@ -169,7 +172,7 @@ def _folder(flags: MakeFlags) -> Path:
                 if name not in FREE}
     begun = Path(flags.output_dir) / "args.json" if flags.output_dir else None
     if begun is None or not begun.exists():
-        folder = new_directory(flags.output_dir, f"{flags.recipe}-{Path(flags.dataset).stem}")
+        folder = new_directory(flags.output_dir, f"{flags.recipe}-{short_name(flags.dataset)}")
         write_json(folder / "args.json", settings)
         return folder
     other = sorted(name for name, value in read_json(begun).items() if settings.get(name) != value)
@@ -323,11 +326,68 @@ def select(argv: list[str]) -> None:
     _write(flags, rows, steps, tests)
 
 
-COMMANDS = {"make": make, "filter": clean, "recipe": select}
+# ------------------------------------------------------------------------------------------- export
+
+
+@dataclass(kw_only=True)
+class ExportFlags:
+    """The flags of `python augment.py export`."""
+
+    source: str = flag(MISSING, "rows: a set's name, or a file", positional=True)
+    target: str = flag(MISSING, "the JSONL file to write", positional=True)
+    form: str = flag("messages", "what the rows look like: messages (TRL, most trainers), "
+                     "prompt-completion (TRL), or alpaca (LLaMA-Factory)",
+                     choices=("messages", "prompt-completion", "alpaca"))
+    columns: str | None = flag(None, "columns of the file, if they have other names: "
+                               "question=prompt,solution=target")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+def export(argv: list[str]) -> None:
+    """`python augment.py export IN OUT`: rows in the form that other trainers read."""
+    flags = parse_flags(ExportFlags, argv, export.__doc__)
+    _check_free(flags.target)
+    rows = load_problems(flags.source, columns=read_columns(flags.columns))
+    solved = [problem for problem in rows if problem.solution
+              and not any("train" in turn for turn in problem.messages[-1:])]
+    if not solved:
+        raise UserError(f"{flags.source}: no row has a solution; nothing was written")
+    lines = (json.dumps(exported(problem, flags.form), ensure_ascii=False) for problem in solved)
+    write_text(Path(flags.target), "".join(f"{line}\n" for line in lines))
+    left_out = f", {len(rows) - len(solved)} with nothing to learn left out" * (
+        len(rows) > len(solved))
+    print(f"written    {len(solved)} rows to {flags.target}{left_out}")
+
+
+def exported(problem: Problem, form: str) -> dict:
+    """A problem as a row of other trainers; forms.py reads it back as the same turns.
+
+    A turn that is not learnt has no word in these forms: trainers learn the last one, or all.
+    """
+    asked = [{key: turn[key] for key in ("role", "content")} for turn in problem.asked]
+    answer = [{"role": "assistant", "content": problem.solution}]
+    if form == "messages":
+        return {"messages": asked + answer}
+    if form == "prompt-completion":
+        return {"prompt": asked, "completion": answer}
+    systems = [turn["content"] for turn in asked if turn["role"] == "system"]
+    plain = [turn for turn in asked if turn["role"] != "system"]
+    roles = [turn["role"] for turn in plain]
+    if len(systems) > 1 or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+        raise UserError(f"{problem.id}: its turns do not alternate, which alpaca cannot say; give "
+                        "another --form")
+    *earlier, last = [turn["content"] for turn in plain]
+    row = {"instruction": last, "input": "", "output": problem.solution}
+    row |= {"system": systems[0]} if systems else {}
+    pairs = [list(pair) for pair in zip(earlier[::2], earlier[1::2])]
+    return row | ({"history": pairs} if pairs else {})
+
+
+COMMANDS = {"make": make, "filter": clean, "recipe": select, "export": export}
 
 
 def main(argv: list[str]) -> None:
-    """`python augment.py make|filter|recipe`."""
+    """`python augment.py make|filter|recipe|export`."""
     if argv[:1] in (["--help"], ["-h"]):
         print(__doc__)
         return

@@ -14,6 +14,7 @@ What is written appears whole or not at all: into a folder beside its place, whi
 Source: the layout of Qwen2.5's published checkpoints, as transformers 4 and 5 write it.
 """
 
+import os
 import shutil
 import sys
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -26,8 +27,8 @@ from torch import Tensor
 from fast import accelerate
 from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
-from runtime import (UsageError, UserError, dtype_name, pick_dtype, read_json, whole_folder,
-                     write_json, write_tensors)
+from runtime import (UsageError, UserError, check_regular, dtype_name, pick_dtype, read_json,
+                     whole_folder, write_json, write_tensors)
 from tokenizer import Tokenizer
 
 EMBEDDED = ("tiny", "tiny-large")  # models that come with the project; tools/make_tiny.py made them
@@ -221,10 +222,9 @@ def _is_plain_name(name) -> bool:
 
 def _open(file: Path):
     """A safetensors file, mapped into memory."""
+    check_regular(file)
     try:
         return safe_open(file, framework="pt")
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; download or copy it again") from None
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file}: not a whole safetensors file ({error}); download or copy it again") from None
@@ -357,8 +357,14 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = (folder / "checkpoints").glob("step-*")
-    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()),
+    return sorted((path for path in found if _is_number(path.name.removeprefix("step-"))),
                   key=step_of)
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a whole number as `save_checkpoint` writes it: digits of ASCII, without a
+    zero before others."""
+    return text.isascii() and text.isdigit() and len(text) < 20 and text == str(int(text))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -367,11 +373,14 @@ def step_of(checkpoint: Path) -> int:
 
 
 def drop_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints, now that the newest is whole."""
+    """Delete all but the last `keep` checkpoints, now that the newest is whole.
+
+    Each first takes the name of a temporary folder: half a checkpoint never bears a step's name.
+    """
     for old in checkpoints(folder)[:-keep]:
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
+        doomed = old.with_name(f".{old.name}.{os.getpid()}.tmp")
+        os.replace(old, doomed)
+        shutil.rmtree(doomed)
 
 
 # ------------------------------------------------------------------------------------------ command

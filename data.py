@@ -12,11 +12,13 @@ rows.
 Targets are positions, never ids.
 """
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,27 +28,43 @@ from torch import Tensor
 
 import synthetic
 from answers import extract_answer
-from runtime import UserError, hash_of, round_up, write_text
-from tokenizer import Tokenizer
+from flags import run_command
+from runtime import UsageError, UserError, hash_of, round_up, write_text
+from tokenizer import MARKERS, Tokenizer
 
 HELD_OUT = 200  # at most so many problems of a file are kept for measuring
 EMBEDDED_COUNTS = {"train": 4000, "test": 500}  # problems of an embedded set without a limit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One problem, whatever file it came from; or a plain text."""
 
     id: str
-    question: str
+    question: str  # of a chat all that its user and assistant said before the last answer
     solution: str  # the worked solution that training teaches; may be empty if it is only evaluated
     answer: str  # the gold answer alone
     level: str = ""
     subject: str = ""
-    messages: tuple[dict, ...] = ()  # a whole chat, instead of question and solution
+    # A whole chat: {"role", "content"} each, and "train" false if a turn is not learnt.
+    messages: tuple[dict, ...] = ()
     text: str = ""  # a plain document, instead of all of these
     # of made data: recipe, parent id, teacher, seed, ...
     origin: dict = field(default_factory=dict)
+
+    @property
+    def asked(self) -> list[dict]:
+        """The turns before the last answer: what a model is given that is to answer."""
+        if not self.messages:
+            return [{"role": "user", "content": self.question}]
+        ends = self.messages[-1]["role"] == "assistant"
+        return list(self.messages[:-1] if ends else self.messages)
+
+    @property
+    def key(self) -> str:
+        """What tells problems apart: all that is asked, the system prompt of a chat included."""
+        systems = [turn["content"] for turn in self.messages if turn["role"] == "system"]
+        return "\0".join((*systems, self.text or self.question))
 
 
 @dataclass(frozen=True)
@@ -77,31 +95,63 @@ class PackedBatch:
 # ----------------------------------------------------------------------------------------- problems
 
 
-def load_problems(name: str, split: str = "train", limit: int | None = None,
-                  seed: int = 0) -> list[Problem]:
-    """Problems of an embedded set, of a published one, or of a JSON or JSONL file.
+def load_problems(name: str, split: str = "train", limit: int | None = None, seed: int = 0,
+                  columns: dict[str, str] | None = None,
+                  left_out: Counter[str] | None = None) -> list[Problem]:
+    """Problems of an embedded set, of a published one, of a file, or of several, with commas.
 
     An embedded set is unlimited: `limit` says how many. Of others it keeps the first. A file has no
-    splits. Raises UserError that names file and line.
+    splits. `columns` gives a file's column for each of our names (see forms.py). Rows that say
+    themselves that they are not to be used are counted in `left_out`, by reason. Raises UserError
+    that names file and line.
     """
+    names = set_names(name)
+    if len(names) > 1:
+        parts = (load_problems(part, split, limit, seed, columns, left_out) for part in names)
+        return [problem for part in parts for problem in part][:limit]
     if name in synthetic.DATASETS:
         count = EMBEDDED_COUNTS[split] if limit is None else limit
-        records = synthetic.problems(name, split, count, seed)
-        return [parse_record(record, name) for record in records]
+        return [_embedded(record) for record in synthetic.problems(name, split, count, seed)]
     import sources  # here: an embedded set needs none of it
 
     if not sources.is_known(name):
         if not Path(name).is_file():
             raise UserError(f"{name}: no such file, and no data set of that name; "
                             f"known are {known_names()}")
-        return read_problems(Path(name))[:limit]
+        return read_problems(Path(name), limit, columns, left_out)
     problems = []
     # ids name set, file and line, the same on every machine
     for path in sources.fetch(name, split):
         label = name if name.startswith("hub:") else f"{name}/{path.name}"
-        found = read_problems(path)
+        found = read_problems(path, limit, columns, left_out)
         problems += [replace(p, id=p.id.replace(str(path), label, 1)) for p in found]
     return problems[:limit]
+
+
+def _embedded(record: dict) -> Problem:
+    """The problem of a record that synthetic.py makes."""
+    level, subject = str(record.get("level", "")), record.get("subject", "")
+    if "text" in record:
+        return Problem(record["id"], "", "", "", level, subject, text=record["text"])
+    if "problem" in record:
+        return Problem(record["id"], record["problem"], record["solution"], record["answer"], level,
+                       subject)
+    gold = extract_answer(record["answer"], strict=True)
+    return Problem(record["id"], record["question"], record["answer"], gold, level, subject)
+
+
+def set_names(name: str) -> list[str]:
+    """The sets that a flag names, with commas. A file may have a comma in its own name."""
+    parts = [part.strip() for part in name.split(",") if part.strip()]
+    return parts if len(parts) > 1 and not Path(name).exists() else [name]
+
+
+def short_name(name: str) -> str:
+    """A set's name for a folder: `gsm8k`, `rows` of data/rows.jsonl.gz, `gsm8k+2` of three sets."""
+    names = set_names(name)
+    stem = Path(names[0]).name.removesuffix(".gz")
+    stem = stem.rpartition(".")[0] or stem
+    return stem + f"+{len(names) - 1}" * (len(names) > 1)
 
 
 def known_names() -> str:
@@ -122,153 +172,77 @@ def has_split(name: str, split: str) -> bool:
 
 
 def usual_test_set(name: str) -> str | None:
-    """The other set that measures a training on this one, by custom; None if there is none."""
-    if name in synthetic.DATASETS:
+    """The other set that measures a training on this one, by custom; None if there is none.
+
+    Of several sets it is the one that all of them have.
+    """
+    names = set_names(name)
+    if any(part in synthetic.DATASETS for part in names):
         return None
     import sources
 
-    return sources.test_set_of(name)
+    usual = {sources.test_set_of(part) for part in names}
+    return usual.pop() if len(usual) == 1 else None
 
 
-def read_problems(path: Path) -> list[Problem]:
-    """All problems of a JSONL file, a JSON list or a zip of JSONL files.
+def read_problems(path: Path, limit: int | None = None, columns: dict[str, str] | None = None,
+                  left_out: Counter[str] | None = None) -> list[Problem]:
+    """The first `limit` problems of a file, or all; see records.py and forms.py for what is read.
 
     Raises UserError with file:line.
     """
-    problems = [parse_record(record, where) for where, record in _records(path)]
+    import forms  # here: an embedded set needs neither
+    import records
+
+    problems: list[Problem] = []
+    with contextlib.closing(records.read_records(path)) as rows:
+        for where, record in rows:
+            if limit is not None and len(problems) >= limit:
+                break
+            try:
+                problems.append(forms.parse(record, where, columns))
+            except forms.LeftOut as reason:
+                if left_out is not None:
+                    left_out[str(reason)] += 1
     if not problems:
         raise UserError(f"{path}: holds no problems; expected one JSON object a line, such as "
                         '{"question", "answer"}')
     return problems
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict]]:
-    """Records and their places. A list and lines differ in the first character."""
-    if path.suffix == ".zip":
-        from tools.download import zip_lines
+def read_columns(text: str | None) -> dict[str, str] | None:
+    """What --columns says: the column of each of our names. Raises UsageError."""
+    if text is None:
+        return None
+    import forms
 
-        yield from _json_lines(zip_lines(path))
-        return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if text.lstrip().startswith("["):
-        try:
-            records = _parse(text)
-        except (ValueError, RecursionError) as error:
-            line = getattr(error, "lineno", 1)
-            raise UserError(f"{path}:{line}: not valid JSON ({error})") from None
-        yield from ((f"{path}, record {n}", record) for n, record in enumerate(records, 1))
-        return
-    # Not splitlines(): it also breaks at U+2028 and its like, which may stand inside a JSON string.
-    yield from _json_lines((f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1))
-
-
-def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict]]:
-    """The records of lines that come with their place; blank lines are skipped."""
-    for where, line in lines:
-        if line.strip():
-            try:
-                yield where, _parse(line)
-            except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", None) or str(error)
-                raise UserError(f"{where}: not valid JSON ({reason}); "
-                                "mend or remove that line") from None
-
-
-def _parse(text: str) -> dict | list:
-    """Parsed JSON.
-
-    Raises ValueError or RecursionError, also for valid JSON that is no usable text.
-    """
-    value = json.loads(text)  # a number of 5,000 digits is a plain ValueError
-    # Half a surrogate pair (\ud800) could be written to no file.
-    json.dumps(value, ensure_ascii=False).encode()
-    return value
+    return forms.read_columns(text)
 
 
 def parse_record(record: dict, where: str) -> Problem:
-    """A problem from a record in the form of GSM8K, MATH, MuggleMath/MetaMath, a chat or a plain
-    text.
+    """The problem of a record of any known form; see forms.py."""
+    import forms
 
-    The keys tell the forms apart. `where` stands in messages, and is the id of a record without
-    one.
-    """
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
-    extras = {
-        "id": str(_first(record, "id", "unique_id") or where),
-        "level": str(_first(record, "level")),
-        "subject": str(_first(record, "subject", "type")),
-        "origin": record["origin"] if isinstance(record.get("origin"), dict) else {},
-    }
-    if "messages" in record:
-        return _chat_problem(_check_messages(record["messages"], where), extras)
-    if "question" in record and "solution" in record:  # MATH's form by another name
-        record = {"problem": record["question"], **record}
-    if "problem" in record and ("solution" in record or "answer" in record):
-        solution = _field(record, "solution", where) if "solution" in record else ""
-        stated = "answer" in record
-        answer = _field(record, "answer", where) if stated else extract_answer(solution) or ""
-        return Problem(question=_field(record, "problem", where), solution=solution, answer=answer,
-                       **extras)
-    for question_key, solution_key in (("question", "answer"), ("query", "response")):
-        if question_key in record and solution_key in record:
-            solution = _field(record, solution_key, where)
-            return Problem(question=_field(record, question_key, where), solution=solution,
-                           answer=extract_answer(solution) or "", **extras)
-    if "text" in record:
-        text = _field(record, "text", where)
-        if not text.strip():
-            raise UserError(f"{where}: text is empty; remove that record")
-        return Problem(question="", solution="", answer="", text=text, **extras)
-    found = ", ".join(map(str, list(record)[:6])) or "none"
-    raise UserError(f"{where}: no known keys (found: {found}); expected question and answer, "
-                    f"problem and solution or answer, query and response, messages, or text")
+    return forms.parse(record, where)
 
 
-def _chat_problem(messages: tuple[dict, ...], extras: dict) -> Problem:
-    asked = (turn["content"] for turn in reversed(messages) if turn["role"] == "user")
-    solution = messages[-1]["content"]
-    return Problem(question=next(asked, ""), solution=solution, messages=messages,
-                   answer=extract_answer(solution) or "", **extras)
-
-
-def _first(record: dict, *keys: str):
-    """The first of these fields that is there and not null, else an empty text."""
-    return next((record[key] for key in keys if record.get(key) is not None), "")
-
-
-def _field(record: dict, key: str, where: str) -> str:
-    """A field as text; numbers are allowed, since some sets write answers so."""
-    value = record[key]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{where}: {key} is {type(value).__name__}, expected text")
-    return str(value)
-
-
-def _check_messages(messages, where: str) -> tuple[dict, ...]:
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: messages must be a list of turns")
-    for turn in messages:
-        keys = ("role", "content")
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in keys):
-            raise UserError(f"{where}: each turn of messages needs a role and a content, both text")
-        if turn["role"] not in ("system", "user", "assistant"):
-            raise UserError(f"{where}: unknown role {turn['role']!r} in messages; "
-                            "expected system, user or assistant")
-    if messages[-1]["role"] != "assistant":
-        raise UserError(f"{where}: messages must end with a turn of the assistant, which is learnt")
-    return tuple(messages)
+def spells_marker(problem: Problem) -> bool:
+    """Whether a text of the problem spells a marker of Qwen's chats, such as <|im_end|>."""
+    texts = [problem.question, problem.solution, problem.text,
+             *(turn["content"] for turn in problem.messages)]
+    return any(marker in text for text in texts for marker in MARKERS)
 
 
 def to_record(problem: Problem) -> dict:
     """The record that `parse_record` reads back as this problem; empty fields are left out."""
+    from forms import gold_of
+
     if problem.text:
         content = {"text": problem.text}
     elif problem.messages:
         content = {"messages": list(problem.messages)}
+        if problem.answer != gold_of(problem.solution):
+            content["answer"] = problem.answer
     else:
         content = {"problem": problem.question, "solution": problem.solution,
                    "answer": problem.answer}
@@ -285,27 +259,32 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
 # ----------------------------------------------------------------------- training and test problems
 
 
-def train_and_test(dataset: str, eval_dataset: str | None, seed: int,
-                   measured: bool = True) -> tuple[list[Problem], list[Problem], set[str]]:
+def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: bool = True,
+                   columns: dict[str, str] | None = None, left_out: Counter[str] | None = None
+                   ) -> tuple[list[Problem], list[Problem], set[str]]:
     """Training problems, test problems, and the ids of the former that repeat one of the latter.
 
     Without an `eval_dataset`, embedded sets have their own test split, and of a file a tenth is
     held out. Of an embedded test set, whose templates repeat, only the same question is a
-    repetition.
+    repetition. `columns` are those of `dataset`; `left_out` counts rows by reason.
     """
+    left_out = Counter() if left_out is None else left_out
     tested_on = eval_dataset or dataset
-    if eval_dataset or dataset in synthetic.DATASETS:
-        problems = load_problems(dataset, "train", seed=seed)
+    made = all(name in synthetic.DATASETS for name in set_names(tested_on))
+    problems = load_problems(dataset, "train", None, seed, columns, left_out)
+    if eval_dataset or made:
         tests = load_problems(tested_on, "test")
     else:
-        problems = load_problems(dataset)
         if not measured and all(problem.text for problem in problems):
             return problems, [], set()
+        whole = len(problems)
         problems, tests = hold_out(problems)
-    tested = {problem.question for problem in tests}
-    if tested_on in synthetic.DATASETS:
-        return problems, tests, {p.id for p in problems if p.question in tested}
-    kinds_of = overlap_with({tested_on: tested})
+        copies = whole - len(problems) - len(tests)
+        left_out.update({"the same question as a held-out problem": copies} if copies else {})
+    tested = {problem.key for problem in tests}
+    if made:
+        return problems, tests, {p.id for p in problems if p.key in tested}
+    kinds_of = overlap_with({tested_on: [problem.question for problem in tests]})
     return problems, tests, {problem.id for problem in problems if kinds_of(problem)}
 
 
@@ -313,7 +292,8 @@ def overlap_with(tests: dict[str, Iterable[str]]) -> Callable[[Problem], dict[st
     """A function that says which of the test sets (name -> questions) a problem repeats: name ->
     kind.
 
-    The kinds are those of `Overlap.kind`. Each turn of the user of a chat is compared.
+    The kinds are those of `Overlap.kind`. Of a chat, all that is asked and each turn of the user
+    are compared.
     """
     from recipes.dedup import Overlap  # here: the embedded sets do without
 
@@ -321,7 +301,7 @@ def overlap_with(tests: dict[str, Iterable[str]]) -> Callable[[Problem], dict[st
 
     def kinds_of(problem: Problem) -> dict[str, str]:
         turns = [turn["content"] for turn in problem.messages if turn["role"] == "user"]
-        asked = turns or [problem.text or problem.question]
+        asked = dict.fromkeys([problem.text or problem.question, *turns])
         found = {name: next(filter(None, map(overlap.kind, asked)), None)
                  for name, overlap in overlaps.items()}
         return {name: kind for name, kind in found.items() if kind}
@@ -330,44 +310,66 @@ def overlap_with(tests: dict[str, Iterable[str]]) -> Callable[[Problem], dict[st
 
 
 def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Problem], list[Problem]]:
-    """Split into (train, test): about a tenth, at most `most`, chosen by a hash of the question
-    alone.
+    """Split into (train, test): about a tenth, at most `most`, chosen by a hash of what is asked.
 
     The same question always falls on the same side, also if it stands in the file twice. Raises
     UserError if there is only one.
     """
     # A problem without an answer cannot be graded.
-    ranks = {p.question: hash_of(p.question) for p in problems if p.answer}
+    ranks = {p.key: hash_of(p.key) for p in problems if p.answer}
     if len(ranks) < 2:
         what = "one problem alone" if ranks else "texts without an answer"
         raise UserError(f"{what} cannot be held out and trained on; give more, or an "
                         f"--eval-dataset")
     test = set(sorted(ranks, key=ranks.get)[: min(most, max(1, len(ranks) // 10))])
-    held = {p.question: p for p in reversed(problems) if p.question in test and p.answer}
-    first = [p for p in problems if held.get(p.question) is p]
-    return [p for p in problems if p.question not in test], first
+    held = {p.key: p for p in reversed(problems) if p.key in test and p.answer}
+    first = [p for p in problems if held.get(p.key) is p]
+    return [p for p in problems if p.key not in test], first
 
 
 # ----------------------------------------------------------------------------------------- examples
 
 
+def asked_turns(problem: Problem, shots: Sequence[dict] = ()) -> list[dict]:
+    """The turns of a prompt: the chat's own system prompt, worked examples, and what is asked."""
+    turns = problem.asked
+    own = turns[0]["role"] == "system"
+    return [*turns[:own], *shots, *turns[own:]]
+
+
+def prompt_of(tokenizer: Tokenizer, problem: Problem, system: str | None,
+              shots: Sequence[dict] = ()) -> list[int]:
+    """The ids of a problem up to the start of its answer. A chat's own system prompt wins."""
+    *earlier, last = asked_turns(problem, shots)
+    return tokenizer.prompt(last["content"], system, earlier)
+
+
 def chat_examples(tokenizer: Tokenizer, problems: list[Problem], system: str | None,
-                  max_length: int) -> tuple[list[Example], int]:
-    """Examples of all problems with a solution that fit `max_length` tokens, and how many do not.
+                  max_length: int, train_on: str = "all") -> tuple[list[Example], int]:
+    """Examples of all problems that have something to learn and fit `max_length` tokens, and how
+    many do not fit.
 
     Too long examples are dropped, not cut: a solution without its end teaches the model not to
     stop.
     """
-    solved = [problem for problem in problems if problem.solution or problem.messages]
-    examples = [chat_example(tokenizer, problem, system) for problem in solved]
-    short = [example for example in examples if len(example.ids) <= max_length]
-    return short, len(examples) - len(short)
+    examples = [chat_example(tokenizer, problem, system, train_on) for problem in problems
+                if problem.solution or problem.messages]
+    taught = [example for example in examples if any(example.is_target)]
+    short = [example for example in taught if len(example.ids) <= max_length]
+    return short, len(taught) - len(short)
 
 
-def chat_example(tokenizer: Tokenizer, problem: Problem, system: str | None) -> Example:
-    """ChatML ids of a problem with its solution; the solution and its end token are the targets."""
+def chat_example(tokenizer: Tokenizer, problem: Problem, system: str | None,
+                 train_on: str = "all") -> Example:
+    """ChatML ids of a problem with its solution; the solution and its end token are the targets.
+
+    Of a chat all turns of the assistant are, or with `train_on` "last" the last one, but for those
+    with "train" false.
+    """
     turns = list(problem.messages) or [{"role": "user", "content": problem.question},
                                        {"role": "assistant", "content": problem.solution}]
+    if train_on == "last":
+        turns = [*({**turn, "train": False} for turn in turns[:-1]), turns[-1]]
     ids, is_target = tokenizer.chat(turns, system)
     return Example(ids, is_target, problem.id)
 
@@ -499,12 +501,16 @@ def _weights(examples: list[Example], wanted: list[list[int]],
     return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
+def main(argv: list[str]) -> None:
+    """`python data.py SET`: show the first example."""
+    if len(argv) > 1 or argv[:1] in (["-h"], ["--help"]):
+        raise UsageError("usage: python data.py [SET_OR_FILE]")
+    first = load_problems(*argv or ["mini-gsm"], limit=1)[0]
+    tokenizer = Tokenizer(Path(__file__).with_name("tiny"))
+    make = document_examples if first.text else chat_examples
+    made, _ = make(tokenizer, [first], None, 1024)
+    print(*(show(tokenizer, example) for example in made), sep="\n")
+
+
 if __name__ == "__main__":
-    try:
-        first = load_problems(*sys.argv[1:2] or ["mini-gsm"], limit=1)[0]
-        tokenizer = Tokenizer(Path(__file__).with_name("tiny"))
-        make = document_examples if first.text else chat_examples
-        made, _ = make(tokenizer, [first], None, 1024)
-        print(*(show(tokenizer, example) for example in made), sep="\n")
-    except (UserError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {str(error) or 'interrupted'}")
+    sys.exit(run_command(main))

@@ -76,11 +76,12 @@ def examples(tokenizer: Tokenizer, problems: list[Problem], args,
         return prompts(tokenizer, problems, args)
     made, dropped = [], 0
     for problem in problems:
-        right = not problem.solution or equivalent(problem.answer,
-                                                   extract_answer(problem.solution) or "")
+        unknown = not problem.solution or not problem.answer
+        right = unknown or equivalent(problem.answer, extract_answer(problem.solution) or "")
         share = 1.0 if right else flags.wrong_weight
         if share:
-            found, long = chat_examples(tokenizer, [problem], args.system, args.max_length)
+            found, long = chat_examples(tokenizer, [problem], args.system, args.max_length,
+                                        args.train_on)
             made += [weighted(tokenizer, example, problem.solution, share, flags.answer_weight)
                      for example in found]
             dropped += long

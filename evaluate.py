@@ -29,6 +29,7 @@ import json
 import math
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,14 +38,15 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Problem, has_split, load_problems
+from data import Problem, has_split, load_problems, prompt_of, read_columns, short_name
 from flags import flag, given_flags, run_command
 from generate import (MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked,
                       open_calculator)
 from methods import load_run, read_run
 from model import Qwen2
-from runtime import (UsageError, UserError, clock, describe_machine, dtype_name, new_directory,
-                     pick_device, pick_dtype, read_json, text_sha256, write_json, write_text)
+from runtime import (UsageError, UserError, check_regular, clock, describe_machine, dtype_name,
+                     locked, new_directory, pick_device, pick_dtype, read_json, remove_leftovers,
+                     text_sha256, write_json, write_text)
 from score import (Report, by_problem, compare_evaluations, grade_again, place, read_finished,
                    read_records, record_of, report_lines, score, summarise, versus_lines)
 from tokenizer import Tokenizer
@@ -77,24 +79,24 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
     settings = {"dataset": dataset, **(about or {}), "system": system, "shots": _as_settings(shots),
                 **sampling, **_if_on("calculator", calculator), **check_problems(problems)}
     folder, total = Path(folder), samples * len(problems)
-    done = _records_so_far(folder, settings)
-    if (folder / "result.json").exists() and len(done) == total:
-        return Report(read_json(folder / "result.json"), done)
-    prompts = [tokenizer.prompt(problem.question, system, _turns(shots)) for problem in problems]
+    prompts = [prompt_of(tokenizer, problem, system, _turns(shots)) for problem in problems]
     room = _room(model, prompts, prefix, len(shots))
-    _begin(folder, settings, done)
-
-    device = next(model.parameters()).device
-    start = clock(device)
-    completions = generate(model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size,
-                           rows=rows, prefix=prefix, skip=set(map(place, done)), tell=_tell,
-                           calculator=open_calculator(tokenizer, calculator), **sampling)
-    graded = _graded(completions, tokenizer, problems, prompts, dataset)
-    new = _append(folder, graded, len(done), total)
-    return _finish(folder, sorted(done + new, key=place), {
-        **_speed(new, clock(device) - start), "max_new_tokens": max_new_tokens,
-        "least_new_tokens": min(max_new_tokens, room),
-        "machine": describe_machine(device, model.compute_dtype)})
+    with _opened(folder, settings, problems) as done:
+        if (folder / "result.json").exists() and len(done) == total:
+            return _read_back(folder, done)
+        _begin(folder, settings, done)
+        device = next(model.parameters()).device
+        start = clock(device)
+        completions = generate(model, prompts, stop_ids=tokenizer.stop_ids,
+                               vocab_size=tokenizer.size, rows=rows, prefix=prefix,
+                               skip=set(map(place, done)), tell=_tell,
+                               calculator=open_calculator(tokenizer, calculator), **sampling)
+        graded = _graded(completions, tokenizer, problems, prompts, dataset)
+        new = _append(folder, graded, len(done), total)
+        return _finish(folder, sorted(done + new, key=place), {
+            **_speed(new, clock(device) - start), "max_new_tokens": max_new_tokens,
+            "least_new_tokens": min(max_new_tokens, room),
+            "machine": describe_machine(device, model.compute_dtype)})
 
 
 def evaluate_api(teacher, problems: list[Problem], folder: Path, *, dataset: str = "",
@@ -109,13 +111,13 @@ def evaluate_api(teacher, problems: list[Problem], folder: Path, *, dataset: str
     settings = {"dataset": dataset, "api_model": teacher.name, "system": teacher.system,
                 "shots": _as_settings(shots), "samples": samples, **teacher.settings,
                 **check_problems(problems)}
-    done = _records_so_far(folder, settings)
-    if (folder / "result.json").exists() and len(done) == samples * len(problems):
-        return Report(read_json(folder / "result.json"), done)
-    _begin(folder, settings, done)
-    records, measured = completions(teacher, problems, _turns(shots), folder, samples)
-    records = [{"dataset": dataset, **record} for record in records]
-    return _finish(folder, records, {"max_new_tokens": teacher.max_new_tokens, **measured})
+    with _opened(folder, settings, problems) as done:
+        if (folder / "result.json").exists() and len(done) == samples * len(problems):
+            return _read_back(folder, done)
+        _begin(folder, settings, done)
+        records, measured = completions(teacher, problems, _turns(shots), folder, samples)
+        records = [{"dataset": dataset, **record} for record in records]
+        return _finish(folder, records, {"max_new_tokens": teacher.max_new_tokens, **measured})
 
 
 def check_problems(problems: list[Problem]) -> dict:
@@ -130,7 +132,7 @@ def check_problems(problems: list[Problem]) -> dict:
         if not problem.answer:
             raise UserError(f"{problem.id}: this problem has no gold answer to grade by;"
                             " add one or remove the problem")
-    text = json.dumps([(problem.question, problem.answer) for problem in problems])
+    text = json.dumps([(problem.key, problem.answer) for problem in problems])
     return {"n": len(problems), "problems_sha256": text_sha256(text)}
 
 
@@ -156,9 +158,9 @@ def _as_settings(shots: Sequence[Problem]) -> list[dict]:
 def _turns(shots: Sequence[Problem]) -> list[dict]:
     """Worked examples as turns of a chat: the user asks each question, the assistant solves it."""
     turns = []
-    for shot in shots:
-        turns += [{"role": "user", "content": shot.question},
-                  {"role": "assistant", "content": shot.solution}]
+    for shot in shots:  # a system prompt of its own would stand within the chat
+        turns += [turn for turn in shot.asked if turn["role"] != "system"]
+        turns.append({"role": "assistant", "content": shot.solution})
     return turns
 
 
@@ -196,7 +198,26 @@ def grade(problem: Problem, completion: Completion, text: str) -> dict:
 # ------------------------------------------------------------------------------------- the folder
 
 
-def _records_so_far(folder: Path, settings: dict) -> list[dict]:
+@contextlib.contextmanager
+def _opened(folder: Path, settings: dict, problems: list[Problem]) -> Iterator[list[dict]]:
+    """The folder of an evaluation, locked; gives the records that are in it already.
+
+    Raises UserError if another process has it, or if an evaluation with other settings is in it.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder):
+            done = _records_so_far(folder, settings, problems)
+            remove_leftovers(folder)
+            yield done
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # rmdir keeps what has been written
+                folder.rmdir()
+
+
+def _records_so_far(folder: Path, settings: dict, problems: list[Problem]) -> list[dict]:
     """The records that an earlier evaluation with the same settings has written to `folder`."""
     path = folder / "generations.jsonl"
     if not (folder / "args.json").exists():
@@ -213,7 +234,45 @@ def _records_so_far(folder: Path, settings: dict) -> list[dict]:
                                 for key in other)
         raise UserError(f"{folder / 'args.json'}: was begun with {differences};"
                         " give another folder")
-    return read_records(path) if path.exists() else []
+    if not path.exists():
+        return []
+    check_regular(path)
+    done = read_records(path)
+    for record in done:
+        number, sample = place(record)
+        fits = 0 <= number < len(problems) and 0 <= sample < settings["samples"]
+        asked = (record["question"], record["gold"])
+        if not fits or asked != (problems[number].question, problems[number].answer):
+            raise UserError(f"{path}: the record of problem {number}, sample {sample} "
+                            f"({_brief(record['id'])}) is none of this evaluation; remove its line")
+    return done
+
+
+# What result.json holds besides the figures that its records give: numbers, of our own model or of
+# a server; and, at times, what else there is to say.
+TIMED = ("grading_seconds_per_1000", "eval_seconds", "tokens_per_second", "timed_completions")
+ASKED = ("grading_seconds_per_1000", "lost", "wanted", "left_out")
+COST = ("requests", "retries", "seconds", "prompt_tokens", "new_tokens")
+OTHERS = ("max_new_tokens", "least_new_tokens")
+
+
+def _read_back(folder: Path, records: list[dict]) -> Report:
+    """The report of a finished evaluation: its figures counted again, its times as they were."""
+    path = folder / "result.json"
+    stored = read_json(path)
+    names = (*(ASKED if "cost" in stored else TIMED), *(key for key in OTHERS if key in stored))
+    cost = stored.get("cost")
+    numbers = {name: stored.get(name) for name in names}
+    if "cost" in stored:
+        numbers |= {f"cost {key}": cost.get(key) if isinstance(cost, dict) else None
+                    for key in COST}
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or not 0 <= value < 2**63:
+            raise UserError(f"{path}: {name} is {_brief(value)}, not what was measured; remove "
+                            "this file, and the same command counts again")
+    records, _ = grade_again(records)
+    kept = {key: stored[key] for key in (*names, "cost", "machine") if key in stored}
+    return Report(summarise(records) | kept, records)
 
 
 def _brief(value) -> str:
@@ -311,7 +370,9 @@ class Flags(ApiFlags, SamplingFlags):
     """The flags of `python evaluate.py`."""
 
     dataset: str = flag("mini-gsm", "problems: a set's name (its test split; python sources.py "
-                        "lists them), or a JSON or JSONL file")
+                        "lists them), or a file; several with commas")
+    columns: str | None = flag(None, "columns of the file of --dataset, if they have other names: "
+                               "question=prompt,answer=target")
     split: str = flag("test", "part of a named set: test, or train (samples for a verifier)",
                       choices=("test", "train"))
     verifier: str | None = flag(
@@ -344,14 +405,24 @@ def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
     if name is None:
         raise UsageError(f"--shots {flags.shots}: {flags.dataset} has no training split;"
                          " name a file of worked training problems with --shots-dataset")
-    asked = {problem.question for problem in problems}
-    pool = {problem.question: problem for problem in load_problems(name, "train")
-            if problem.solution and problem.question not in asked}
+    asked = {problem.key for problem in problems}
+    pool = {problem.key: problem for problem in load_problems(name, "train")
+            if problem.solution and problem.key not in asked}
     if len(pool) < flags.shots:
         raise UserError(f"{name}: has {len(pool)} worked problems that are not evaluated,"
                         f" --shots {flags.shots} needs more")
     chosen = np.random.default_rng(flags.seed).choice(len(pool), flags.shots, replace=False)
     return [list(pool.values())[index] for index in chosen]
+
+
+def problems_asked(flags: Flags) -> tuple[list[Problem], Counter[str]]:
+    """The problems of --dataset, checked before a model is loaded and a folder is made; and how
+    many rows are left out, by reason."""
+    left_out: Counter[str] = Counter()
+    problems = load_problems(flags.dataset, flags.split, flags.limit,
+                             columns=read_columns(flags.columns), left_out=left_out)
+    check_problems(problems)
+    return problems, left_out
 
 
 def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
@@ -360,12 +431,12 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
         raise UsageError("--verifier chooses among several samples: give --samples")
     if flags.verifier:
         read_run(Path(flags.verifier))  # an error is better before hours of generation
-    problems = load_problems(flags.dataset, split=flags.split, limit=flags.limit)
-    check_problems(problems)  # before a model is loaded and a folder is made
+    problems, left_out = problems_asked(flags)
     shots = worked_examples(flags, problems)
     run, teacher = _open_asked(flags)
     folder = _output_folder(flags)
     print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
+    print(*(f"left out   {rows} rows: {why}\n" for why, rows in left_out.items()), sep="", end="")
 
     def once(part: Path, sampling: dict) -> Report:
         """One evaluation into `part`; without `sampling` it is greedy."""
@@ -407,7 +478,7 @@ def _output_folder(flags: Flags) -> Path:
     """The folder of the results: a new one, or that of an evaluation that goes on."""
     if flags.output_dir and (Path(flags.output_dir) / "generations.jsonl").exists():
         return Path(flags.output_dir)
-    name = Path(flags.dataset).stem
+    name = short_name(flags.dataset)
     if flags.run:
         return new_directory(flags.output_dir, name, f"{flags.run}/evals")
     return new_directory(flags.output_dir, f"eval-{name}")

@@ -11,7 +11,9 @@ flag is an error.
 import argparse
 import contextlib
 import dataclasses
+import errno
 import inspect
+import json
 import math
 import os
 import signal
@@ -19,15 +21,21 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from runtime import UsageError, UserError, one_line, printable
 
 
+NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+LARGEST_INT = 2**63 - 1  # what torch and numpy take
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised like Ctrl-C: code that saves its state on one of them saves on both."""
+    """SIGTERM or SIGHUP, raised like Ctrl-C: code that saves its state on one saves on all."""
 
 
 def flag(default, help: str, *, alias: str | None = None, choices: Sequence | None = None,
@@ -93,8 +101,7 @@ def pick(kind: type, values: dict):
 def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind) -> None:
     """Add one dataclass field of type `kind` to a parser or to an argument group."""
     about = field.metadata
-    if isinstance(kind, types.UnionType):  # "int | None" reads as int
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    kind, _ = _bare(kind)
     required = field.default is dataclasses.MISSING
     help = about["help"].replace("%", "%%")
     if not required and field.default not in (None, ""):
@@ -105,8 +112,7 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     else:
-        number = _number_reader(kind, about["least"], about["most"])
-        options["type"] = str if kind is str else number
+        options["type"] = str if kind is str else _number_reader(kind, about)
         options["choices"] = about["choices"]
         if not about["choices"]:
             options["metavar"] = {str: "TEXT", int: "N", float: "X"}[kind]
@@ -118,74 +124,171 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
         group.add_argument(*names, dest=field.name, required=required, **options)
 
 
-def _number_reader(kind: type, least: float | None, most: float | None) -> Callable[[str], float]:
+def _number_reader(kind: type, about: Mapping) -> Callable[[str], float]:
     """A function that reads an int or a float, and refuses NaN and values out of bounds."""
 
     def read(text: str) -> float:
         try:
             value = kind(text)
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-        if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-        if least is not None and value < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        if most is not None and value > most:
-            raise argparse.ArgumentTypeError(f"{text} is above {most}")
+        except ValueError:  # also an int of more than 4,300 digits
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not {NAMES[kind]}") from None
+        fault = _fault(value, kind, about)
+        if fault:
+            raise argparse.ArgumentTypeError(f"{text[:60]} is {fault}")
         return value
 
     return read
 
 
+def _fault(value, kind: type, about: Mapping) -> str | None:
+    """Why a value is none of a flag of this kind and these bounds; None if it is one."""
+    # `type`, not isinstance: true is an int.
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        return f"not {NAMES[kind]}"
+    if kind is str or kind is bool:
+        choices = about.get("choices")
+        return f"none of {', '.join(choices)}" if choices and value not in choices else None
+    if type(value) is int and not -LARGEST_INT <= value <= LARGEST_INT:
+        return "beyond 64 bits"
+    if not math.isfinite(value):
+        return "not a finite number"
+    if about.get("least") is not None and value < about["least"]:
+        return f"below {about['least']}"
+    if about.get("most") is not None and value > about["most"]:
+        return f"above {about['most']}"
+    return None
+
+
+def check_stored(kinds: Iterable[type], values: dict, path: Path) -> None:
+    """Hold settings from the file `path` against what their flags take: kind, bounds, choices.
+
+    `kinds` are the dataclasses of the flags. What belongs to none of them is not looked at. Raises
+    UserError that names the file and the setting.
+    """
+    for cls in kinds:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            kind, optional = _bare(hints[field.name])
+            value = values.get(field.name)
+            if field.name not in values or value is None and optional:
+                continue
+            fault = _fault(value, kind, field.metadata)
+            if fault:
+                shown = json.dumps(value)
+                shown = shown if len(shown) <= 60 else shown[:59] + "…"
+                raise UserError(f"{path}: {field.name} is {shown}, {fault}; "
+                                "write there what the command was given")
+
+
+def _bare(kind) -> tuple[type, bool]:
+    """`int | None` is int, and optional."""
+    if not isinstance(kind, types.UnionType):
+        return kind, False
+    return next(part for part in typing.get_args(kind) if part is not type(None)), True
+
+
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run `main(argv)` and return the exit code.
 
-    Codes are 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM. An error that the user can
-    mend becomes one line on stderr, and `--debug` shows its traceback too. Any other error is a
-    fault of the program and keeps its traceback.
+    Codes are 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM or SIGHUP. An error that the
+    user can mend becomes one line on stderr, and `--debug` shows its traceback too. Any other error
+    is a fault of the program and keeps its traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
 
     def terminate(signum, frame):
+        _leave_closed_terminal()
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    _never_fail_to_encode()
+    before = {number: signal.signal(number, terminate) for number in _ends()}
     try:
         main(argv)
         sys.stdout.flush()  # while a closed pipe is caught
         return 0
     except BrokenPipeError:  # `... | head`: the reader has seen enough
-        # Without this the flush at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)  # or the flush at exit would fail again
         return 1
     except (KeyboardInterrupt, UserError, MemoryError, OSError, RuntimeError) as error:
         code, line = _explain(error)
         if line is None:
             raise
         if "--debug" in argv:
-            print(printable(traceback.format_exc()), end="", file=sys.stderr)
-        print(line, file=sys.stderr)
+            _tell(printable(traceback.format_exc()).rstrip())
+        _tell(line)
         return code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ends() -> list[int]:
+    """The signals, besides Ctrl-C, that ask a program to end. (nohup has a SIGHUP ignored: it stays
+    so. Windows has none.)"""
+    hangup = getattr(signal, "SIGHUP", None)
+    ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
+    return [signal.SIGTERM] + [hangup] * (not ignored)
+
+
+def _never_fail_to_encode() -> None:
+    """A character that the terminal's encoding lacks is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _tell(line: str) -> None:
+    with unread_output(sys.stderr):
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def unread_output(stream: TextIO) -> Iterator[None]:
+    """Within the block, text for a terminal that is closed, or for a pipe that nobody reads, is
+    dropped; so is all that goes there afterwards. Work that takes hours goes on without."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            raise
+        _to_nowhere(stream)
+        _leave_closed_terminal()
+
+
+def _leave_closed_terminal() -> None:
+    """Write no more to a terminal whose window is closed: it would be an error each time."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.write(stream.fileno(), b"")
+        except OSError as error:  # also of a stream without a descriptor
+            if error.errno == errno.EIO:
+                _to_nowhere(stream)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM in the list that is given, so that a loop can end its step and save.
+    """Note Ctrl-C, SIGTERM and SIGHUP in the list that is given, so that a loop can end its step
+    and save.
 
-    A second signal ends the program at once.
+    A second signal ends the program at once. A second SIGHUP does not: of a terminal that closes,
+    both the system and the shell send one.
     """
     received: list[int] = []
 
     def note(number: int, frame) -> None:
+        if received and number == getattr(signal, "SIGHUP", None):
+            return
         if received:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         received.append(number)
-        print("interrupted: ending this step, then saving; once more ends at once", file=sys.stderr)
+        _leave_closed_terminal()
+        _tell("interrupted: ending this step, then saving; once more ends at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, *_ends())}
     try:
         yield received
     finally:

@@ -17,6 +17,7 @@ import dataclasses
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -28,15 +29,18 @@ import fast
 from adapters import Tuning
 from checkpoint import (as_saved, checkpoints, find_model, load_model, save_model, size_of,
                         step_of)
-from data import (Example, Problem, chat_examples, document_examples, show, train_and_test,
-                  usual_test_set)
+from data import (Example, Problem, chat_examples, document_examples, read_columns, short_name,
+                  show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
-from flags import Terminated, deferred_interrupts, flag, given_flags, pick, run_command
-from methods import METHODS, find_method, history_of, merged_run, read_run, result_folder
+from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, pick,
+                   run_command, unread_output)
+from methods import (METHODS, check_args, find_method, history_of, merged_run, read_run,
+                     result_folder)
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
-                     keep_freed_memory, new_directory, peak_memory_mib, pick_device, pick_dtype,
-                     printable, read_json, trim_metrics, write_json)
+                     keep_freed_memory, locked, new_directory, peak_memory_mib, pick_device,
+                     pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
+                     whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
@@ -48,7 +52,7 @@ from train import Objective, TrainSettings, TrainTotals, train
 def supervised() -> Objective:
     """Chats, of which the answers are the targets."""
     return Objective(lambda tokenizer, problems, args, flags: chat_examples(
-        tokenizer, problems, args.system, args.max_length))
+        tokenizer, problems, args.system, args.max_length, args.train_on))
 
 
 def cpt() -> Objective:
@@ -94,6 +98,7 @@ LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
 FREE_ON_RESUME = (*LENGTHS, "resume", "device", "model", "dataset", "eval_dataset", "plain",
                   "debug")
 WRONG_SHOWN = 3
+MOST_STEPS = 10**7  # of a run; a larger number is a slip
 
 
 @dataclasses.dataclass
@@ -111,21 +116,27 @@ class Flags:
     from_run: str | None = flag(None, "start at the end of the run in this folder, with the same "
                                 "method or another", alias="--from")
     dataset: str = flag("mini-gsm", "training problems: a set's name (python sources.py lists "
-                                    "them), hub:owner/name/path.jsonl, or a JSON or JSONL file")
+                                    "them), hub:owner/name/path.jsonl, or a file; several with "
+                                    "commas")
+    columns: str | None = flag(None, "columns of the file of --dataset, if they have other names: "
+                               "question=prompt,solution=target")
     eval_dataset: str | None = flag(None, "test problems (default: the set's own; math500 for math "
                                     "and aug-math, gsm8k for aug-gsm8k; of a file a tenth is held "
                                     "out)")
     train_on_overlap: bool = flag(False, "keep training problems that repeat a test problem, "
                                          "wholly or in 13 words")
+    train_on: str = flag("all", "of a chat, which turns of the assistant are learnt",
+                         choices=("all", "last"))
     limit: int | None = flag(None, "use at most so many training problems", least=1)
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure",
                                   least=0)
-    steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1)
+    steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1,
+                             most=MOST_STEPS)
     epochs: float | None = flag(None, "passes over the training problems (instead of --steps)",
-                                least=0.001)
+                                least=0.001, most=1e6)
     tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to "
                                     "compare sets", least=1)
-    batch_size: int | None = flag(None, "examples an optimiser step sees", least=1)
+    batch_size: int | None = flag(None, "examples an optimiser step sees", least=1, most=2**20)
     micro_batch_tokens: int | None = flag(None, "tokens computed at once; bounds memory, changes "
                                                 "no result", least=1)
     learning_rate: float | None = flag(None, "peak learning rate", alias="--lr", least=0)
@@ -170,9 +181,10 @@ class Job:
     source: Path  # the model's folder
     tokenizer: Tokenizer
     examples: list[Example]
-    dropped: int  # examples longer than --max-length
+    left_out: Counter[str]  # rows that are not trained on, by reason
     test_problems: list[Problem]
     overlap: int  # training problems that repeat a test problem
+    with_markers: int = 0  # training problems that spell a marker such as <|im_end|>
 
     @property
     def method(self) -> ModuleType:
@@ -182,9 +194,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        args, count = self.args, len(self.examples)
-        epochs = args.epochs or (args.tokens or 0) / sum(len(e.ids) for e in self.examples)
-        return args.steps or max(1, round(epochs * count / args.batch_size))
+        return steps_of(self.args, self.examples)
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -291,13 +301,15 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
     """The settings of the run that goes on, with what may differ taken from the command."""
     path = Path(words["resume"]) / "args.json"
     saved = read_json(path)
-    if "method" not in saved or saved.get("objective", Flags.objective) not in OBJECTIVES:
-        raise UserError(f"{path}: not the settings of a run of this version")
+    check_stored((Flags,), saved, path)
+    kinds = flag_kinds([saved.get("objective", Flags.objective)])
+    check_stored(kinds, saved, path)
+    others = saved.keys() - {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    lacking = [] if others - {"history"} else lacking_in(saved, check_args(path, saved))
+    if others - {"history"} or lacking:
+        odd = f"it lacks {lacking[0]}" if lacking else f"it also holds {min(others)}"
+        raise UserError(f"{path}: not the settings of a run of this version: {odd}")
     method, objective = find_method(saved["method"]), objective_of(saved)
-    known = {field.name for kind in flag_kinds([saved.get("objective", Flags.objective)])
-             for field in dataclasses.fields(kind)}
-    if saved.keys() - known - {"history"}:
-        raise UserError(f"{path}: not the settings of a run of this version")
     refuse_others(words | {"method": saved["method"]}, method, objective)
     for name, value in words.items():
         if name not in FREE_ON_RESUME and value != saved.get(name):
@@ -307,6 +319,13 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
         saved |= dict.fromkeys(LENGTHS)
     free = {name: value for name, value in words.items() if name in FREE_ON_RESUME}
     return tuple(pick(kind, saved | free) for kind in (Flags, method.Flags, objective.flags))
+
+
+def lacking_in(saved: dict, method: ModuleType) -> list[str]:
+    """The settings that every run has, and these lack."""
+    filled = usual_values("tiny", method, objective_of(saved)).keys() - set(LENGTHS)
+    lacking = sorted(name for name in filled if saved.get(name) is None)
+    return lacking if any(saved.get(name) for name in LENGTHS) else [*lacking, LENGTHS[0]]
 
 
 def continued(words: dict) -> tuple[dict, str]:
@@ -339,26 +358,28 @@ def continued(words: dict) -> tuple[dict, str]:
 
 
 def start_folder(args: Flags, *own: object) -> Path:
-    """Make the folder of a new run with its args.json.
+    """Make the folder of a new run with its args.json, whole or not at all.
 
     If the run starts from the adapter of another method, that adapter is merged, and the merged
     model is written to `base/`: it is this run's --model.
     """
     earlier = Path(args.from_run) if args.from_run else None
     merged = merged_run(earlier, find_method(args.method)) if earlier else None
-    middle = "" if args.objective == "supervised" else f"{args.objective}-"
-    folder = new_directory(args.output_dir, f"{args.method}-{middle}{Path(args.dataset).stem}")
-    if merged:
-        args.model = str(folder / "base")
-        dtype = pick_dtype(args.dtype, pick_device(args.device))
-        try:
-            save_model(merged.model, folder / "base", merged.tokenizer.folder, dtype)
-        except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
-            shutil.rmtree(folder)
-            raise
-    settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
     history = history_of(earlier) if earlier else []
-    write_json(folder / "args.json", settings | {"output_dir": str(folder), "history": history})
+    middle = "" if args.objective == "supervised" else f"{args.objective}-"
+    folder = new_directory(args.output_dir, f"{args.method}-{middle}{short_name(args.dataset)}")
+    try:
+        with whole_folder(folder) as temporary:
+            if merged:
+                args.model = str(folder / "base")
+                dtype = pick_dtype(args.dtype, pick_device(args.device))
+                save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype)
+            settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
+            settings |= {"output_dir": str(folder), "history": history}
+            write_json(temporary / "args.json", settings)
+    except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
+        folder.rmdir()
+        raise
     return folder
 
 
@@ -375,6 +396,16 @@ def start_tuning(job: Job, model: Qwen2) -> Tuning:
 
 
 # ----------------------------------------------------------------------------------------- training
+
+
+def steps_of(args: Flags, examples: list[Example]) -> int:
+    """Optimiser steps of a whole run. Raises UsageError if they are absurdly many."""
+    epochs = args.epochs or (args.tokens or 0) / sum(len(example.ids) for example in examples)
+    steps = args.steps or max(1, round(epochs * len(examples) / args.batch_size))
+    if steps > MOST_STEPS:
+        raise UsageError(f"{steps:,} steps are more than the {MOST_STEPS:,} of the longest run; "
+                         "give fewer --epochs or --tokens")
+    return steps
 
 
 def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
@@ -402,7 +433,7 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
     if received:
         print(f"stopped after step {totals.steps} of {steps}; "
               f"the checkpoint is in {job.folder / 'checkpoints'}")
-        raise Terminated if signal.SIGTERM in received else KeyboardInterrupt
+        raise KeyboardInterrupt if signal.SIGINT in received else Terminated
     return totals
 
 
@@ -412,8 +443,9 @@ def log(job: Job, record: dict) -> None:
     speed = "{target_tokens_per_second:.0f} target tokens/s"
     line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
             f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB")
-    tqdm.write(line.format(steps=job.steps, **record))
-    sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
+    with unread_output(sys.stdout):
+        tqdm.write(line.format(steps=job.steps, **record))
+        sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -432,6 +464,7 @@ def result_of(job: Job, sizes: dict[str, int], totals: TrainTotals, before: Repo
         "method": args.method, "objective": args.objective, "model": args.model,
         "dataset": args.dataset, "eval_dataset": args.eval_dataset or args.dataset,
         "n": len(job.test_problems) if measured else None, "train_overlap": job.overlap,
+        "left_out": dict(job.left_out.most_common()), "rows_with_markers": job.with_markers,
         **pair("accuracy"), **pair("ci95"), **pair("no_answer_rate"), **pair("truncated_rate"),
         **pair("ended_with_answer_rate"),
         "mcnemar_p": mcnemar(before.verdicts, after.verdicts) if measured else None,
@@ -475,22 +508,49 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
 # --------------------------------------------------------------------------------------------- main
 
 
-def load_data(args: Flags) -> tuple[list, list[Problem], int]:
+def load_data(args: Flags, left_out: Counter[str] | None = None
+              ) -> tuple[list, list[Problem], int]:
     """Training and test problems, and how many training problems repeat a test problem.
 
-    These are left out, unless --train-on-overlap keeps them.
+    These are left out, unless --train-on-overlap keeps them. `left_out` counts all rows that are
+    not trained on, by reason.
     """
+    left_out = Counter() if left_out is None else left_out
     read = objective_of(vars(args)).read
     if read:
         return read(args.dataset)[: args.limit], [], 0
-    measured = args.eval_limit != 0
-    problems, tests, repeated = train_and_test(args.dataset, args.eval_dataset, args.seed, measured)
+    problems, tests, repeated = train_and_test(
+        args.dataset, args.eval_dataset, args.seed, args.eval_limit != 0,
+        read_columns(args.columns), left_out)
     clean = [problem for problem in problems if problem.id not in repeated]
     if repeated and not clean and not args.train_on_overlap:
         raise UserError(f"{args.dataset}: all {len(problems)} problems repeat test problems; "
                         "--train-on-overlap keeps them")
     chosen = problems if args.train_on_overlap else clean
+    count(left_out, "overlap the test problems", len(problems) - len(chosen))
+    count(left_out, "beyond --limit", max(0, len(chosen) - (args.limit or len(chosen))))
     return chosen[: args.limit], tests[: args.eval_limit], len(problems) - len(clean)
+
+
+def count(left_out: Counter[str], reason: str, rows: int) -> None:
+    """Add to the rows left out for that reason, if there are any."""
+    if rows > 0:
+        left_out[reason] += rows
+
+
+def make_examples(tokenizer: Tokenizer, problems: list, args: Flags, goals: object,
+                  left_out: Counter[str]) -> list[Example]:
+    """The examples of the run's objective; problems that make none are counted in `left_out`."""
+    objective = objective_of(vars(args))
+    examples, too_long = objective.examples(tokenizer, problems, args, goals)
+    count(left_out, f"longer than {args.max_length} tokens", too_long)
+    if not objective.read:  # then a row makes an example or more
+        count(left_out, "with nothing to learn", len(problems) - too_long - len(examples))
+    if not examples:
+        raise UserError(f"{args.dataset}: nothing to learn by --objective {args.objective} fits "
+                        f"into --max-length {args.max_length} tokens; plain texts need "
+                        "--objective cpt")
+    return examples
 
 
 def print_start(job: Job, total: int) -> None:
@@ -500,11 +560,16 @@ def print_start(job: Job, total: int) -> None:
     start = f", from {args.from_run}" if args.from_run else ""
     print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
           f"objective {args.objective}{start}")
-    dropped = f" ({job.dropped} longer than {args.max_length} tokens dropped)" * bool(job.dropped)
-    what = "are trained on all the same" if args.train_on_overlap else "are left out"
-    overlap = f" ({job.overlap} overlap the test problems and {what})" if job.overlap else ""
-    print(f"data       {args.dataset}: {len(job.examples)} training examples{dropped}, "
+    overlap = (f" ({job.overlap} overlap the test problems and are trained on all the same)"
+               if job.overlap and args.train_on_overlap else "")
+    print(f"data       {args.dataset}: {len(job.examples)} training examples, "
           f"{len(job.test_problems)} test problems{overlap}", flush=True)
+    if job.left_out:
+        reasons = ", ".join(f"{rows} {reason}" for reason, rows in job.left_out.most_common())
+        print(f"left out   {job.left_out.total()} rows: {reasons}", flush=True)
+    if job.with_markers:
+        print(f"note       {job.with_markers} rows spell a marker such as <|im_end|>: it stays "
+              "text, and ends no turn", flush=True)
 
 
 def run(job: Job, model: Qwen2) -> None:
@@ -553,12 +618,10 @@ def main(argv: list[str]) -> None:
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
-    problems, tests, overlap = load_data(args)
-    examples, dropped = objective.examples(tokenizer, problems, args, goals)
-    if not examples:
-        raise UserError(f"{args.dataset}: nothing to learn by --objective {args.objective} fits "
-                        f"into --max-length {args.max_length} tokens; plain texts need "
-                        "--objective cpt")
+    left_out: Counter[str] = Counter()
+    problems, tests, overlap = load_data(args, left_out)
+    examples = make_examples(tokenizer, problems, args, goals, left_out)
+    steps_of(args, examples)  # an error is better before a model is loaded
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
@@ -571,11 +634,14 @@ def main(argv: list[str]) -> None:
         source = find_model(args.model)
         model = load_model(source, device, dtype, weight_dtype, args.plain)
     machine = describe_machine(device, dtype)
-    write_json(folder / "env.json", machine)
     job = Job(args, own, objective, goals, folder, device, machine, source, tokenizer, examples,
-              dropped, tests, overlap)
+              left_out, tests, overlap, 0 if objective.read else sum(map(spells_marker, problems)))
     try:
-        run(job, model)
+        with locked(folder):
+            remove_leftovers(folder)
+            remove_leftovers(folder / "checkpoints")
+            write_json(folder / "env.json", machine)
+            run(job, model)
     except KeyboardInterrupt:
         print(f"to go on:  python mathft.py --resume {folder}")
         raise

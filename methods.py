@@ -30,7 +30,7 @@ import lora
 import prefix
 import sft
 from checkpoint import find_model, load_model
-from flags import pick
+from flags import check_stored, pick
 from model import Qwen2
 from runtime import UserError, read_json
 from tokenizer import Tokenizer
@@ -40,7 +40,7 @@ METHODS: dict[str, ModuleType] = {"sft": sft, "lora": lora, "prefix": prefix, "i
 
 def find_method(name) -> ModuleType:
     """The module of a method. Raises UserError for an unknown name."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise UserError(f"method {name!r} is unknown; known are {', '.join(METHODS)}")
     return METHODS[name]
 
@@ -73,18 +73,31 @@ def read_run(folder: Path) -> tuple[dict, ModuleType]:
     if not path.exists():
         raise UserError(f"{folder}: no run directory of mathft.py (it has no args.json)")
     args = read_json(path)
-    name, system = args.get("model"), args.get("system")
-    if not isinstance(name, str) or not isinstance(system, str | None):
-        raise UserError(f"{path}: model or system is missing or of the wrong kind")
-    try:
-        method = find_method(args.get("method"))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    method = check_args(path, args)
     result = result_folder(folder, method)
     if not result.is_dir():
         raise UserError(f"{result}: no such folder, the run has not ended; "
                         f"go on: python mathft.py --resume {folder}")
     return args, method
+
+
+def check_args(path: Path, args: dict) -> ModuleType:
+    """The method of a run whose settings `args` stand in `path`.
+
+    Raises UserError for what is missing, or is none of what the method's flags take.
+    """
+    name, system, history = args.get("model"), args.get("system"), args.get("history", [])
+    if not isinstance(name, str) or not isinstance(system, str | None):
+        raise UserError(f"{path}: model or system is missing or of the wrong kind")
+    if not isinstance(history, list) or not all(
+            isinstance(run, dict) and isinstance(run.get("model"), str) for run in history):
+        raise UserError(f"{path}: history is no list of runs, each with its model")
+    try:
+        method = find_method(args.get("method"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    check_stored((method.Flags,), args, path)
+    return method
 
 
 def load_run(folder: Path, device: torch.device | str, dtype: torch.dtype,

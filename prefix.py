@@ -50,7 +50,7 @@ PASSES = 2  # over each map: forward, and backward to its input
 class Flags:
     """Flags of --method prefix."""
 
-    prefix_length: int = flag(16, "positions P of the prefix", least=1)
+    prefix_length: int = flag(16, "positions P of the prefix", least=1, most=2**16)
     prefix_init: str = flag("text", "start of the prefix: text, text:STRING, zero or random")
     prefix_projection: bool = flag(False, "train an MLP that makes the prefix (Li & Liang 2021)")
 

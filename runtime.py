@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 VERSION = "0.1.0"
+LARGEST_JSON = 2**26  # bytes of a file of settings; the index of the largest model is far below
 WIDE_AT_ONCE = 1 << 19  # numbers in fp32, 2 MiB: a processor's cache keeps them between two passes
 
 
@@ -214,11 +215,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                         " give another name")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        # A killed process may have had the same number.
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_leftovers(folder.parent, folder.name)
         temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, folder)
+        with locked(temporary):
+            yield temporary
+            os.replace(temporary, folder)
     except UserError as error:  # of a file inside it: name the place where it would have been
         raise UserError(str(error).replace(str(temporary), str(folder))) from error
     except OSError as error:
@@ -226,6 +227,56 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                         " nothing was kept of it") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files and folders that a killed process has left in `folder`.
+
+    With `name` only those that were to become that one. The caller makes sure that no other process
+    writes such files there; a folder that is being written is locked, and stays.
+    """
+    for left in Path(folder).glob(".*.tmp"):
+        meant = final_name(left)
+        if meant is None or name not in (None, meant):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            with contextlib.suppress(UserError), locked(left):
+                shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def final_name(temporary: Path) -> str | None:
+    """NAME, if a path is called `.NAME.PROCESS.tmp` as temporary files and folders are."""
+    name, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
+    ours = temporary.name.endswith(".tmp") and name[:1] == "." and process.isdecimal()
+    return name[1:] if ours else None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within the block, no other process of this machine can lock the folder; a killed one lets go.
+
+    Raises UserError if another process has it. Where there are no such locks (Windows, some network
+    disks) nothing is locked.
+    """
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is at work in this folder; let it end, "
+                            "or give another folder") from None
+        except OSError:
+            pass  # a disk without locks
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock
 
 
 def write_text(path: Path, text: str) -> None:
@@ -258,24 +309,61 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor],
     write_whole(path, save)
 
 
+def parse_json(text: str):
+    """The value of a JSON text.
+
+    Raises ValueError or RecursionError, also for valid JSON that is no usable text.
+    """
+    value = json.loads(text, parse_constant=_no_constant)  # 5,000 digits are a plain ValueError
+    # Half a surrogate pair (\ud800) could be written to no file.
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is no JSON")
+
+
 def read_json(path: Path) -> dict:
     """A JSON object from a file.
 
-    Raises UserError with file and line if it is missing, broken or not an object.
+    Raises UserError with file and line if it is missing, broken, too large or not an object.
     """
+    check_regular(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+        if Path(path).stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path}: has more than {LARGEST_JSON:,} bytes, too many for settings; "
+                            "get the right file")
+        value = parse_json(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        reason = getattr(error, "msg", "too deep")
-        raise UserError(f"{path}:{line}: not valid JSON ({reason})") from None
+        raise UserError(f"{path}:{line}: not valid JSON ({json_fault(error)})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def json_fault(error: ValueError | RecursionError) -> str:
+    """Why a text is no JSON, in few words."""
+    if isinstance(error, RecursionError):
+        return "too deep"
+    if isinstance(error, UnicodeEncodeError):
+        return "half a surrogate pair"
+    # Python's own words for a long number go on with how to allow it.
+    return getattr(error, "msg", None) or str(error).partition(";")[0]
+
+
+def check_regular(path: Path) -> None:
+    """Raise UserError unless `path` is a regular file: a pipe would be waited for, a device has no
+    end."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: cannot be read (no regular file); put a file there")
 
 
 def append_metrics(path: Path, record: dict) -> None:
@@ -289,25 +377,42 @@ def append_metrics(path: Path, record: dict) -> None:
 
 
 def trim_metrics(path: Path, step: int) -> None:
-    """Remove the lines after `step`: a run that goes on from there writes them again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line that a crash has cut is after the checkpoint too: the log is written first.
-        kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-        write_text(path, "".join(kept))
+    """Remove the lines after `step`: a run that goes on from there writes them again.
+
+    Raises UserError that names a line which is none of a log.
+    """
+    if not path.exists():
+        return
+    check_regular(path)
+    kept = []
+    # The last piece is empty, or a line that a crash has cut: the log is written before the
+    # checkpoint, so it belongs to a step after that.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = parse_json(line.decode("utf-8"))
+            done = record["step"]
+            right = type(done) is int
+        except (ValueError, RecursionError, KeyError, TypeError):
+            right = False
+        if not right:
+            raise UserError(f"{path}:{number}: no line of a log; remove that line")
+        if done <= step:
+            kept.append(line + b"\n")
+    write_whole(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
 
 def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:
     """Make and return the folder of a new run: `wanted`, else `root/STEM-N` with the first free N.
 
-    Raises UserError if `wanted` exists and is not empty.
+    Raises UserError if `wanted` exists and holds more than what a killed process has left.
     """
     if wanted:
         path = Path(wanted)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not all(map(final_name, path.iterdir()))):
             raise UserError(f"{path}: exists and is not empty;"
                             f" give another --output-dir, or --resume {path}")
         path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         return path
     number = 1
     while True:

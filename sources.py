@@ -8,7 +8,7 @@
     2. else download it: a file of GitHub to that place (tools/download.py), a file of the hub by
        the hub's own client into its cache
 
-Only JSON, JSONL and zips of JSONL are known.
+`hub:owner/name` alone lists the files of a data set on the hub that can be read.
 
 The sets: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168); Hendrycks et al. 2021 (MATH, 2103.03874);
 Lightman et al. 2023 (MATH-500, 2305.20050); Li et al. 2023 (MuggleMath, 2310.05506); Huang et al.
@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.utils import logging
 
 from flags import flag, parse_flags, run_command
@@ -50,6 +50,8 @@ class Source:
     refusal: str = ""  # why nobody may train on it
 
 
+READABLE = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")  # of the files of a data set
+MOST_NAMED = 20  # files of a data set, in a message
 GITHUB = "https://raw.githubusercontent.com"
 GSM8K = f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data"
 MUGGLEMATH = f"{GITHUB}/OFA-Sys/gsm8k-ScRel/main/data/MuggleMATH"
@@ -112,6 +114,8 @@ def fetch(name: str, split: str) -> list[Path]:
     what to do by hand, for a file that cannot be downloaded.
     """
     if name.startswith("hub:"):
+        if name.count("/") == 1:
+            raise _files_of(name)
         repo, path = _hub_parts(name)
         known = (source for source in SETS.values() for files in source.splits.values()
                  for file in files if file.place.lower() == f"hub:{repo}/{path}".lower())
@@ -158,15 +162,33 @@ def _local_path(name: str, file: File) -> Path:
 
 
 def _hub_parts(name: str) -> tuple[str, str]:
-    """Repository and path of `hub:owner/name/path`. Raises UserError if it is no path of a JSON or
-    JSONL file."""
+    """Repository and path of `hub:owner/name/path`. Raises UserError if it is no path of a file
+    that is read."""
     owner, *parts = name.removeprefix("hub:").split("/")
     plain = all(part and part[0] not in ".~" and "\\" not in part and part.isprintable()
                 for part in (owner, *parts))
-    if not plain or len(parts) < 2 or not name.endswith((".json", ".jsonl")):
+    if not plain or len(parts) < 2 or not name.endswith(READABLE):
         raise UserError(
             f"{name}: no file of a data set; expected hub:owner/name/path.jsonl (or .json)")
     return f"{owner}/{parts[0]}", "/".join(parts[1:])
+
+
+def _files_of(name: str) -> UserError:
+    """What to say of `hub:owner/name`: the files of that data set that can be read."""
+    _hub_parts(f"{name}/x.json")  # else it is not the name of a data set
+    repo = name.removeprefix("hub:")
+    page = f"https://huggingface.co/datasets/{repo}"
+    try:
+        files = HfApi().list_repo_files(repo, repo_type="dataset")
+    except Exception as caught:  # the client's own errors, and those of its HTTP library
+        return hub_error(name, caught, "data set", page, "no data set of that name",
+                         f"name a file of {page}: {name}/FILE.jsonl")
+    found = [f"{name}/{file}" for file in sorted(files) if file.endswith(READABLE)]
+    if not found:
+        return UserError(f"{name}: has no file that is read ({', '.join(READABLE)})")
+    more = f", and {len(found) - MOST_NAMED} more at {page}/tree/main" * (len(found) > MOST_NAMED)
+    return UserError(f"{name}: is a data set of several files; name one: "
+                     f"{', '.join(found[:MOST_NAMED])}{more}")
 
 
 def _fetch_from_hub(name: str, path: Path | None) -> Path:

@@ -35,9 +35,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from runtime import UserError, read_json, write_json, write_text
+from runtime import UserError, check_regular, read_json, write_json, write_text
 
 ROLES = ("system", "user", "assistant")
+# A text that spells one of these stays text: it is encoded letter by letter.
+MARKERS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 Pieces = list[tuple[list[int], bool]]  # ids, and whether they are targets
 
 
@@ -103,9 +105,16 @@ class Tokenizer:
         if not file.is_file():
             raise UserError(f"{file}: no such file; a checkpoint needs its tokenizer"
                             " beside its weights")
+        # Rust panics at a broken one, with pages of its own; Qwen's tokenizers have none.
+        if b'"precompiled_charsmap"' in file.read_bytes():
+            raise UserError(f"{file}: has a precompiled_charsmap, as tokenizers of SentencePiece "
+                            "have; is this a Qwen2.5 checkpoint?")
         try:
             self._fast = FastTokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises plain Exception, whatever is wrong
+        # tokenizers raises plain Exception, whatever is wrong; if Rust panics, a BaseException.
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | MemoryError):
+                raise
             raise UserError(f"{file}: not a tokenizer that this version of tokenizers reads"
                             f" ({error})") from None
         # The file may hold settings for other uses, which would cut or pad our texts.
@@ -172,6 +181,7 @@ class Tokenizer:
     def template(self) -> str | None:
         """The checkpoint's chat template, in Jinja; None if it has none."""
         if self._template_file.exists():
+            check_regular(self._template_file)
             return self._template_file.read_text(encoding="utf-8", errors="replace")
         template = self._settings.get("chat_template")
         return template if isinstance(template, str) else None
@@ -223,9 +233,10 @@ class Tokenizer:
     def chat(self, messages: list[dict], system: str | None = None) -> tuple[list[int], list[bool]]:
         """Ids of a chat and, for each, whether it is a target.
 
-        messages: `{"role", "content"}` each. The system prompt is a system message at their head,
-        else `system`, else the checkpoint's default. If the last turn is the assistant's, it begins
-        as `prompt` ends, and ends with `end_id`. Every other turn is as in the template.
+        messages: `{"role", "content"}` each, and "train" false for an answer that is no target. The
+        system prompt is a system message at their head, else `system`, else the checkpoint's
+        default. If the last turn is the assistant's, it begins as `prompt` ends, and ends with
+        `end_id`. Every other turn is as in the template.
         """
         if not messages or messages[0]["role"] != "system":
             system = self.default_system if system is None else system
@@ -240,11 +251,10 @@ class Tokenizer:
                                 " have one at their head alone")
             if role != "assistant":
                 pieces.append((self._form.turn(role, content), False))
-            elif number < len(messages):
-                pieces += self._form.earlier_answer(content)
-            else:
-                ids = [*self.encode(content), self.end_id]
-                pieces += [(self._form.opening, False), (ids, True)]
+                continue
+            last = [(self._form.opening, False), ([*self.encode(content), self.end_id], True)]
+            answer = last if number == len(messages) else self._form.earlier_answer(content)
+            pieces += [(ids, target and message.get("train", True)) for ids, target in answer]
         ids = [number for piece, _ in pieces for number in piece]
         return ids, [target for piece, target in pieces for _ in piece]
 
@@ -270,8 +280,13 @@ def find_default_system(template: str) -> str | None:
         if not closed or interrupted or not text.startswith(newline):
             continue
         text = text.removeprefix(newline)
+        if not quote:
+            return text
         # Jinja reads the escapes of a string in this way (jinja2/lexer.py).
-        return text.encode("ascii", "backslashreplace").decode("unicode-escape") if quote else text
+        try:
+            return text.encode("ascii", "backslashreplace").decode("unicode-escape")
+        except UnicodeDecodeError:  # an escape that is cut short: Jinja cannot read it either
+            return None
     return None
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from adapters import NoFlags
 from attention import PackedAttention
-from checkpoint import drop_old_checkpoints, load_state, save_state
+from checkpoint import drop_old_checkpoints, load_state, save_state, step_of
 from data import Example, PackedBatch, batch_indices, count_targets, pack, split_by_tokens
 from model import Qwen2
 from runtime import UserError, clock, peak_memory_mib
@@ -34,6 +34,7 @@ from runtime import UserError, clock, peak_memory_mib
 # A shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer
 # one.
 BETAS = (0.9, 0.95)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, as torch names it
 
 # loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets,
 # count)
@@ -219,18 +220,55 @@ def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
 
 def load_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
                     optimizer: torch.optim.AdamW) -> TrainTotals:
-    """Put a saved state back in place. Raises UserError if it belongs to other parameters."""
+    """Put a saved state back in place.
+
+    Raises UserError, before anything is changed, if it is damaged or belongs to other parameters.
+    """
     tensors, info = load_state(folder)
-    if {n.removeprefix("param.") for n in tensors if n.startswith("param.")} != set(trainable):
-        raise UserError(f"{folder}: holds the state of other parameters than this method trains; "
-                        "give another --resume")
+    totals = _checked_totals(folder, info)
+    _check_state(folder, tensors, trainable)
     with torch.no_grad():
         for name, p in trainable.items():
             p.copy_(tensors[f"param.{name}"])
             # Moments live where their parameter does; fused AdamW wants its counter there too.
-            optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(p.device)
-                                  for key in ("step", "exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(p.device) for key in MOMENTS}
+    return totals
+
+
+def _checked_totals(folder: Path, info: dict) -> TrainTotals:
+    """The totals in state.json. Raises UserError if it does not hold what `save_checkpoint` writes.
+    """
+    kinds = {"steps": int, "seconds": float, "tokens": int, "target_tokens": int,
+             "interrupted": bool}
+    right = info.keys() == kinds.keys() and all(
+        type(info[name]) in (kind, int if kind is float else kind) and 0 <= info[name] < 2**63
+        for name, kind in kinds.items())
+    if not right or info["steps"] != step_of(folder):
+        raise UserError(f"{folder / 'state.json'}: not the state after {step_of(folder)} steps; "
+                        f"remove {folder}, and the run goes on from what is before it")
     return TrainTotals(**info)
+
+
+def _check_state(folder: Path, tensors: dict[str, Tensor],
+                 trainable: dict[str, nn.Parameter]) -> None:
+    """Raise UserError unless the tensors are, by name, shape and dtype, the state of `trainable`.
+
+    (The kernel of AdamW trusts them: with moments of another shape it reads beyond their end.)
+    """
+    file = folder / "state.safetensors"
+    needed = {f"{key}.{name}": p for name, p in trainable.items() for key in ("param", *MOMENTS)}
+    if needed.keys() != tensors.keys():
+        odd = min(needed.keys() ^ tensors.keys())
+        verb = "also holds" if odd in tensors else "lacks"
+        raise UserError(f"{folder}: holds the state of other parameters than this method trains "
+                        f"({file.name} {verb} {odd}); give another --resume")
+    for name, p in needed.items():
+        shape, dtype = ((), torch.float32) if name.startswith("step.") else (p.shape, p.dtype)
+        found = tensors[name]
+        if found.shape != shape or found.dtype != dtype:
+            raise UserError(
+                f"{file}: {name} is {list(found.shape)} in {found.dtype}, and what trains is "
+                f"{list(shape)} in {dtype}; args.json or the state is not this run's own")
 
 
 # --------------------------------------------------------------------------------------------- loop

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from answers import BOXES, LOWER, extract_answer, normalise
 from data import Problem, load_problems, overlap_with
+from forms import stated_answer
 from recipes.arithmetic import check, marks
 from recipes.dedup import (SYMBOLS, exact_duplicates, near_duplicates, normalised_duplicates,
                            normalised_words)
@@ -126,19 +127,6 @@ def _unified(problem: Problem, style: str) -> tuple[Problem | None, str]:
     if messages:
         messages = (*messages[:-1], {**messages[-1], "content": text})
     return replace(problem, solution=text, messages=messages), "end rewritten"
-
-
-def stated_answer(solution: str) -> str | None:
-    """The answer that a text marks or names as such; None if there is only a last number, or
-    nothing."""
-    marked = extract_answer(solution, strict=True)
-    lower = solution.translate(LOWER)
-    at = max(lower.rfind("answer is"), lower.rfind("answer:"), ("\n" + solution).rfind("\nA:"))
-    # Something must follow these words: else the text was cut there. Half a box is no answer
-    # either.
-    named = at >= 0 and extract_answer(solution[at:])
-    answer = marked or (extract_answer(solution) if named else None)
-    return answer if answer and not any(mark in answer for mark in ("####", *BOXES)) else None
 
 
 def with_ending(solution: str, answer: str, style: str) -> str:
@@ -302,7 +290,7 @@ def _row_text(problem: Problem, question_only: bool = False) -> str:
     if problem.text:
         return problem.text
     if problem.messages:
-        turns = problem.messages[:-1] if question_only else problem.messages
+        turns = problem.asked if question_only else problem.messages
         return "\n".join(turn["content"] for turn in turns)
     return problem.question if question_only else f"{problem.question}\n{problem.solution}"
 

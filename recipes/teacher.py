@@ -26,7 +26,7 @@ from time import perf_counter
 from tqdm import tqdm
 
 from methods import Run
-from data import Problem
+from data import Problem, asked_turns
 from flags import flag, parse_flags, run_command
 from generate import ApiFlags, DecodingFlags, SamplingFlags, generate, load_asked
 from recipes.client import ApiTeacher, Reply, open_api, read_reply
@@ -171,7 +171,7 @@ def completions(teacher, problems: list[Problem], turns: list[dict], folder: Pat
     A problem with a lost reply is left out: else it would count as wrong, or votes would be
     missing. Raises UserError if nothing is left.
     """
-    chats = [[*turns, {"role": "user", "content": problem.question}] for problem in problems]
+    chats = [asked_turns(problem, turns) for problem in problems]
     answers = ask(teacher, chats, folder, samples)
     records = []
     for number, (problem, replies) in enumerate(zip(problems, answers.replies)):

@@ -216,6 +216,41 @@ def test_nothing_is_overwritten_and_a_split_has_two_files(capsys):
         Path(name).unlink()
 
 
+# ------------------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize("form, keys", [("messages", {"messages"}),
+                                        ("prompt-completion", {"prompt", "completion"}),
+                                        ("alpaca", {"instruction", "input", "output", "system",
+                                                    "history"})])
+def test_rows_for_other_trainers_read_back_as_the_same_turns(form, keys, capsys):
+    chat = [{"role": role, "content": text} for role, text in [
+        ("system", "Add."), ("user", "1+1?"), ("assistant", "2"), ("user", "and 2?"),
+        ("assistant", "#### 4")]]
+    rows = [{"messages": chat}, {"question": "q", "answer": "so #### 1"},
+            {"problem": "only asked", "answer": "5"},
+            {"messages": [*chat[:-1], chat[-1] | {"weight": 0}]}]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("export", "in.jsonl", "out.jsonl", "--form", form) == 0
+    assert "2 rows to out.jsonl, 2 with nothing to learn left out" in capsys.readouterr().out
+    first, second = map(json.loads, Path("out.jsonl").read_text().splitlines())
+    assert first.keys() == keys and second.keys() == keys - {"system", "history"}
+    problems = read_problems(Path("out.jsonl"))
+    assert list(problems[0].messages) == chat and problems[0].answer == "4"
+    assert (problems[1].question, problems[1].solution) == ("q", "so #### 1")
+    assert run("export", "in.jsonl", "out.jsonl") == 1  # nothing is overwritten
+    assert "exists, and nothing is overwritten" in capsys.readouterr().err
+
+
+def test_a_form_that_cannot_say_a_chat_is_refused(capsys):
+    chat = [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "1+1?"},
+            {"role": "assistant", "content": "2"}]
+    Path("in.jsonl").write_text(json.dumps({"messages": chat}))
+    assert run("export", "in.jsonl", "out.jsonl", "--form", "alpaca") == 1
+    assert "in.jsonl:1: its turns do not alternate" in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
 # ------------------------------------------------------------------------------------------- recipe
 
 

@@ -239,6 +239,20 @@ def test_missing_and_cut_files(folder):
     expect_error(folder, "config.json: no such file")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are Unix's")
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_pipe_is_not_waited_for(file, folder):
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    expect_error(folder, f"{file}: cannot be read (no regular file)")
+
+
+def test_a_number_of_5000_digits_is_no_setting(folder):
+    whole = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(whole.replace(": 48", ": " + "9" * 5000, 1))
+    expect_error(folder, "config.json:1: not valid JSON (Exceeds the limit (4300 digits)")
+
+
 def test_bad_shards(tmp_path):
     reference_model().save_pretrained(tmp_path, max_shard_size="20KB")
     index = tmp_path / "model.safetensors.index.json"

@@ -98,6 +98,48 @@ def test_every_turn_of_the_assistant_is_learnt_in_a_chat(tokenizer):
         f"({len(example.ids)} tokens, 4 of them targets)")
 
 
+@pytest.mark.parametrize("weights, train_on, learnt", [
+    ((None, None), "all", ["2<|im_end|>", "4<|im_end|>"]), ((0, 1), "all", ["4<|im_end|>"]),
+    ((None, None), "last", ["4<|im_end|>"]), ((1, 0), "all", ["2<|im_end|>"]), ((1, 0), "last", []),
+    ((0, 0), "all", [])])
+def test_turns_that_are_not_learnt(weights, train_on, learnt, tokenizer):
+    """By `weight` of a turn, or by --train-on."""
+    turns = [("user", "1?"), ("assistant", "2"), ("user", "3?"), ("assistant", "4")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    for turn, weight in zip(messages[1::2], weights):
+        turn |= {} if weight is None else {"weight": weight}
+    problem = parse_record({"messages": messages}, "f:1")
+    shown = show(tokenizer, chat_example(tokenizer, problem, "Hi", train_on))
+    assert [part.partition("⟧")[0] for part in shown.split("⟦")[1:]] == learnt
+    assert parse_record(to_record(problem), "f:1") == problem
+    kept, long = chat_examples(tokenizer, [problem], "Hi", 999, train_on)
+    assert (len(kept), long) == (bool(learnt), 0)
+
+
+def test_several_sets_at_once(tmp_path):
+    for name in ("a", "b", "c,d"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": name, "answer": "#### 1"}))
+    a, b, comma = (str(tmp_path / f"{name}.jsonl") for name in ("a", "b", "c,d"))
+    assert [p.question for p in load_problems(f"{a}, {b}")] == ["a", "b"]
+    assert [p.question for p in load_problems(f"{a},{b}", limit=1)] == ["a"]
+    assert [p.question for p in load_problems(comma)] == ["c,d"]  # a comma in its own name
+    assert len(load_problems(f"mini-gsm,{a}")) == 4001
+    assert data.short_name(f"{a},{b}") == "a+1" and data.short_name("x/y.json.gz") == "y"
+    assert data.short_name("gsm8k") == "gsm8k" and data.short_name(comma) == "c,d"
+    with pytest.raises(UserError, match="nowhere.jsonl: no such file"):
+        load_problems(f"{a},nowhere.jsonl")
+
+
+def test_copies_of_a_held_out_problem_are_counted(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": f"q{n}", "answer": f"#### {n}"} for n in range(10)] * 3
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left_out = Counter()
+    train, test, _ = data.train_and_test(str(file), None, 0, left_out=left_out)
+    assert (len(train), len(test)) == (27, 1)
+    assert left_out == {"the same question as a held-out problem": 2}
+
+
 def test_an_example_is_named_after_its_problem(tokenizer):
     assert chat_example(tokenizer, problem(), None).name == "one"
 
@@ -157,12 +199,13 @@ def test_what_else_a_record_says_is_kept():
     assert parse_record({"id": 7, "query": "q", "response": "1"}, "file:1").id == "7"
 
 
-def test_a_chat_is_asked_by_its_last_question():
+def test_a_chat_is_asked_with_all_before_its_last_answer():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     turns += [{"role": "user", "content": "c"}, {"role": "assistant", "content": "so #### 4"}]
     found = parse_record({"messages": turns}, "file:1")
-    assert (found.question, found.solution, found.answer) == ("c", "so #### 4", "4") and len(
-        found.messages) == 4
+    assert (found.question, found.solution, found.answer) == (
+        "user: a\n\nassistant: b\n\nuser: c", "so #### 4", "4")
+    assert found.asked == turns[:-1] and len(found.messages) == 4
 
 
 GOOD = json.dumps({"question": "q", "answer": "#### 1"})
@@ -181,7 +224,7 @@ GOOD = json.dumps({"question": "q", "answer": "#### 1"})
      (f"{GOOD}\n3\n", ":2: expected a JSON object, found int"),
      (f'{GOOD}\n"text"\n', ":2: expected a JSON object, found str"),
      ('{"question": ["q"], "answer": "1"}\n', ":1: question is list, expected text"),
-     ('{"question": "q", "answer": null}\n', ":1: answer is NoneType, expected text"),
+     ('{"question": "q", "answer": null}\n', ":1: no known keys (found: question, answer)"),
      ('{"problem": "q", "answer": true}\n', ":1: answer is bool, expected text"),
      ('{"messages": "hi"}\n', ":1: messages must be a list of turns"),
      ('{"messages": []}\n', ":1: messages must be a list of turns"),
@@ -226,7 +269,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load_problems(str(tmp_path))
     (tmp_path / "bytes.jsonl").write_bytes(b'{"question": "\xff"}')
-    with pytest.raises(UserError, match="bytes.jsonl: cannot be read as UTF-8 text"):
+    with pytest.raises(UserError, match="bytes.jsonl:1: cannot be read as UTF-8 text"):
         load_problems(str(tmp_path / "bytes.jsonl"))
 
 
@@ -399,7 +442,7 @@ def test_plain_texts_are_read_and_written(tmp_path):
     assert (read.text, read.question, read.answer) == ("Ana has 3 apples.", "", "")
     assert to_record(read) == {"id": "a", "text": "Ana has 3 apples."}
     for record, said in (({"text": " "}, "here: text is "
-                                         "empty"), ({"text": None}, "text is NoneType")):
+                                         "empty"), ({"text": None}, "no known keys")):
         with pytest.raises(UserError, match=said):
             parse_record(record, "here")
     with pytest.raises(UserError, match="texts without an answer cannot be held out"):

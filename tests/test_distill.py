@@ -97,7 +97,7 @@ def test_alpha_mixes_divergence_and_supervised_loss(alpha, quick):
 
 def test_weights_of_the_answers_line_and_of_wrong_solutions(tiny_folder):
     tokenizer = Tokenizer(tiny_folder)
-    args = SimpleNamespace(system="Add.", max_length=500)
+    args = SimpleNamespace(system="Add.", max_length=500, train_on="all")
     teacher = str(tiny_folder)
     problems = [Problem("right", "1 + 1?", "It is 2.\n#### 2", "2"),
                 Problem("wrong", "1 + 1?", "It is 3.\n#### 3", "2")]

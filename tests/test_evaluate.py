@@ -17,11 +17,11 @@ import evaluate as module
 from calculator import Calculator
 from checkpoint import load_model
 from conftest import LAYOUTS, write_layout
-from data import EMBEDDED_COUNTS, Problem, load_problems
+from data import EMBEDDED_COUNTS, Problem, load_problems, parse_record
 from evaluate import evaluate, worked_examples
 from flags import run_command
 from generate import Completion
-from runtime import UsageError, UserError
+from runtime import UsageError, UserError, locked
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -239,6 +239,7 @@ def argv(tiny_folder, tmp_path) -> list[str]:
     ("SIGKILL", 8, -signal.SIGKILL, None),  # nobody is asked, and nothing can be said
     ("SIGINT", 8, 130, "interrupted"),
     ("SIGTERM", 8, 143, "terminated"),
+    ("SIGHUP", 8, 143, "terminated"),
     ("SIGINT", 23, 130, "interrupted"),  # 20 samples are done, and 2 of the 5 greedy completions
 ])
 def test_a_process_that_is_stopped_leaves_what_can_go_on(name, n, code, said, argv, tmp_path,
@@ -299,6 +300,28 @@ def test_long_answers_of_published_layouts_go_on(name, tmp_path, capsys, monkeyp
     assert read(tmp_path / "part" / "args.json")["system"] == LAYOUTS[name]["system"]
     assert {record["finish"] for record in whole} == {"stop"}  # by a stop of its own
     assert max(record["tokens"] for record in whole) > 100
+
+
+def test_a_chat_is_measured_with_its_own_system_prompt_and_earlier_turns(tuned, tmp_path):
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "2?"},
+             {"role": "assistant", "content": "2"}, {"role": "user", "content": "+ 3?"},
+             {"role": "assistant", "content": "#### 5"}]
+    chat = parse_record({"messages": turns}, "chat")
+    report = evaluate(*tuned, [chat], tmp_path, system="not used", max_new_tokens=4)
+    prompt = tuned[1].prompt("+ 3?", earlier=turns[:3])
+    (record,) = report.records
+    assert record["prompt_sha256"] == hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
+    assert record["gold"] == "5" and record["question"].startswith("user: 2?")
+
+
+def test_two_evaluations_are_locked_out_of_one_folder(tuned, tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="another process is at work"):
+        evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".result.json.4194300.tmp").write_text("{")  # left by a killed process
+    evaluate(*tuned, PROBLEMS, tmp_path, max_new_tokens=4)
+    assert {path.name for path in tmp_path.iterdir()} == {"args.json", "generations.jsonl",
+                                                          "result.json"}
 
 
 def test_whatever_half_line_a_crash_leaves_the_same_records_follow(tuned, tmp_path):

@@ -1,5 +1,6 @@
 """Flags from a dataclass, and how a command ends: exit codes, one-line errors, signals."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flags import Terminated, flag, given_flags, parse_flags, run_command
+from flags import Terminated, check_stored, flag, given_flags, parse_flags, run_command
 from runtime import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,9 @@ def test_a_field_is_a_flag():
     (["--top-p", "1.5"], "above 1"),
     (["--max-new-tokens", "2.5"], "not a whole number"),
     (["one", "two"], "two"),
+    (["--max-new-tokens", "9" * 5000], "not a whole number"),
+    (["--max-new-tokens", str(2**63)], "is beyond 64 bits"),
+    (["--lr", "1e400"], "not a finite number"),
 ])
 def test_what_does_not_fit_is_an_error(words, part):
     with pytest.raises(UsageError, match=part):
@@ -161,6 +165,39 @@ def test_sigterm_is_raised_where_the_program_stands():
     before = signal.getsignal(signal.SIGTERM)
     assert run_command(main, []) == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp932"])
+def test_output_never_fails_on_an_encoding(encoding):
+    """What the terminal cannot show is an escape; also in an error."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "flags.py", "naïve…"], cwd=ROOT, env=environment,
+                          capture_output=True)
+    assert done.returncode == 0 and b"ve" in done.stdout and done.stderr == b""
+    done = subprocess.run([sys.executable, "flags.py", "a", "\u202f…"], cwd=ROOT, env=environment,
+                          capture_output=True)
+    assert done.returncode == 2 and done.stderr.startswith(b"error: ")
+
+
+@pytest.mark.parametrize("values, said", [
+    ({"method": "grpo"}, 'method is "grpo", none of sft, lora'),
+    ({"method": None}, "method is null, not text"),
+    ({"learning_rate": -1}, "learning_rate is -1, below 0"),
+    ({"learning_rate": float("inf")}, "learning_rate is Infinity, not a finite number"),
+    ({"max_new_tokens": True}, "max_new_tokens is true, not a whole number"),
+    ({"max_new_tokens": 10**30}, "beyond 64 bits"), ({"save": 1}, "save is 1, not true or false"),
+    ({"question": ["x"] * 99}, '…, not text')])
+def test_stored_settings_are_held_against_their_flags(values, said):
+    with pytest.raises(UserError) as error:
+        check_stored((Flags,), values, Path("args.json"))
+    assert str(error.value).startswith("args.json: ") and said in str(error.value)
+
+
+def test_stored_settings_that_fit():
+    whole = {"question": None, "method": "lora", "learning_rate": 1, "max_new_tokens": 2**63 - 1,
+             "top_p": 0.5, "save": False, "of another class": []}
+    check_stored((Flags, Required), whole, Path("args.json"))
+    check_stored((Flags,), {}, Path("args.json"))
 
 
 def test_a_closed_pipe_is_quiet():

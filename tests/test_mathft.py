@@ -6,12 +6,15 @@ steps.
 """
 
 import dataclasses
+import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -21,11 +24,12 @@ from safetensors.torch import load_file, save_file
 import evaluate
 import mathft
 import train
+from checkpoint import step_of
 from data import Example
 from flags import run_command
 from mathft import load_data, main, read_flags
 from methods import METHODS, load_run
-from runtime import UserError
+from runtime import UserError, locked
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_after ci95_before
@@ -219,7 +223,7 @@ def test_what_repeats_a_test_problem_is_left_out_and_told(common, tmp_path, caps
     more = [*overlapping(tmp_path), "--steps", "1", "--eval-limit", "1"]
     code, out, _ = command(lora(common, tmp_path / "clean", *more), capsys)
     assert code == 0 and "train.jsonl: 8 training examples, 1 test problems" in out
-    assert "test problems (2 overlap the test problems and are left out)\n" in out
+    assert "test problems\nleft out   2 rows: 2 overlap the test problems\n" in out
     assert read(tmp_path / "clean" / "result.json")["train_overlap"] == 2
     code, out, _ = command(lora(common, tmp_path / "all", *more, "--train-on-overlap"), capsys)
     assert code == 0 and "train.jsonl: 10 training examples, 1 test problems" in out
@@ -383,6 +387,50 @@ def test_sigterm_saves_too(step, steps, common, tmp_path, capsys, monkeypatch):
     assert read(tmp_path / "run" / "result.json")["steps"] == steps
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of Unix")
+def test_a_terminal_that_closes_is_like_sigterm(common, tmp_path, capsys):
+    """The step ends, the checkpoint is written although nothing can be printed any more."""
+    folder = tmp_path / "run"
+    argv = lora(common, folder, "--steps", "400", "--eval-limit", "0", "--log-every", "1")
+    leader, terminal = pty.openpty()
+    run = subprocess.Popen([sys.executable, "mathft.py", *argv], cwd=ROOT, stdin=terminal,
+                           stdout=terminal, stderr=terminal, start_new_session=True,
+                           preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    os.close(terminal)
+    seen = b""
+    while b"step    3/400" not in seen:
+        seen += os.read(leader, 4096)
+    os.close(leader)  # the window is closed
+    assert run.wait(60) == 143
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert 3 <= step_of(checkpoint) < 400
+    code, _, err = command(["--resume", str(folder), "--steps", str(step_of(checkpoint) + 1)],
+                           capsys)
+    assert code == 0, err
+
+
+def test_a_log_that_nobody_reads_ends_no_training(common, tmp_path):
+    """As `| head` and a `tee` that was killed leave it."""
+    argv = lora(common, tmp_path / "run", "--steps", "30", "--eval-limit", "0", "--log-every", "1")
+    with subprocess.Popen([sys.executable, "mathft.py", *argv], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        while not run.stdout.readline().startswith("step    3/30"):
+            pass
+        run.stdout.close()
+        assert run.wait(60) == 0 and run.stderr.read() == ""
+    assert read(tmp_path / "run" / "result.json")["steps"] == 30
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of Unix")
+def test_nohup_is_heeded(common, tmp_path):
+    """A program that was started to survive its terminal does."""
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + STRIKE
+    argv = lora(common, tmp_path / "run", "--steps", "5", "--eval-limit", "0")
+    done = subprocess.run([sys.executable, "-c", code, "SIGHUP", *argv], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_ctrl_c_while_measuring_keeps_what_is_measured(common, tmp_path, capsys, monkeypatch):
     folder, grade = tmp_path / "run", evaluate.grade
     graded = []
@@ -490,6 +538,173 @@ def test_a_full_disk_while_saving(common, tmp_path, capsys):
     assert read(folder / "result.json")["steps"] == 2
 
 
+# ------------------------------------------------------------------- files that were tampered with
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_folder, tmp_path_factory) -> Path:
+    """A folder with a LoRA run of two steps and its data, to be copied."""
+    home = tmp_path_factory.mktemp("ended")
+    data, test = write_problems(home / "a.jsonl", 12), write_problems(home / "b.jsonl", 3, 50)
+    words = ["--method", "lora", "--model", str(tiny_folder), "--dataset", data, "--eval-dataset",
+             test, "--dtype", "fp32", "--device", "cpu", "--batch-size", "2", "--max-new-tokens",
+             "4", "--system", "Add.", "--steps", "2", "--log-every", "1", "--lr", "0.01",
+             "--output-dir", str(home / "run")]
+    assert run_command(main, words) == 0
+    return home / "run"
+
+
+def changed(file: str, **values):
+    """What sets fields of a JSON file; a value `...` removes the field."""
+    def change(run: Path) -> None:
+        whole = read(run / file) | values
+        kept = {key: value for key, value in whole.items() if value is not ...}
+        (run / file).write_text(json.dumps(kept))
+    return change
+
+
+def written(file: str, content: bytes):
+    return lambda run: (run / file).write_bytes(content)
+
+
+def tensor(change):
+    """What changes the tensors of the checkpoint."""
+    def apply(run: Path) -> None:
+        path = run / "checkpoints" / "step-2" / "state.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+    return apply
+
+
+def each(part: str, new):
+    """What replaces every tensor whose name begins so."""
+    def change(tensors: dict) -> None:
+        for name in list(tensors):
+            if name.startswith(part):
+                tensors[name] = new(tensors[name])
+    return tensor(change)
+
+
+STATE = "checkpoints/step-2/state.json"
+ATTACKS = [
+    *((changed("args.json", **{name: value}), f"args.json: {name}") for name, value in [
+        ("steps", 10**18), ("steps", 0), ("steps", "4"), ("steps", True), ("steps", 2.5),
+        ("steps", 10**40), ("batch_size", 10**9), ("batch_size", -1), ("epochs", 1e300),
+        ("learning_rate", "high"), ("learning_rate", -1), ("clip", 0), ("seed", 2**64),
+        ("seed", -1), ("method", ["lora"]), ("objective", {}), ("objective", "chat"),
+        ("dataset", 5), ("system", ["x"]), ("max_length", 1), ("lora_rank", 0),
+        ("lora_rank", 10**7), ("lora_rank", None), ("lora_variant", "x"), ("history", 3),
+        ("history", [{}]), ("dtype", 16), ("model", None), ("log_every", 0), ("plain", "yes"),
+        ("warmup", 2)]),
+    (changed("args.json", method="qlora"), "args.json: method is"),
+    (changed("args.json", learning_rate=...), "it lacks learning_rate"),
+    (changed("args.json", steps=None), "it lacks steps"),
+    (written("args.json", b"[]"), "args.json: holds a list"),
+    (written("args.json", b'{"steps": ' + b"9" * 5000 + b"}"), "args.json:1: not valid JSON"),
+    (written("args.json", b'{"system": "\\ud800"}'), "args.json:1: not valid JSON (half a surr"),
+    (written("args.json", b"\xff\xfe"), "args.json: cannot be read"),
+    # Settings that are in order, and not this run's own.
+    (changed("args.json", lora_rank=3), "what trains is [3, "),
+    (changed("args.json", lora_targets="q_proj"), "holds the state of other parameters"),
+    (changed("args.json", lora_targets="nose"), "unknown target nose"),
+    *((changed(STATE, **values), f"{STATE}: not the state after 2 steps") for values in [
+        {"steps": 3}, {"steps": "2"}, {"steps": True}, {"steps": -2}, {"seconds": None},
+        {"seconds": -1}, {"tokens": 1e9}, {"target_tokens": ...}, {"colour": 1},
+        {"interrupted": 0}]),
+    (written(STATE, b"{"), "state.json:1: not valid JSON"),
+    (changed(STATE, seconds=float("nan")), "state.json:1: not valid JSON (NaN is no JSON)"),
+    (each("exp_avg.", lambda t: t.flatten()[:1]), "exp_avg.model.layers.0"),
+    (each("exp_avg_sq.", lambda t: t.double()), "in torch.float64"),
+    (each("param.", lambda t: t.T.contiguous()), "param.model.layers.0"),
+    (each("param.", lambda t: t.int()), "in torch.int32"),
+    (each("step.", lambda t: t.repeat(3)), "step.model.layers.0"),
+    (tensor(lambda tensors: tensors.pop(min(tensors))), "lacks exp_avg.model"),
+    (tensor(lambda tensors: tensors.update(odd=torch.ones(1))), "also holds odd"),
+    (written("checkpoints/step-2/state.safetensors", b"\x08"), "not a whole safetensors file"),
+    *((written("metrics.jsonl", line + b"\n"), "metrics.jsonl:1: no line of a log")
+      for line in (b"", b"\x00" * 9, b'{"step": "1"}', b"3")),
+    *((changed("evals/before/result.json", **values), "evals/before/result.json: ")
+      for values in ({"eval_seconds": ...}, {"eval_seconds": "1"}, {"tokens_per_second": None},
+                     {"cost": 3}, {"timed_completions": -1})),
+    (written("evals/before/generations.jsonl", b"x\n"), "generations.jsonl:1: not valid JSON"),
+    (changed("evals/before/args.json", seed=5), "evals/before/args.json: was begun with seed 5"),
+]
+
+
+@pytest.mark.parametrize("attack, said", ATTACKS, ids=[said for _, said in ATTACKS])
+def test_what_is_read_back_is_checked_like_a_foreign_file(attack, said, ended, tmp_path, capsys):
+    """One line that names the file; the run stays as it is, and no process crashes."""
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    attack(folder)
+    checkpoint = folder / "checkpoints" / "step-2"
+    before = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    code, _, err = command(["--resume", str(folder)], capsys)
+    assert code in (1, 2) and err.startswith("error: ") and err.count("\n") == 1, err
+    assert said in err
+    assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
+
+
+def test_figures_of_a_finished_evaluation_are_counted_from_its_records(ended, tmp_path, capsys):
+    """What result.json says of them is not believed."""
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    changed("evals/after/result.json", accuracy=2.0, ci95=None)(folder)
+    assert command(["--resume", str(folder)], capsys)[0] == 0
+    assert read(folder / "result.json")["accuracy_after"] == read(ended / "result.json")[
+        "accuracy_after"]
+
+
+@pytest.mark.parametrize("record, said", [({"problem": 9}, "problem 9, sample 0"),
+                                          ({"problem": -1}, "problem -1, sample 0"),
+                                          ({"sample": 1}, "problem 0, sample 1"),
+                                          ({"gold": "8"}, "problem 0, sample 0"),
+                                          ({"question": "?"}, "problem 0, sample 0")])
+def test_a_record_of_another_evaluation_is_refused(record, said, ended, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    path = folder / "evals" / "before" / "generations.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps(json.loads(first) | record) + "\n" + "".join(rest))
+    code, _, err = command(["--resume", str(folder)], capsys)
+    assert code == 1 and said in err and "is none of this evaluation; remove its line" in err
+
+
+def test_checkpoints_have_plain_numbers(ended, tmp_path, capsys):
+    """A folder `step-²` is none, nor is one `step-007`."""
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    for name in ("step-²", "step-007", "step-٣", "step-" + "9" * 200, "step--1", "step-"):
+        (folder / "checkpoints" / name).mkdir()
+    assert command(["--resume", str(folder)], capsys)[0] == 0
+
+
+def test_a_kill_before_args_leaves_a_folder_that_the_same_command_takes(common, tmp_path, capsys):
+    """And what a killed process was writing in a run's folder goes with the next process there."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / ".run.4194300.tmp").mkdir()  # the folder in the making
+    (folder / ".args.json.4194300.tmp").write_text("{")
+    argv = lora(common, folder, "--steps", "2", "--eval-limit", "0")
+    assert command(argv, capsys)[0] == 0
+    assert not (tmp_path / ".run.4194300.tmp").exists()
+    (folder / "checkpoints" / ".step-1.4194300.tmp").mkdir()  # half deleted
+    (folder / "evals" / "after").mkdir(parents=True)
+    (folder / ".result.json.4194300.tmp").write_text("{")
+    assert command(["--resume", str(folder)], capsys)[0] == 0
+    assert [str(path) for path in folder.rglob(".*.tmp")] == []
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(ended, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    with locked(folder):
+        code, _, err = command(["--resume", str(folder), "--steps", "3"], capsys)
+    assert code == 1 and f"{folder}: another process is at work in this folder" in err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]
+
+
 # ----------------------------------------------------------------------------- wrong flags and data
 
 
@@ -503,7 +718,7 @@ def test_a_full_disk_while_saving(common, tmp_path, capsys):
      (["--method", "lora", "--tokens", "5", "--epochs", "1"
        ], "--epochs and --tokens exclude each other"),
      (["--method", "lora", "--steps", "0"], "0 is below 1"),
-     (["--method", "lora", "--lr", "nan"], "'nan' is not a finite number"),
+     (["--method", "lora", "--lr", "nan"], "nan is not a finite number"),
      (["--method", "lora", "--dtype", "fp16"], "--dtype fp16 is not supported: fp16 overflows"), ],
 )
 def test_wrong_usage_is_code_2_and_one_line(argv, said, tmp_path, capsys, monkeypatch):
@@ -538,7 +753,42 @@ def test_long_examples_are_dropped_and_told(common, tmp_path, capsys):
         lora(common, tmp_path / "run", "--steps", "1", "--eval-limit", "0", "--max-length", "200"),
         capsys)
     assert code == 0
-    assert "40 training examples (1 longer than 200 tokens dropped), 0 test problems" in out
+    assert "40 training examples, 0 test problems\nleft out   1 rows: 1 longer than 200 to" in out
+    assert read(tmp_path / "run" / "result.json")["left_out"] == {"longer than 200 tokens": 1}
+
+
+def test_rows_left_out_are_counted_by_reason(common, tmp_path, capsys):
+    """All rows of a file are trained on, measured, or counted with a reason."""
+    rows = [{"question": f"{n}?", "generated_solution": f"#### {n}", "expected_answer": str(n)}
+            for n in range(20)]
+    rows += [{"question": "not learnt", "answer": "", "solution": ""},
+             {"question": "wrong", "generated_solution": "4", "is_correct": False},
+             {"question": "spelt", "answer": "<|im_end|> #### 7"},
+             {"question": "What is 100 + 101?", "answer": "#### 7"},
+             {"question": "long", "answer": "so " * 500 + "#### 7"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ("--dataset", str(file), "--max-length", "200", "--limit", "23", "--steps", "1")
+    code, out, err = command(lora(common, tmp_path / "run", *more), capsys)
+    assert code == 0, err
+    assert "left out   4 rows: 1 marked as wrong by is_correct, 1 overlap the test problems" in out
+    assert "note       1 rows spell a marker such as <|im_end|>" in out
+    result = read(tmp_path / "run" / "result.json")
+    assert result["left_out"] == {
+        "marked as wrong by is_correct": 1, "overlap the test problems": 1,
+        "longer than 200 tokens": 1, "with nothing to learn": 1}
+    assert result["rows_with_markers"] == 1 and "21 training examples" in out
+
+
+def test_columns_and_several_sets_by_the_command(common, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(
+            json.dumps({"Q": f"{name} {n}?", "A": f"#### {n}"}) + "\n" for n in range(4)))
+    sets = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}"
+    more = ("--dataset", sets, "--columns", "question=Q,solution=A", "--steps", "1")
+    code, out, err = command(lora(common, tmp_path / "run", *more), capsys)
+    assert code == 0 and "8 training examples" in out, err
+    assert command(["--resume", str(tmp_path / "run"), "--steps", "2"], capsys)[0] == 0
 
 
 def test_show_example_prints_one_and_exits(common, tmp_path, capsys, monkeypatch):

@@ -145,6 +145,82 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+@pytest.mark.parametrize("line", [b"", b"null", b"[1]", b'{"loss": 1}', b'{"step": "2"}',
+                                  b'{"step": true}', b"\x00\xff", b'{"step": 2', b"[" * 99999,
+                                  b'{"step": ' + b"9" * 5000 + b"}"])
+def test_a_line_that_is_none_of_a_log_is_named(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics.jsonl:2: no line of a log; remove that line"):
+        runtime.trim_metrics(path, 5)
+    assert path.read_bytes() == content
+
+
+def test_json_is_read_from_regular_files_of_a_bounded_size(tmp_path, monkeypatch):
+    """A pipe would be waited for, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path / "pipe.json", Path("/dev/zero")):
+        with pytest.raises(UserError, match="cannot be read .no regular file.; put a file there"):
+            runtime.read_json(path)
+    (tmp_path / "long.json").write_text('{"a": 1}' + " " * 100)
+    monkeypatch.setattr(runtime, "LARGEST_JSON", 100)
+    with pytest.raises(UserError, match="long.json: has more than 100 bytes"):
+        runtime.read_json(tmp_path / "long.json")
+
+
+# ------------------------------------------------------------------- what killed processes leave
+
+LOCKING = "import sys, runtime\nwith runtime.locked(sys.argv[1]): print('mine', flush=True); input()"
+
+
+def holding(folder: Path) -> subprocess.Popen:
+    """A process that has locked the folder."""
+    other = subprocess.Popen([sys.executable, "-c", LOCKING, str(folder)], cwd=ROOT, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == "mine\n"
+    return other
+
+
+def test_two_processes_are_locked_out_of_one_folder(tmp_path):
+    other = holding(tmp_path)
+    with pytest.raises(UserError, match="another process is at work in this folder"):
+        with runtime.locked(tmp_path):
+            pass
+    other.kill()  # a killed process holds nothing
+    other.wait()
+    with runtime.locked(tmp_path):
+        pass
+    with runtime.locked(tmp_path):  # nor does one that has ended
+        pass
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    keep = [".bashrc", ".x.tmp", ".x.12a.tmp", "x.12.tmp", ".tmp", "data.jsonl", ".1.tmp"]
+    for name in (*keep, ".args.json.123.tmp", ".other.json.7.tmp"):
+        (tmp_path / name).write_text("x")
+    for name in (".base.5.tmp", ".busy.6.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("x")
+    other = holding(tmp_path / ".busy.6.tmp")
+    runtime.remove_leftovers(tmp_path, "args.json")
+    assert not (tmp_path / ".args.json.123.tmp").exists()
+    assert (tmp_path / ".other.json.7.tmp").exists()
+    runtime.remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*keep, ".busy.6.tmp"}
+    other.kill()
+    other.wait()
+    with runtime.whole_folder(tmp_path / "busy") as temporary:  # whoever writes it next
+        (temporary / "weights").write_text("y")
+    assert {path.name for path in tmp_path.iterdir()} == {*keep, "busy"}
+
+
+def test_a_folder_that_holds_only_leftovers_is_free(tmp_path):
+    (tmp_path / ".args.json.123.tmp").write_text("{")
+    assert runtime.new_directory(str(tmp_path), "stem") == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(),
                     reason="/dev/full is a disk without room, on Linux")
 def test_a_full_disk_is_a_user_error(tmp_path):

@@ -6,6 +6,7 @@ import.
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -159,6 +160,11 @@ class Hub(BaseHTTPRequestHandler):
     }
 
     def do_GET(self) -> None:
+        if self.path.startswith("/api/datasets/us/sums/tree/"):
+            names = ["README.md", "b/test.jsonl", "a.parquet", "train.csv", "z.json.gz"]
+            self.send_json([{"type": "file", "path": name, "size": 1, "oid": "0" * 40}
+                            for name in names])
+            return
         if not self.path.startswith("/datasets/"):  # what the client likes to know besides
             self.send_error(404)
             return
@@ -176,6 +182,14 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
+
+    def send_json(self, value) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     do_HEAD = do_GET
 
@@ -257,6 +271,13 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
     assert "GET" not in {method for method, path, _ in hub.requests if "huge" in path}
 
 
+def test_a_data_set_of_the_hub_lists_its_files_that_are_read(hub, tmp_path):
+    listed, missing = from_hub(hub, tmp_path, "hub:us/sums", "hub:us/missing")
+    assert listed == ("hub:us/sums: is a data set of several files; name one: "
+                      "hub:us/sums/a.parquet, hub:us/sums/b/test.jsonl, hub:us/sums/z.json.gz")
+    assert missing.startswith("hub:us/missing: ")
+
+
 def test_a_hub_out_of_reach_says_which_file_to_put_where(hub, tmp_path):
     place = tmp_path / "mathft" / "math500" / "test.jsonl"
     url = (f"http://127.0.0.1:{hub.server_port}/datasets/HuggingFaceH4/MATH-500/resolve/main/"
@@ -297,7 +318,7 @@ def test_a_set_of_the_hub_by_its_name(hub, tmp_path):
 
 
 @pytest.mark.parametrize("name", [
-    "hub:", "hub:us", "hub:us/sums", "hub:us/sums/", "hub:us/sums/x.parquet",
+    "hub:", "hub:us", "hub:/sums", "hub:us/sums/", "hub:us/sums/x.csv",
     "hub:us/sums/../x.json", "hub:/us/sums/x.json", "hub:us/sums/~/x.json", "hub:us//x.json",
     "hub:us/su\\ms/x.json", "hub:us/sums/a\nb.json"
 ])  # fmt: skip

@@ -291,6 +291,24 @@ def test_bad_files_are_named(name, text, message, tmp_path):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("ending", ["\\x4", "\\u12", "\\N{no such name}", "\\U00110000", "\\"])
+def test_a_template_whose_escapes_are_cut_short_has_no_default(ending, tmp_path):
+    template = TEMPLATE.replace("SYSTEM", f"Add{ending}")
+    with pytest.raises(UserError, match="holds no chat template with a default system prompt"):
+        Tokenizer(write_tokenizer(tmp_path, template)).default_system
+
+
+def test_a_normaliser_of_sentencepiece_is_refused_before_it_is_read(tmp_path, capfd):
+    """Rust panics at a broken one."""
+    folder = write_tokenizer(tmp_path)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "////"}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="tokenizer.json: has a precompiled_charsmap"):
+        Tokenizer(folder)
+    assert capfd.readouterr().err == ""
+
+
 def test_bad_text_and_roles_are_user_errors(tokenizer_folder):
     tokenizer = Tokenizer(tokenizer_folder)
     with pytest.raises(UserError, match="lone surrogate"):

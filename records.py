@@ -1,0 +1,206 @@
+"""From files, as others publish them, to records: JSON, JSON lines, gzip, zips and parquet.
+
+    python records.py problems.jsonl.gz        # how many records a file holds, and their columns
+
+    .jsonl            one JSON object a line (also under any other name)
+    .json             the same, or one list of objects, or {"data": [objects]}
+    .jsonl.gz .json.gz     the same, packed by gzip
+    .zip              all .jsonl files in it, which are not unpacked
+    .parquet          if pyarrow is installed
+
+The bytes of a line, the bytes that are unpacked and the number of lines are bounded: a file that
+somebody made to fill the memory, or that is far too large to be held there, ends in one line.
+"""
+
+import contextlib
+import gzip
+import io
+import itertools
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from flags import run_command
+from runtime import UsageError, UserError, json_fault, parse_json
+from tools.download import UNPACKED, zip_lines
+
+LONGEST_LINE = 2**24  # bytes
+LARGEST_WHOLE = 2**29  # bytes of a file that cannot be read line by line
+MOST_ROWS = 10**6  # a problem takes about a kilobyte of memory
+SLOW = 2**26  # bytes; reading more takes more than a few seconds, and is told
+READ = ".jsonl and .json (also .gz), .zip of .jsonl, and .parquet with pyarrow"
+NOT_READ = {".csv", ".tsv", ".txt", ".md", ".xls", ".xlsx", ".arrow", ".feather", ".yaml", ".yml",
+            ".xml", ".tar", ".tgz", ".zst", ".bz2", ".xz", ".7z", ".db", ".sqlite", ".pkl", ".pt",
+            ".bin", ".npy", ".npz"}
+
+
+def read_records(path: Path) -> Iterator[tuple[str, object]]:
+    """The records of a file, each with its place for messages: `file:line`, or `file, record n`.
+
+    A record is whatever JSON value stands there. Raises UserError, which names file and line, if
+    the file cannot be read, is of another kind, or is larger than the bounds above.
+    """
+    path = Path(path)
+    if path.suffix.lower() in NOT_READ:
+        raise UserError(f"{path}: a {path.suffix} file is not read; what is: {READ}")
+    if path.stat().st_size > SLOW:
+        print(f"reading {path}, {path.stat().st_size / 1e6:,.0f} MB", file=sys.stderr)
+    rows = 0
+    for where, record in _all_records(path):
+        rows += 1
+        if rows > MOST_ROWS:
+            raise UserError(f"{where}: {MOST_ROWS:,} rows are read at most; take a part of the "
+                            "file")
+        yield where, record
+
+
+def _all_records(path: Path) -> Iterator[tuple[str, object]]:
+    if path.suffix == ".zip":
+        yield from _json_lines(zip_lines(path))
+    elif path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif _is_whole(path):
+        yield from _whole(path)
+    else:
+        yield from _json_lines(_lines(path))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The bytes of a file, unpacked if it is a .gz. Raises UserError for what it cannot read."""
+    try:
+        with open(path, "rb") as file:
+            packed = path.suffix == ".gz"
+            with gzip.GzipFile(fileobj=file) if packed else file as stream:
+                yield io.BufferedReader(stream) if packed else stream
+    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); get it again") from None
+
+
+# ------------------------------------------------------------------------------------ line by line
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file with their places.
+
+    Only a newline ends a line: U+2028 and its like may stand inside a JSON string.
+    """
+    unpacked = 0
+    with _opened(path) as stream:
+        for number in itertools.count(1):
+            line = stream.readline(LONGEST_LINE + 1)
+            unpacked += len(line)
+            where = f"{path}:{number}"
+            if not line:
+                return
+            if len(line) > LONGEST_LINE:
+                raise UserError(f"{where}: a line of more than {LONGEST_LINE:,} bytes; is this one "
+                                "JSON object a line?")
+            if path.suffix == ".gz" and unpacked > UNPACKED:
+                raise UserError(f"{where}: more than {UNPACKED:,} bytes unpacked; unpack the file, "
+                                "and take a part of it")
+            yield where, _text(where, line, first=number == 1)
+
+
+def _text(where: str, data: bytes, first: bool) -> str:
+    try:
+        return data.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: cannot be read as UTF-8 text ({error}); mend or remove that line"
+                        ) from None
+
+
+def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, object]]:
+    """The records of lines that come with their place; blank lines are skipped."""
+    for number, (where, line) in enumerate(lines, 1):
+        if number > 2 * MOST_ROWS:  # blank ones too take their time
+            raise UserError(f"{where}: {2 * MOST_ROWS:,} lines are read at most; take a part of "
+                            "the file")
+        if line.strip():
+            try:
+                yield where, parse_json(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not valid JSON ({json_fault(error)}); "
+                                "mend or remove that line") from None
+
+
+# ---------------------------------------------------------------------------------- files as wholes
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is one JSON value over several lines: a list, or an object in a .json file."""
+    with _opened(path) as stream:
+        first = b""
+        while not first.strip().removeprefix(b"\xef\xbb\xbf"):
+            first = stream.readline(LONGEST_LINE)
+            if not first:
+                return False
+    first = first.strip().removeprefix(b"\xef\xbb\xbf")
+    if first.startswith(b"["):
+        return True
+    if ".json" not in path.suffixes:
+        return False
+    try:
+        found = parse_json(first.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return True  # the object goes on in the next line
+    return isinstance(found, dict) and isinstance(found.get("data"), list)
+
+
+def _whole(path: Path) -> Iterator[tuple[str, object]]:
+    """The records of a list, or of the list under `data`."""
+    with _opened(path) as stream:
+        data = stream.read(LARGEST_WHOLE + 1)
+    if len(data) > LARGEST_WHOLE:
+        raise UserError(f"{path}: more than {LARGEST_WHOLE:,} bytes in one JSON value; write one "
+                        "object a line (.jsonl)")
+    try:
+        value = parse_json(_text(path, data, first=True))
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UserError(f"{path}:{line}: not valid JSON ({json_fault(error)})") from None
+    records = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(records, list):
+        raise UserError(f"{path}: expected a list of records, {{\"data\": [records]}}, or one "
+                        "record a line")
+    yield from ((f"{path}, record {n}", record) for n, record in enumerate(records, 1))
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
+    try:
+        from pyarrow import ArrowException, parquet  # no requirement: few files need it
+    except ImportError:
+        raise UserError(
+            f"{path}: parquet is read if pyarrow is installed (pip install pyarrow); or convert it "
+            f"where pandas is: pandas.read_parquet({path.name!r}).to_json("
+            f"{path.stem + '.jsonl'!r}, orient='records', lines=True)") from None
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (ArrowException, OSError) as error:
+        line = str(error).partition("\n")[0]
+        raise UserError(f"{path}: cannot be read as parquet ({line}); get it again") from None
+
+
+# ------------------------------------------------------------------------------------------ command
+
+
+def main(argv: list[str]) -> None:
+    """`python records.py FILE`: count the records, and show the columns of the first."""
+    if len(argv) != 1 or argv[0] in ("-h", "--help"):
+        raise UsageError("usage: python records.py FILE")
+    if not Path(argv[0]).is_file():
+        raise UserError(f"{argv[0]}: no such file")
+    records = [record for _, record in read_records(Path(argv[0]))]
+    columns = ", ".join(records[0]) if records and isinstance(records[0], dict) else "none"
+    print(f"{argv[0]}: {len(records)} records; columns of the first: {columns}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
