@@ -183,7 +183,7 @@ BAD_SETTINGS = {
     "an odd head": (dict(head_dim=7),
                     "head size even"), "a negative eps": (dict(rms_norm_eps=-1e-6),
                                                           "rms_norm_eps is -1e-06"),
-    "an infinite theta": (dict(rope_parameters={"rope_theta": float("inf")}), "rope_theta is inf"),
+    "an infinite theta": (dict(rope_parameters={"rope_theta": float("inf")}), "Infinity is no JSON"),
     "fewer layers than stored": (dict(num_hidden_layers=2),
                                  "also hold model.layers.2.input_layernorm.weight and 11"),
     "more layers than stored": (dict(num_hidden_layers=4),
