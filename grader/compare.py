@@ -199,7 +199,12 @@ class Comparison:
             return False
         if a[1] == b[1]:
             return True
-        left, right = (Evaluator(self.algebra).value(tree[1]) for tree in (a, b))
+        try:
+            left, right = (Evaluator(self.algebra).value(tree[1]) for tree in (a, b))
+        except Unreadable:  # too large to compute: 2 \cdot 3000! and 3000! \cdot 2
+            if self.budget.left < 0:
+                raise
+            return _sorted(a[1]) == _sorted(b[1])
         if (same(left, right, self.algebra) or self._rounded(a[1], right, b[1])
                 or self._rounded(b[1], left, a[1])):
             return True
@@ -304,6 +309,14 @@ def _turned(relation: tuple) -> tuple:
 def _each_answer(tree: tuple) -> list[tuple]:
     """The answers that a tree stands for: members of a list or a set, else the tree itself."""
     return tree[1] if tree[0] in SEVERAL else [tree]
+
+
+def _sorted(tree):
+    """The tree with terms and factors in a fixed order."""
+    if isinstance(tree, (tuple, list)):
+        parts = [_sorted(part) for part in tree]
+        return tuple(sorted(parts, key=repr) if isinstance(tree, list) else parts)
+    return tree
 
 
 def _may_be_product(words: tuple) -> bool:

@@ -26,7 +26,8 @@ import sys
 from fractions import Fraction
 
 from grader.scanner import END, Budget, Token, Unreadable, scan
-from grader.tables import AGGREGATES, ANGLES, CURRENCIES, FUNCTIONS, GREEK, INVERSES
+from grader.tables import (AGGREGATES, ANGLES, CURRENCIES, FUNCTIONS, GREEK, INVERSES, NO_UNITS,
+                           TEMPERATURES)
 from grader.units import UnitReader
 
 DEEPEST_NESTING = 40  # levels
@@ -35,8 +36,8 @@ RELATIONS |= {"le": "<=", "ge": ">=", "ne": "!=", "approx": "="}
 SIGNS = {"+": None, "-": "negative", "pm": "either", "mp": "neither"}
 SUFFIXES = {"!", "^", "'", "%", r"\%", "degree", "ordinal"}
 SEPARATORS = {",", ";", "and", "or"}
-# Marks above or around a name, which are a part of it.
-MARKS = {"overline", "vec", "hat", "bar", "overrightarrow", "tilde", "dot"}
+# Marks of a name, which are a part of it.
+MARKS = {"overline", "vec", "hat", "bar", "overrightarrow", "tilde", "dot", "det", "deg", "dim"}
 CLOSED_BY = {"(": ")", "[": "]", "{": "}", "|": "|", "lfloor": "rfloor", "lceil": "rceil"}
 MATRICES = {"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"}
 FACTOR_STARTS = {"number", "letter", "(", "[", "{", "frac", "sqrt", "surd", "binom", "reals",
@@ -199,30 +200,33 @@ class ExpressionReader(UnitReader):
         if braced:
             inside = self.tokens[self.at + 1]
             after = self.tokens[self.at + 2].kind
-        letter_o = inside.kind == "letter" and inside.text == "o" and value[0] != "name"
-        if inside.kind in ("circ", "ordinal", "*", "'") or letter_o and (not braced or after == "}"):
-            if braced:
-                self.take()
+        letter_o = inside.text == "o" and value[0] != "name" and (not braced or after == "}")
+        if not letter_o and inside.kind not in ("circ", "ordinal", "*", "'"):
+            return ("power", value, self._argument())
+        if braced:
             self.take()
-            if inside.kind in ("*", "'"):
-                value = _marked(value, inside.kind)
-            elif inside.kind != "ordinal":
-                value = self._degrees(value)
-            if braced:
-                self.expect("}")
-            return value
-        return ("power", value, self._argument())
+        self.take()
+        if inside.kind in ("*", "'"):
+            value = _marked(value, inside.kind)
+        elif inside.kind != "ordinal":
+            value = self._degrees(value)
+        if braced:
+            self.expect("}")
+            self._temperature()
+        return value
 
     def _degrees(self, value: tuple) -> tuple:
         """A value in degrees: an angle inside of a function, and a unit elsewhere."""
         if self.angles:
             return ("product", [value, ("quotient", ("name", "pi"), _integer(180))])
-        kinds = {"C": "celsius degree", "F": "fahrenheit degree"}
-        scale = self.next.kind == "letter" and kinds.get(self.next.text)
-        self.unit = scale or "degree"
-        if scale:
-            self.take()
+        self.unit = "degree"
+        self._temperature()
         return value
+
+    def _temperature(self) -> None:
+        """Take the C or F behind degrees."""
+        if self.unit == "degree" and self.next.kind == "letter" and self.next.text in TEMPERATURES:
+            self.unit = f"{TEMPERATURES[self.take().text]} degree"
 
     def _argument(self) -> tuple:
         """A group in braces or one token, perhaps with a sign, behind `^`, `_` or a command."""
@@ -239,6 +243,8 @@ class ExpressionReader(UnitReader):
         kind = token.kind
         if kind == "number":
             return self._number(token.text)
+        if kind == "word" and token.text.lower() in NO_UNITS:
+            raise Unreadable("words behind a sign")
         if kind in ("letter", "word") or kind in GREEK:
             return ("name", self._subscripted(token.text or kind))
         if kind in MARKS:

@@ -42,6 +42,7 @@ from grader.tables import (FUNCTIONS, GREEK, LEAD_INS, OPTIONS, QUANTIFIED, TEXT
                            TYPED_NAMES, WHOLE_LINE)
 
 MATHEMATICAL = {*"0123456789+*/=<>^_|&%[]:"}  # an answer of words has none of them
+CASES = Token("word", "cases")
 MOST_SIGNS = 4  # independent plus or minus signs in one value: sixteen values
 INFINITY = ("name", "infty")
 REALS = ("tuple", "()", [("value", ("negative", INFINITY), None), ("value", INFINITY, None)])
@@ -259,8 +260,7 @@ class AnswerReader(ExpressionReader):
             return self._collection()
         if kind == "word":
             return self._words()
-        if kind == "begin" and "".join(
-                token.text for token in self.tokens[self.at + 2 : self.at + 7]) == "cases":
+        if kind == "begin" and self.tokens[self.at + 2 :][:1] == [CASES]:
             return self._cases()
         return self._value_with_unit()
 

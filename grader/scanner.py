@@ -21,8 +21,8 @@ import sys
 from string import ascii_letters, digits
 from typing import NamedTuple
 
-from grader.tables import (ARGUMENT_DROPPED, FUNCTIONS, GREEK, INVISIBLE, LOWERED, RAISED, SPACE,
-                           SYNONYMS, TEXT, TYPED_NAMES, UNICODE, UNITS)
+from grader.tables import (AMBIGUOUS_UNITS, ARGUMENT_DROPPED, FUNCTIONS, GREEK, INVISIBLE, LOWERED,
+                           NO_UNITS, RAISED, SPACE, SYNONYMS, TEXT, TYPED_NAMES, UNICODE, UNITS)
 
 LONGEST_INTEGER = 1000  # digits, and the largest exponent of 1e1000
 DEEPEST_TEXT = 8  # levels of \text in \text
@@ -30,6 +30,7 @@ END = "end of text"
 OPEN, CLOSE = {"(", "[", r"\{", "langle"}, {")", "]", r"\}", "rangle"}
 VALUE_ENDS = {"number", "letter", "!", "%", "pi", *CLOSE, "}"}  # a unit may follow these
 # What separates groups of three digits. The last ones do so only if the whole numeral is grouped.
+GROUP_SIGNS = {*"{,\\~ "}  # how they begin
 COMMAS, GAPS = (r"{,}", r",\!", ","), (r"\,", r"\ ", "~", " ")
 
 
@@ -92,9 +93,10 @@ class Cursor:
 
 def scan(text: str, budget: Budget) -> list[Token]:
     """The tokens of a text, with two of kind END behind the last. Raises Unreadable."""
+    text = plain_spelling(text)
     budget.take(len(text))
     scanner = Scanner()
-    scanner.read(plain_spelling(text), 0)
+    scanner.read(text, 0)
     # The parser looks one token ahead and never takes the second END.
     return [*_split_products(scanner.tokens), NO_TOKEN, NO_TOKEN]
 
@@ -186,13 +188,9 @@ class Scanner:
         """Read a run of letters. Returns the place behind it."""
         end = _end_of_run(text, at, ascii_letters)
         run, last, following = text[at:end], self.last, text[end : end + 1]
-        behind_value = last.kind in VALUE_ENDS
-        if run in UNITS and behind_value and len(run) > 1 and (
-                upright or self.spaced and not following.isdigit() or last.kind == "number"
-                and run not in TYPED_NAMES and run != "mi" and len(run) == 2):
-            if run not in TYPED_NAMES or not text[end:].lstrip(" ")[:1].isalpha():
-                self.add("word", run, upright=True)
-                return end
+        if self._is_unit(run, upright, text[end:].lstrip(" ")[:1]):
+            self.add("word", run, upright=True)
+            return end
         if run in TYPED_NAMES and last.kind != "_" and not (upright and len(run) == 1):
             self.add(TYPED_NAMES[run])
         elif last.kind == "number" and not self.spaced and run in ("st", "nd", "rd", "th"):
@@ -201,12 +199,24 @@ class Scanner:
             self.add("*")  # 1.5 x 10^3
         elif following and following in digits and not (last.kind == "frac" and len(run) == 1):
             raise Unreadable("a digit directly after a letter")  # 0x10 and x2 are ambiguous
-        elif len(run) >= 3 or len(run) == 2 and (upright or self._behind_word()):
+        elif len(run) >= 3 or len(run) == 2 and (
+                upright or self._behind_word() or self.spaced and run.lower() in NO_UNITS):
             self.add("word", run, upright)
         else:
             for letter in run:
                 self.add("letter", letter, upright)
         return end
+
+    def _is_unit(self, run: str, upright: bool, following: str) -> bool:
+        """Whether two letters or more are a unit behind a value: 5cm, 3 min, and not 2 sec x."""
+        last = self.last
+        if len(run) < 2 or run not in UNITS or last.kind not in VALUE_ENDS:
+            return False
+        if run in TYPED_NAMES:
+            return (upright or self.spaced) and not following.isalnum()
+        if run in AMBIGUOUS_UNITS and not upright and (last.kind == "pi" or not self.spaced):
+            return False
+        return upright or self.spaced or last.kind == "number" and len(run) == 2
 
     def _behind_word(self) -> bool:
         """Whether a word stands before, or a word with a bar: kg/cm."""
@@ -227,6 +237,9 @@ class Scanner:
         elif name in INVISIBLE:
             if name == "mathbf" and text[end : end + 3] == "{R}":
                 return self._blackboard(text, end)
+        elif name in ("angle", "measuredangle"):
+            if self.last.text == "m":  # the measure of an angle
+                self.tokens.pop()
         elif name == "mathbb":
             return self._blackboard(text, end)
         elif name in ARGUMENT_DROPPED:
@@ -303,15 +316,17 @@ def _grouped(text: str, at: int, end: int, depth: int) -> tuple[str, int]:
     inside it separates. A gap joins them if no fraction follows: `1 234/5` is a mixed number.
     """
     number, after = text[at:end], end
-    follows_comma = text[at - 1 : at] == "," and text[at - 2 : at - 1] in [*digits] and depth == 0
-    if not (1 <= len(number) <= 3 and number[0] != "0") or follows_comma:
+    if text[end : end + 1] not in GROUP_SIGNS or not 1 <= len(number) <= 3 or number[0] == "0":
         return number, end
-    joined, gap = number, None
+    follows_comma = text[at - 1 : at] == "," and text[at - 2 : at - 1] in [*digits] and depth == 0
+    if follows_comma:
+        return number, end
+    joined, gap = number, False
     while True:
-        comma = next((c for c in COMMAS if text.startswith(c, after)), None)
-        if comma is None and gap is not False:
-            comma = gap = next((c for c in GAPS if text.startswith(c, after)), None)
-        begin = after + len(comma or "")
+        comma = next((c for c in COMMAS if text.startswith(c, after)), "")
+        if not comma and (gap or after == end):
+            comma = next((c for c in GAPS if text.startswith(c, after)), "")
+        begin = after + len(comma)
         while comma == r",\!" and text[begin : begin + 1] == " ":
             begin += 1
         finish = _end_of_run(text, begin, digits) if comma else begin
@@ -319,7 +334,7 @@ def _grouped(text: str, at: int, end: int, depth: int) -> tuple[str, int]:
             break
         if finish != begin + 3:
             return number, end
-        gap = gap or False
+        gap = gap or comma in GAPS
         joined, after = joined + text[begin:finish], finish
     if gap and text[after:].lstrip()[:1] == "/":
         return number, end
@@ -450,6 +465,8 @@ def _split_products(tokens: list[Token]) -> list[Token]:
 
 def _is_product(token: Token, second: Token, before: Token, after: Token) -> bool:
     """Whether a word is a product: it looks like one, or algebra touches it."""
+    if token.text.lower() in NO_UNITS:
+        return False
     if is_like_a_product(token.text):
         return before.kind != END or after.kind != END
     if before.kind in VALUE_ENDS or before.kind in GREEK:

@@ -9,22 +9,22 @@ import sys
 from fractions import Fraction
 from string import digits
 
-# ---------------------------------------------------------------------------------------- characters
+# --------------------------------------------------------------------------------------- characters
 
 # Characters with a plain or a LaTeX spelling.
 SPELLINGS = {
-    "−": "-", "–": "-", "‐": "-", "‑": "-", "′": "'", "″": "''", "\u00a0": " ", "\u2009": " ",
-    "\u202f": " ", "\u3000": " ", "×": r" \times ", "✕": r" \times ", "·": r" \cdot ",
-    "⋅": r" \cdot ", "•": r" \cdot ", "∗": "*", "÷": r" \div ", "⁄": "/", "∕": "/", "∶": ":",
-    "±": r" \pm ", "∓": r" \mp ", "√": r" \surd ", "∛": r" \sqrt[3]", "∜": r" \sqrt[4]",
-    "∞": r" \infty ", "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ",
+    "−": "-", "–": "-", "‐": "-", "‑": "-", "′": "'", "″": "''", "\u00a0": " ",
+    "\u2009": " ", "\u202f": " ", "\u3000": " ", "×": r" \times ", "✕": r" \times ",
+    "·": r" \cdot ", "⋅": r" \cdot ", "•": r" \cdot ", "∗": "*", "÷": r" \div ", "⁄": "/",
+    "∕": "/",     "∶": ":", "±": r" \pm ", "∓": r" \mp ", "√": r" \surd ", "∛": r" \sqrt[3]",
+    "∜": r" \sqrt[4]", "∞": r" \infty ", "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ",
     "℃": r"^\circ C", "℉": r"^\circ F", "‰": r" \text{permille}", "∪": r" \cup ",
     "∩": r" \cap ", "∈": r" \in ", "∉": r" \notin ", "∖": r" \setminus ", "≤": r" \le ",
     "≥": r" \ge ", "⩽": r" \le ", "⩾": r" \ge ", "≦": r" \le ", "≧": r" \ge ",
-    "≈": r" \approx ", "≃": r" \approx ", "≅": r" \approx ", "≠": r" \ne ", "∅": r" \emptyset ",
-    "ℝ": r" \mathbb{R} ", "ℤ": r" \mathbb{Z} ", "ℕ": r" \mathbb{N} ", "ℚ": r" \mathbb{Q} ",
-    "ℂ": r" \mathbb{C} ", "⟨": r" \langle ", "⟩": r" \rangle ", "〈": r" \langle ",
-    "〉": r" \rangle ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ",
+    "≈": r" \approx ", "≃": r" \approx ", "≅": r" \approx ", "≠": r" \ne ",
+    "∅": r" \emptyset ", "ℝ": r" \mathbb{R} ", "ℤ": r" \mathbb{Z} ", "ℕ": r" \mathbb{N} ",
+    "ℚ": r" \mathbb{Q} ", "ℂ": r" \mathbb{C} ", "⟨": r" \langle ", "⟩": r" \rangle ",
+    "〈": r" \langle ",     "〉": r" \rangle ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ",
     "⌉": r" \rceil ", "∠": r" \angle ", "△": r" \triangle ", "…": r" \ldots ",
     "⋯": r" \ldots ", "。": ".", "、": ",", "【": "[", "】": "]", "“": "", "”": "",
     "€": r" \euro ", "£": r" \pound ", "¥": r" \yen ", "￥": r" \yen ", "¢": r" \cent ",
@@ -36,7 +36,8 @@ SPELLINGS = {
     "ψ": r" \psi ", "ω": r" \omega ", "Γ": r" \Gamma ", "Δ": r" \Delta ", "Θ": r" \Theta ",
     "Λ": r" \Lambda ", "Σ": r" \Sigma ", "Φ": r" \Phi ", "Ψ": r" \Psi ", "Ω": r" \Omega ",
 }  # fmt: skip
-FRACTIONS = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑", "12 13 23 14 34 15 25 35 45 16 56 17 18 38 58 78 19".split()))
+FRACTIONS = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑",
+                     "12 13 23 14 34 15 25 35 45 16 56 17 18 38 58 78 19".split()))
 # Direction marks, zero-width spaces and invisible operators vanish.
 VANISHING = (0x200B, 0x200E, 0x200F, 0x202A, 0x202C, 0x2060, 0x2061, 0x2062, 0xFEFF)
 FULL_WIDTH = {0xFEE0 + code: chr(code) for code in range(0x21, 0x7F)}  # full-width ASCII
@@ -45,14 +46,14 @@ UNICODE |= {ord(one): rf" \frac{two}" for one, two in FRACTIONS.items()} | dict.
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", digits + "-+n"))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", digits))
 
-# ------------------------------------------------------------------------- commands, without backslash
+# ---------------------------------------------------------------------- commands, without backslash
 
 # Commands that show nothing, or only how their content looks.
 INVISIBLE = set(
     "left right middle big Big bigl bigr Bigl Bigr bigg Bigg biggl biggr Biggl Biggr displaystyle "
     "textstyle scriptstyle limits nolimits boldsymbol bm bf rm it sf tt underline mathsf mathtt "
-    "mathcal mathscr mathbf boxed fbox framebox angle triangle "
-    "measuredangle tiny small normalsize large Large ensuremath ( ) [ ]".split())
+    "mathcal mathscr mathbf boxed fbox framebox triangle "
+    "tiny small normalsize large Large ensuremath ( ) [ ]".split())
 ARGUMENT_DROPPED = {"color", "textcolor", "hspace", "vspace", "phantom", "hphantom", "label", "tag"}
 SPACE = {*", ! ; : > / quad qquad thinspace enspace".split(), " ", "\n"}
 TEXT = set("text textbf textit textrm texttt textsf textnormal emph mathrm mathit mbox hbox "
@@ -83,6 +84,7 @@ GREEK = set("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi
             "chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell pi infty".split())
 CURRENCIES = {r"\$": "dollar", "euro": "euro", "pound": "pound", "yen": "yen", "cent": "cent",
               "rupee": "rupee", "won": "won"}
+TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}  # behind degrees
 # Names that models also type without a backslash. `sqrt12` is the root of 12, so it is a `surd`:
 # TeX reads `\sqrt12` as the root of 1, followed by a 2.
 TYPED_NAMES = {name: name for name in [*FUNCTIONS, "pi", "infty", "theta", "alpha", "beta", "and",
@@ -90,7 +92,7 @@ TYPED_NAMES = {name: name for name in [*FUNCTIONS, "pi", "infty", "theta", "alph
 TYPED_NAMES |= {"sqrt": "surd", "infinity": "infty", "And": "and", "Or": "or",
                 "arcsinh": "arsinh", "arccosh": "arcosh", "arctanh": "artanh"}
 
-# --------------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------------- words
 
 # One name for each unit, and its other spellings. The plural's s is no part of a name.
 UNIT_NAMES = {
@@ -102,10 +104,13 @@ UNIT_NAMES = {
     "day": "", "week": "", "month": "", "year": "yr yrs", "mph": "", "radian": "rad",
     "degree": "deg", "celsius": "", "fahrenheit": "", "kelvin": "K", "dollar": "buck USD usd",
     "cent": "", "euro": "EUR eur", "yen": "JPY", "rupee": "", "%": "percent", "permille": "",
-    "newton": "N", "joule": "J", "watt": "W", "volt": "V", "pascal": "Pa", "hertz": "Hz", "kw": "kW",
-    "unit": "", "square": "sq", "cubic": "cu", "acre": "", "kmh": "kph", "people": "person",
+    "newton": "N", "joule": "J", "watt": "W", "volt": "V", "pascal": "Pa", "hertz": "Hz",
+    "kw": "kW", "unit": "", "square": "sq", "cubic": "cu", "acre": "", "kmh": "kph",
+    "people": "person",
 }  # fmt: skip
-UNITS = {spelling: name for name, others in UNIT_NAMES.items() for spelling in [name, *others.split()]}
+UNITS = {spelling: name for name, others in UNIT_NAMES.items()
+         for spelling in [name, *others.split()]}
+AMBIGUOUS_UNITS = {"mi", "hr"}  # which are also products: 2mi, \\pi hr
 COMPOSED = {"mph": {"mile": 1, "hour": -1}, "kmh": {"km": 1, "hour": -1}}
 LETTER_UNITS = {"m", "g", "s", "h", "l", "L"}  # also behind a number and a space: 24 m^2
 UPRIGHT_UNITS = LETTER_UNITS | {"N", "J", "W", "V", "K"}  # upright letters behind a number
@@ -135,7 +140,7 @@ IDLE_WORDS = {"each", "altogether", "apiece", "left", "remaining", "total", "onl
 LEAD_INS = [words.split() for words in (
     "the final answer is :", "the final answer is", "the answer is :", "the answer is",
     "final answer :", "answer :", "answer is", "ans :", "approximately", "approx", "about",
-    "roughly", "around", "therefore", "thus", "so", "hence")]
+    "roughly", "around")]
 OPTIONS = {"option", "choice"}  # before one letter
 # Words that begin what only explains the answer before them.
 TRAILERS = {"where", "approximately", "approx"}

@@ -18,8 +18,8 @@ from grader.tables import (COMPOSED, CURRENCIES, IDLE_WORDS, LETTER_UNITS, NO_UN
                            POWERED_WORDS, SCALES, UNITS, UPRIGHT_UNITS)
 
 # What may stand behind a value with its unit.
-UNIT_ENDS = {END, ".", ",", ";", ":", "and", "or", "=", "<", ">", "<=", ">=", "!=", "le", "ge", "ne",
-             "approx", "in", "}", "|", "&", "\\\\", "end", "dots", *CLOSE}
+UNIT_ENDS = {END, *CLOSE, *".,;:=<>}|&", "and", "or", "<=", ">=", "!=", "le", "ge", "ne", "approx",
+             "in", "\\\\", "end", "dots"}
 
 
 class UnitReader(Cursor):
