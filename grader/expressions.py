@@ -106,10 +106,9 @@ class ExpressionReader(UnitReader):
             terms.append(term)
         self.depth -= 1
         value = terms[0] if len(terms) == 1 else ("sum", terms)
-        if self.accept("over"):  # {1 \over 2}
-            return ("quotient", value, self.sum())
-        if self.accept("choose"):
-            return ("call", "binomial", [value, self.sum()])
+        if self.next.kind in ("over", "choose"):  # {1 \over 2}
+            over, below = self.take().kind == "over", self.sum()
+            return ("quotient", value, below) if over else ("call", "binomial", [value, below])
         return value
 
     def product(self) -> tuple:

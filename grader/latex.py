@@ -42,6 +42,7 @@ from grader.tables import (FUNCTIONS, GREEK, LEAD_INS, OPTIONS, QUANTIFIED, TEXT
                            TYPED_NAMES, WHOLE_LINE)
 
 MATHEMATICAL = {*"0123456789+*/=<>^_|&%[]:"}  # an answer of words has none of them
+MEASURE_SIGNS = {"(", "[", "'", "_", "^"}  # behind the letter
 CASES = Token("word", "cases")
 MOST_SIGNS = 4  # independent plus or minus signs in one value: sixteen values
 INFINITY = ("name", "infty")
@@ -84,7 +85,7 @@ def _only_words(text: str) -> str:
 
 def _trimmed(tokens: list[Token]) -> list[Token]:
     """The tokens without words that say nothing about the answer: `the answer is`, `where ...`."""
-    if not any(token.kind in ("word", "approx") for token in tokens):
+    if not {token.kind for token in tokens} & {"word", "approx"}:
         return tokens
     begin = 1 if tokens[0].kind == "approx" else 0
     spelled = [token.text.lower() or token.kind for token in tokens[:8]]
@@ -150,9 +151,9 @@ class AnswerReader(ExpressionReader):
         self.descend()
         found: list[tuple] = []
         joins: set[str] = set()
-        while not self.accept(*ends):
-            while separator := self.separator():
-                joins.add(separator)
+        while self.next.kind not in ends:
+            while self.next.kind in SEPARATORS:
+                joins.add(self.take().kind)
             if self.next.kind == "." and self.tokens[self.at + 1].kind == END:
                 self.take()
             if self.next.kind not in ends:
@@ -162,8 +163,10 @@ class AnswerReader(ExpressionReader):
                     found += self._each_sign(item, signs)
                 else:
                     found.append(item)
-                if self.next.kind not in (*ends, *SEPARATORS, "."):
+                kind = self.next.kind
+                if kind not in ends and kind not in SEPARATORS and kind != ".":
                     raise Unreadable("neither an end nor a separator")
+        self.take()
         self.depth -= 1
         return found, joins
 
@@ -187,7 +190,8 @@ class AnswerReader(ExpressionReader):
 
     def relation(self) -> tuple:
         r"""`a`, `a = b`, `a < b <= c`. Of `\frac13 \approx 0.333`, only the exact value counts."""
-        sides, signs = [self._measure() or self.union()], []
+        named = self.tokens[self.at + 1].kind in MEASURE_SIGNS and self._measure()
+        sides, signs = [named or self.union()], []
         while self.next.kind in RELATIONS:
             if self.next.kind == "approx" and not is_name(sides[-1]):
                 self.take()
@@ -227,7 +231,8 @@ class AnswerReader(ExpressionReader):
         while self.accept("cup") or parts[-1][0] in ("tuple", "set") and self._typed_union():
             parts.append(self.part())
         tree = parts[0] if len(parts) == 1 else ("union", parts)
-        while self.accept("setminus"):
+        while self.next.kind == "setminus":
+            self.take()
             tree = ("minus", tree, self.part())
         return tree
 
@@ -238,7 +243,8 @@ class AnswerReader(ExpressionReader):
     def ratio(self) -> tuple:
         """A part, or parts with colons between them: 3 : 4. A time of day is compared as text."""
         parts = [self.part()]
-        while self.accept(":"):
+        while self.next.kind == ":":
+            self.take()
             if self.next.text.startswith("0") and self.next.text != "0":
                 raise Unreadable("a time of day")
             parts.append(self.part())

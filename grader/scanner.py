@@ -28,9 +28,12 @@ LONGEST_INTEGER = 1000  # digits, and the largest exponent of 1e1000
 DEEPEST_TEXT = 8  # levels of \text in \text
 END = "end of text"
 OPEN, CLOSE = {"(", "[", r"\{", "langle"}, {")", "]", r"\}", "rangle"}
+DIGITS = {*digits}
 VALUE_ENDS = {"number", "letter", "!", "%", "pi", *CLOSE, "}"}  # a unit may follow these
 # What separates groups of three digits. The last ones do so only if the whole numeral is grouped.
 GROUP_SIGNS = {*"{,\\~ "}  # how they begin
+NUMERAL_SIGNS = GROUP_SIGNS | {".", "e", "E"}  # a numeral may go on with these
+SHORT = {"frac", "binom"}  # \frac12: each argument is one digit, if it has no braces
 COMMAS, GAPS = (r"{,}", r",\!", ","), (r"\,", r"\ ", "~", " ")
 
 
@@ -142,7 +145,7 @@ class Scanner:
         at, end = 0, len(text)
         while at < end:
             character = text[at]
-            if character in digits or character == "." and text[at + 1 : at + 2] in [*digits]:
+            if character in digits or character == "." and text[at + 1 : at + 2] in DIGITS:
                 at = self.number(text, at)
             elif character.isascii() and character.isalpha():
                 at = self.letters(text, at, inside > 0)
@@ -168,6 +171,10 @@ class Scanner:
         if text[at] != "." and self._takes_one_digit():
             self.add("number", text[at])
             return at + 1
+        end = _end_of_run(text, at, digits)
+        if end > at and text[end : end + 1] not in NUMERAL_SIGNS and end - at <= LONGEST_INTEGER:
+            self.add("number", text[at:end])
+            return end
         number, at = _read_number(text, at, self.depth)
         number, at = _read_power_of_ten(number, text, at)
         if len(number) > LONGEST_INTEGER:
@@ -177,10 +184,10 @@ class Scanner:
 
     def _takes_one_digit(self) -> bool:
         r"""Whether TeX takes only one digit here: `\frac12` is a half."""
-        last = [token.kind for token in self.tokens[-2:]]
-        if last[-1:] in (["frac"], ["binom"]):
-            return True
-        return last[:1] in (["frac"], ["binom"]) and last[-1] in ("number", "letter")
+        if not self.tokens:
+            return False
+        last, second = self.tokens[-1].kind, self.tokens[-2:][0].kind
+        return last in SHORT or second in SHORT and last in ("number", "letter")
 
     # -- letters
 
@@ -297,8 +304,8 @@ def _read_number(text: str, at: int, depth: int) -> tuple[str, int]:
     if text[end : end + 1] == ".":
         finish = _end_of_run(text, end + 1, digits)
         fraction = text[end + 1 : finish]
-        if fraction and text[finish : finish + 1] == "." and text[finish + 1 : finish + 2] in [
-                *digits]:
+        second = text[finish : finish + 1] == "." and text[finish + 1 : finish + 2] in DIGITS
+        if fraction and second:
             raise Unreadable("a number with two points")
         repeating, finish = _read_repeating(text, finish, fraction)
         if fraction or repeating:
@@ -318,7 +325,7 @@ def _grouped(text: str, at: int, end: int, depth: int) -> tuple[str, int]:
     number, after = text[at:end], end
     if text[end : end + 1] not in GROUP_SIGNS or not 1 <= len(number) <= 3 or number[0] == "0":
         return number, end
-    follows_comma = text[at - 1 : at] == "," and text[at - 2 : at - 1] in [*digits] and depth == 0
+    follows_comma = text[at - 1 : at] == "," and text[at - 2 : at - 1] in DIGITS and depth == 0
     if follows_comma:
         return number, end
     joined, gap = number, False
@@ -357,7 +364,7 @@ def _read_repeating(text: str, at: int, fraction: str) -> tuple[str, int]:
                 end = at + 3 if text[at] == "." else _end_of_run(
                     text, text.index("\\", at) + 1, ascii_letters)
                 return "=" + period, end
-        elif text.startswith(r"\dot", at) and text[at + 4 : at + 5] in [*digits]:
+        elif text.startswith(r"\dot", at) and text[at + 4 : at + 5] in DIGITS:
             return _dotted(text, at)
         return "", at
     if command.startswith(r"\dot"):
@@ -449,7 +456,7 @@ def is_like_a_product(run: str) -> bool:
 
 def _split_products(tokens: list[Token]) -> list[Token]:
     """The tokens, with each word that is a product of variables as its letters: 6abc, nRT/V."""
-    if not any(token.kind == "word" and not token.upright for token in tokens):
+    if "word" not in {token.kind for token in tokens}:
         return tokens
     found = []
     padded = [NO_TOKEN, NO_TOKEN, *tokens, NO_TOKEN]
