@@ -178,14 +178,43 @@ def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict]]:
 
 
 def _parse(text: str) -> dict | list:
-    """Parsed JSON.
+    """Parsed JSON. Its decimals keep their spelling: 0.00001 does not become 1e-05.
 
-    Raises ValueError or RecursionError, also for valid JSON that is no usable text.
+    Raises ValueError or RecursionError, also for valid JSON that is no usable text, and for NaN and
+    Infinity, which are no JSON.
     """
-    value = json.loads(text)  # a number of 5,000 digits is a plain ValueError
+    def no_number(name: str):
+        raise json.JSONDecodeError(f"{name} is no number", text, _place_outside_texts(text, name))
+
+    # A number of 5,000 digits is a plain ValueError.
+    value = json.loads(text, parse_float=Written, parse_constant=no_number)
     # Half a surrogate pair (\ud800) could be written to no file.
     json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+class Written(float):
+    """A decimal of a JSON file, which as a text is spelled as it stands there."""
+
+    def __new__(cls, text: str):
+        value = super().__new__(cls, text)
+        value.text = text
+        return value
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _place_outside_texts(text: str, word: str) -> int:
+    """Where a word first stands in JSON outside of a text."""
+    inside = escaped = False
+    for at, character in enumerate(text):
+        if not inside and text.startswith(word, at):
+            return at
+        if character == '"' and not escaped:
+            inside = not inside
+        escaped = character == "\\" and not escaped
+    return 0
 
 
 def parse_record(record: dict, where: str) -> Problem:
@@ -211,12 +240,12 @@ def parse_record(record: dict, where: str) -> Problem:
         solution = _field(record, "solution", where) if "solution" in record else ""
         stated = "answer" in record
         answer = _field(record, "answer", where) if stated else extract_answer(solution) or ""
-        return Problem(question=_field(record, "problem", where), solution=solution, answer=answer,
-                       **extras)
+        return Problem(question=_question(record, "problem", where), solution=solution,
+                       answer=answer, **extras)
     for question_key, solution_key in (("question", "answer"), ("query", "response")):
         if question_key in record and solution_key in record:
             solution = _field(record, solution_key, where)
-            return Problem(question=_field(record, question_key, where), solution=solution,
+            return Problem(question=_question(record, question_key, where), solution=solution,
                            answer=extract_answer(solution) or "", **extras)
     if "text" in record:
         text = _field(record, "text", where)
@@ -238,6 +267,14 @@ def _chat_problem(messages: tuple[dict, ...], extras: dict) -> Problem:
 def _first(record: dict, *keys: str):
     """The first of these fields that is there and not null, else an empty text."""
     return next((record[key] for key in keys if record.get(key) is not None), "")
+
+
+def _question(record: dict, key: str, where: str) -> str:
+    """A question as text. Raises UserError for a blank one."""
+    question = _field(record, key, where)
+    if not question.strip():
+        raise UserError(f"{where}: {key} is empty; mend or remove that record")
+    return question
 
 
 def _field(record: dict, key: str, where: str) -> str:
