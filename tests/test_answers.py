@@ -16,6 +16,8 @@ from answer_pairs import HOSTILE, PAIRS
 from answers import equivalent, extract_answer, steps_of
 from grader.cleaned import normalise
 from grader.verdict import BUDGET, verdict
+from reported_pairs import REPORTED, TEXTS, VERDICTS
+from score import verdict as verdict_of_text
 
 
 @pytest.mark.parametrize("text, answer", [
@@ -92,9 +94,37 @@ def test_unequal_by_rule(rule):
         assert not equivalent(gold, answer) and not equivalent(answer, gold), (gold, answer)
 
 
+@pytest.mark.parametrize("rule", REPORTED)
+def test_reported_pairs_by_rule(rule):
+    for equal, pairs in zip((True, False), REPORTED[rule]):
+        for gold, answer in pairs:
+            said = equivalent(gold, answer), equivalent(answer, gold)
+            assert said == (equal, equal), (gold, answer)
+
+
+def test_reported_texts_give_their_answers():
+    """Of a text that was cut, only what it has marked counts, and no number at the cut."""
+    for text, finish, expected in TEXTS:
+        answer = verdict_of_text("?", text, finish)["answer"]
+        right = answer is None if expected is None else equivalent(expected, answer)
+        assert right, (text, answer, expected)
+    for text, finish, gold, right in VERDICTS:
+        assert verdict_of_text(gold, text, finish)["correct"] is right, (text, gold)
+
+
+def test_verdicts_are_symmetric():
+    """On all pairs of a pool of the reported answers."""
+    pool = sorted({text for equal, unequal in REPORTED.values() for pair in equal + unequal
+                   for text in pair})
+    rng = random.Random(0)
+    for gold, answer in (rng.sample(pool, 2) for _ in range(3000)):
+        assert equivalent(gold, answer) == equivalent(answer, gold), (gold, answer)
+
+
 def test_the_tables_are_what_they_claim():
     """There are enough pairs of each kind, and no pair twice."""
-    pairs = [frozenset(pair) for equal, unequal in PAIRS.values() for pair in equal + unequal]
+    pairs = [frozenset(pair) for equal, unequal in (PAIRS | REPORTED).values()
+             for pair in equal + unequal]
     assert all(len(equal) >= 20 and len(unequal) >= 20 for equal, unequal in PAIRS.values())
     assert len(pairs) == len(set(pairs)) >= 600
 
