@@ -217,7 +217,8 @@ class AnswerReader(ExpressionReader):
         if self.tokens[at].kind not in ("=", "approx"):
             return None
         inside = self.tokens[opened + 1 : at - 1]
-        one = len(inside) == 1 and (inside[0].kind == "number" or inside[0].text in ("t", "n", "x"))
+        # n(A), x(2), y(t), and not a(b) nor n(n+1), which are products.
+        one = len(inside) == 1 and (inside[0].kind == "number" or inside[0].text in "tnxABCDEX")
         if not one and token.kind != "word" and (token.text or token.kind) not in MEASURES:
             return None
         name = "".join(part.text or part.kind for part in self.tokens[self.at : at])

@@ -204,7 +204,7 @@ class Scanner:
             pass
         elif run in ("x", "X") and last.kind == "number" and text[end:].lstrip().startswith("10^"):
             self.add("*")  # 1.5 x 10^3
-        elif following and following in digits and not (last.kind == "frac" and len(run) == 1):
+        elif following and following in digits and not (last.kind in SHORT and len(run) == 1):
             raise Unreadable("a digit directly after a letter")  # 0x10 and x2 are ambiguous
         elif len(run) >= 3 or len(run) == 2 and (
                 upright or self._behind_word() or self.spaced and run.lower() in NO_UNITS):

@@ -112,6 +112,19 @@ def test_reported_texts_give_their_answers():
         assert verdict_of_text(gold, text, finish)["correct"] is right, (text, gold)
 
 
+def test_the_table_of_rules_in_the_docs_is_true():
+    """Every `A ~ B` and `A ≁ B` of docs/evaluation.md."""
+    docs = Path(answers.__file__).parent / "docs/evaluation.md"
+    rows = [line.replace(r"\|", "\0").split("|") for line in docs.read_text("utf-8").splitlines()
+            if line.startswith("|")]
+    pairs = [piece.replace("\0", "|") for row in rows for cell in row for piece in cell.split("`")
+             if " ~ " in piece or " ≁ " in piece]
+    assert len(pairs) > 60
+    for pair in pairs:
+        sign = " ~ " if " ~ " in pair else " ≁ "
+        assert equivalent(*pair.split(sign)) == (sign == " ~ "), pair
+
+
 def test_verdicts_are_symmetric():
     """On all pairs of a pool of the reported answers."""
     pool = sorted({text for equal, unequal in REPORTED.values() for pair in equal + unequal
