@@ -2,81 +2,87 @@ r"""Find the final answer in a completion, and decide whether it equals the gold
 
     python answers.py '\dfrac{3}{4}' 'So the answer is $0.75$.'        # 0.75: equal
 
-Find: take the first of these that the completion has.
+Find: take the first of these that the completion has. What a model thinks in <think>...</think>
+counts only if nothing follows.
 
 1. The last box, as in MATH: `\boxed{...}`.
-2. The rest of the line after the last `####`, as in GSM8K.
-3. What follows the last "answer is" or "answer:".
+2. The rest of the line after the last `####`, as in GSM8K. A heading `#### Step 2` is none.
+3. The first value after the last "answer is" or "answer:".
 4. The last number.
 
 Compare:
 
-    text -> equal cleaned texts, or two integers? -> verdict
+    text -> two integers? -> verdict
       |  otherwise, the modules of grader/:
+      +-- cleaned -> equal texts? -> verdict
       +-- scanner -> tokens -- latex, expressions -> tree -- exact -> value -- compare -> verdict
 
 Answers are equal if they are of one kind and have
 equal values. An answer that is no mathematics is compared as text. Nothing is rounded, except that
 a decimal of six digits or more may stand for an exact value. Nothing is ever executed, no function
-raises, and a comparison takes at most BUDGET steps.
+raises, and a comparison takes at most grader.verdict.BUDGET steps.
 
 Formats: GSM8K (arXiv 2110.14168), MATH (arXiv 2103.03874).
 """
 
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
 from string import ascii_uppercase, digits
 
-# Steps of one comparison, about 20 ms: a quarter to read each answer, and half to compare them.
-BUDGET = 10_000
 LONGEST_ANSWER = 2000  # characters; longer answers are compared as text
 LONGEST_PLAIN = 20  # characters of an integer that is read without the parser
 MOST_JOINED = 16  # boxes of one list; each is compared with the last one
 
 LOWER = {ord(letter): letter.lower() for letter in ascii_uppercase}  # str.lower may change lengths
-# LaTeX that says how a value looks, and not what it is.
-TYPOGRAPHY = {"$", r"\$", r"\left", r"\right", r"\,", r"\!", r"\;", r"\:", r"\(", r"\)", r"\[",
-              r"\]"}
-RESPELLED = {r"\dfrac": r"\frac", r"\tfrac": r"\frac",
-             "~": " ", r"\ ": " ", r"\quad": " ", r"\qquad": " "}
-WRAPPERS = {r"\text", r"\textbf", r"\mathrm", r"\mathbf", r"\mbox"}  # only their content stays
-BOXES = {r"\boxed", r"\fbox"}
+MOST_BOXES = 4 * MOST_JOINED  # that are looked for, from the end
+BOXES = (r"\boxed", r"\fbox", r"\framebox")
+SEPARATORS = {",", ";", "and", "or"}
+FORMULAS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+# Words that name the answer, and what must follow them.
+NAMES_OF_ANSWER = {"answer": ("is", "are", ":", "=", "|"),
+                   "答案": ("是", "为", "為", ":", "=")}
+HEADINGS = {"answer", "final answer", "the answer", "the final answer"}
+# What may end the value in a sentence that goes on.
+BREAKS = (" (", ", ", " - ", " – ", " — ", ": ", " for ", " as ", " which ", " when ", " in ",
+          " and ", " or ", " out of ", " of ", " is ", " are ", " was ", " = ", "，")
+FRACTIONS = (r"\frac", r"\dfrac", r"\tfrac")
+NUMERAL_WINDOW = 300  # characters before the last digit in which its numeral begins
 
 
 # --------------------------------------------------------------------------------------- extraction
 
 
-def extract_answer(text: str, strict: bool = False) -> str | None:
+def extract_answer(text: str, strict: bool = False, cut: bool = False) -> str | None:
     r"""The final answer that a text gives, or None.
 
-    The last `\boxed{...}` or `\fbox{...}` that is closed and not empty, with the boxes joined to it
-    by "and", "or" or a comma; else the rest of the line after the last `####`; else what follows
-    the last "answer is", "answer:" or (at the beginning of a line) "A:"; else the last number.
-    With `strict`, only the first two count: the text itself marks its answer.
+    The last `\boxed{...}` that is closed and not empty, with the boxes joined to it by "and", "or"
+    or a comma; else the rest of the line after the last `####`; else the first value after the last
+    "answer is", "answer:" or (at the beginning of a line) "A:"; else the last number.
+    With `strict`, only the first two count: the text itself marks its answer. With `cut`, the text
+    was cut, perhaps within a number: a number at its very end does not count.
     """
-    box = _last_boxes(text)
+    _, _, rest = text.rpartition("</think>")
+    text = rest if rest.strip() else text
+    box = _last_boxes(text, cut)
     if box:
         return box
-    end = text.rfind("####")
-    marked = text[end + 4 :].partition("\n")[0].strip(" \t\r:*") if end >= 0 else ""
+    marked = _after_mark(text, cut)
     if marked or strict:
         return marked or None
     return _after_words(text) or _last_number(text)
 
 
-def _last_boxes(text: str) -> str:
+# -- boxes
+
+
+def _last_boxes(text: str, cut: bool) -> str:
     r"""The contents of the last box and of the boxes joined to it, or "" if there is no box."""
     if not any(box in text for box in BOXES):
         return ""
-    boxes = _boxes(text)[-MOST_JOINED:]
+    boxes = _boxes(text, cut)[-MOST_JOINED:]
     joined = boxes[-1:]
     for box in reversed(boxes[:-1]):
-        # "$x=\boxed{1}$ and $x=\boxed{2}$": a separator stands between two boxes, perhaps a name.
-        between = normalise(text[box[1] : joined[0][0]])
-        if between.endswith("="):
-            between = between[:-1].rstrip("_" + digits)[:-1]
-        if between not in (",", "and", ",and", "or", ",or", ";"):
+        if not _joins(text[box[1] : joined[0][0]]):
             break
         # "$\boxed{15\frac34}$, or $\boxed{\frac{63}{4}}$" gives one answer in two forms.
         if equivalent(boxes[-1][2], box[2]):
@@ -85,74 +91,191 @@ def _last_boxes(text: str) -> str:
     return ", ".join(content for _, _, content in joined)
 
 
-def _boxes(text: str) -> list[tuple[int, int, str]]:
+def _joins(between: str) -> bool:
+    """Whether what stands between two boxes makes them one list: `and`, `apples, and x =`."""
+    if len(between) > 100:
+        return False
+    from grader.cleaned import without_typography
+    words = without_typography(between).replace("$", " ")
+    for sign in (",", ";", "="):
+        words = words.replace(sign, f" {sign} ")
+    before, after = words.split(), []
+    if before and before[0] not in SEPARATORS and before[0].isalpha():
+        before = before[1:]  # a noun
+    while before and before[0] in SEPARATORS:
+        after, before = [*after, before[0]], before[1:]
+    named = len(before) == 2 and (before[1] == "=" or before[1] == "is" and len(before[0]) == 1)
+    return bool(after) and (not before or named)
+
+
+def _boxes(text: str, cut: bool) -> list[tuple[int, int, str]]:
     """(begin, end, content) of each closed box that is not empty; of nested boxes the inner one."""
     found: list[tuple[int, int, str]] = []
-    # Of each open brace: the beginning of its box (-1 if it has none) and of its content.
-    opened: list[tuple[int, int]] = []
-    at, before, box_at = 0, "", -1
-    for token in _tokens(text):
-        if token in BOXES:
-            box_at = at
-        elif token == "{":
-            opened.append((box_at if before in BOXES else -1, at + 1))
-        elif token == "}" and opened:
+    opened: list[tuple[int, int]] = []  # of each open brace: the box's begin or -1, and its own
+    begins: dict[int, int] = {}  # the place of a box's brace -> the begin of the box
+    after = _begin_of_boxes(text)  # and then behind the last escaped character
+    for at in range(after, len(text)):
+        character = text[at]
+        if at < after or character not in "\\{}":
+            continue
+        if character == "\\":
+            box = next((box for box in BOXES if text.startswith(box, at)), "")
+            # `\\boxed`: the text is escaped once too often
+            after = at + 1 + (not text.startswith(BOXES, at + 1))
+            end = at + len(box)
+            if box and not text[end : end + 1].isalpha():
+                near = text[end : end + 100]
+                end += len(near) - len(near.lstrip())
+                if text[end : end + 1] == "{":
+                    begins[end] = at
+                else:
+                    found += _bare_box(text, at, end, cut)
+        elif character == "{":
+            opened.append((begins.pop(at, -1), at + 1))
+        elif opened:
             begin, start = opened.pop()
+            content = text[start:at].strip() if begin >= 0 else ""
             # Of nested boxes, the inner one closes first. It holds the bare value.
-            holds_box = found and begin < found[-1][0]
-            if begin >= 0 and not holds_box and text[start:at].strip():
-                found.append((begin, at + 1, text[start:at].strip()))
-        elif before in BOXES and not token.isspace() and token not in ("}", "$"):
-            words = text[at : at + 100].replace("$", " ").split()
-            found.append((box_at, at + len(words[0]), words[0].rstrip(".,")))
-        if not (token.isspace() and before in BOXES):
-            before = token
-        at += len(token)
+            if content and not (found and begin < found[-1][0]):
+                if text[begin - 1 : begin] == "\\":
+                    content = content.replace("\\\\", "\\")
+                found.append((begin, at + 1, content))
     return found
 
 
-def _tokens(text: str) -> Iterator[str]:
-    r"""LaTeX from left to right: commands (`\frac`), escaped characters (`\{`) and characters."""
-    at = 0
-    while at < len(text):
-        end = at + 1
-        if text[at] == "\\":
-            while end < len(text) and text[end].isascii() and text[end].isalpha():
-                end += 1
-            end = max(end, at + 2)  # without letters, the backslash takes one character
-        yield text[at:end]
-        at = end
+def _begin_of_boxes(text: str) -> int:
+    """Where the last boxes begin, MOST_BOXES of them: a text may have very many."""
+    at = len(text)
+    for _ in range(MOST_BOXES):
+        before = max(text.rfind(box, 0, at) for box in BOXES)
+        if before < 0:
+            break
+        at = before
+    return at
+
+
+def _bare_box(text: str, begin: int, at: int, cut: bool) -> list[tuple[int, int, str]]:
+    r"""`\boxed 5` and `\boxed\frac12` without braces; none if prose goes on: the \boxed way."""
+    words = text[at : at + 100].replace("$", " ").split()
+    if not words or text[at] in "}$" or cut and at + len(words[0]) == len(text):
+        return []
+    word = words[0].rstrip(".,")
+    command = word[:1] == "\\" and word[1:2].isalpha()
+    if command or any(c in digits for c in word) or len(word) == 1 and word in ascii_uppercase:
+        return [(begin, at + len(words[0]), word)]
+    return []
+
+
+# -- marks and words
+
+
+def _after_mark(text: str, cut: bool) -> str:
+    """What the last line that begins with #### says, unless it is a heading of what follows."""
+    end = len(text)
+    for _ in range(MOST_JOINED):
+        at = text.rfind("####", 0, end)
+        if at < 0:
+            return ""
+        line, ended, rest = text[at + 4 : end].partition("\n")
+        if cut and not ended and end == len(text):
+            line = line.rpartition(" ")[0]  # the last word may be half a number
+        content = line.strip(" \t\r:*#").rstrip("!")
+        label, colon, value = content.rpartition(":")
+        if colon and label.replace(" ", "").replace("*", "").isalpha():
+            content = value.strip(" *")
+        last_line = end == len(text) and not rest.strip()
+        if content and (last_line or _is_value(content)):
+            return content
+        end = at
+    return ""
+
+
+def _is_value(text: str) -> bool:
+    """Whether a text is mathematics, and not words."""
+    if _plain_integer(text) is not None:
+        return True
+    from grader.verdict import read  # only now: see _verdict
+    tree = read(text)[0] if len(text) <= LONGEST_ANSWER else None
+    return tree is not None and not (tree[0] == "words" or tree[0] == "list" and any(
+        item[0] == "words" for item in tree[1]))
 
 
 def _after_words(text: str) -> str:
-    """What follows the last "answer is": formulas in dollar signs, else words up to an end."""
-    lower = "\n" + text.translate(LOWER)  # each place is one further than in the text
-    ends = [lower.rfind(marker) + len(marker) - 1 for marker in ("answer is", "answer:")
-            if marker in lower]
-    line = ("\n" + text).rfind("\nA:")
-    ends += [line + 2] if line >= 0 else []
-    if not ends:
+    """The first value behind the last "answer is": formulas, or words up to the end of a sentence.
+    """
+    begin = _place_after_words(text)
+    if begin < 0:
         return ""
-    rest = text[max(ends) :].lstrip(" \t\r\n:*").partition("\n")[0]
-    for opening, closing in (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-        if rest.startswith(opening) and closing in rest[len(opening) :]:
+    rest = text[begin:].lstrip(" \t\r\n:：*_")
+    for opening, closing in FORMULAS:
+        if rest.startswith(opening) and _formula(rest, opening, closing):
             return _joined_formulas(rest, opening, closing)
-    for end in (". ", "! ", " because ", " since "):
-        rest = rest.partition(end)[0]
-    rest = rest.strip(" \t\r:*").rstrip(".*")
-    if _plain_integer(rest) is not None:
-        return rest
-    # "therefore 5", "that she has 5 left": the words are no part of the answer.
-    readable = len(rest) <= LONGEST_ANSWER and _read(rest)[0] is not None
-    return rest if readable else _last_number(rest) or rest
+    line = rest.partition("\n")[0].replace("**", "").replace("`", "")
+    for end in (". ", "! ", "? ", "; ", "。", " because ", " since ", "|"):
+        line = line.partition(end)[0] or line
+    return _first_value(line.strip(" \t\r:*").rstrip(".*!"))
+
+
+def _place_after_words(text: str) -> int:
+    """The place behind the last words that announce an answer, or -1."""
+    lower = text.translate(LOWER)
+    line = ("\n" + text).rfind("\nA:")
+    best = line + 2 if line >= 0 else -1
+    for name, followers in NAMES_OF_ANSWER.items():
+        end = len(text)
+        for _ in range(MOST_JOINED):
+            at = lower.rfind(name, max(best, 0), end)
+            if at < 0:
+                break
+            begin = at + len(name) + lower.startswith("s", at + len(name))
+            behind = lower[begin : begin + 40].replace("：", ":")
+            blank = len(behind) - len(behind.lstrip(" \t*_"))
+            said = next((word for word in followers if behind.startswith(word, blank)), "")
+            heading = lower[lower.rfind("\n", 0, at) + 1 : begin].strip(" *#_>") in HEADINGS
+            if said or heading and behind.lstrip(" *#_").startswith("\n"):
+                best = max(best, begin + blank + len(said))
+                break
+            end = at
+    return best
+
+
+def _first_value(line: str) -> str:
+    """The first value of a sentence: all of it if it can be read, else what stands before a break,
+    else its first number, else the words."""
+    if _plain_integer(line) is not None or len(line) > LONGEST_ANSWER:
+        return line
+    option, _, rest = line.lstrip("(").partition(")")
+    if rest and len(option) == 1 and option in ascii_uppercase:
+        return option  # B) 12
+    parts = sorted({line.partition(mark)[0].strip() for mark in BREAKS}, key=len)
+    from grader.verdict import read
+    tree = read(line)[0]
+    if tree is not None and (tree[0] == "words" or _is_value(line)):
+        # "3/4, or 0.75" says one value twice.
+        twice = len(parts[0]) < len(line) and tree[0] == "list" and equivalent(
+            parts[0], line[len(parts[0]) :].lstrip(" ,").removeprefix("or "))
+        return parts[0] if twice else line
+    for part in reversed(parts):
+        if _is_value(part):
+            return part
+    return next(_numerals(_plain_spelling(line)), "") or line
+
+
+def _formula(rest: str, opening: str, closing: str) -> str:
+    """The formula at the beginning of a text, or "": `$18 and $20` are two amounts of money."""
+    content, closed, _ = rest[len(opening) :].partition(closing)
+    money = opening == "$" and (content[:1] == " ") != (content[-1:] == " ")
+    if not closed or money or len(content) > LONGEST_ANSWER or content[-1:] in [*"-+(,"]:
+        return ""
+    return content.strip()
 
 
 def _joined_formulas(rest: str, opening: str, closing: str) -> str:
     """`$1$, $2$ and $3$ are ...`: the formulas at the beginning of a line that are joined."""
     formulas = []
-    while rest.startswith(opening) and closing in rest[len(opening) :]:
-        formula, _, rest = rest[len(opening) :].partition(closing)
-        formulas.append(formula.strip())
+    while rest.startswith(opening) and (formula := _formula(rest, opening, closing)):
+        formulas.append(formula)
+        rest = rest[len(opening) :].partition(closing)[2].partition("\n")[0]
         begin = rest.find(opening)
         if begin < 0 or rest[:begin].strip() not in (",", "and", ", and", "or", ", or", ";"):
             break
@@ -160,95 +283,128 @@ def _joined_formulas(rest: str, opening: str, closing: str) -> str:
     return ", ".join(formulas)
 
 
+# -- numbers
+
+
 def _last_number(text: str) -> str | None:
-    """The last number in a text, with its sign, decimals and fraction bar; None without a digit."""
-    text = _ascii_spelling(text)
+    """The last number in a text, or the formula that ends with it; None without a digit."""
+    if not text.isascii():
+        text = _plain_spelling(text[-LONGEST_ANSWER:])
     end = max(text.rfind(digit) for digit in digits) + 1
     if end == 0:
         return None
-    start = len(text[:end].rstrip(digits + ".,/"))
-    run = text[start:end]
-    # "1,234" is one number; "3, 4" and "3,4" are two. Of a date or a version, take the last part.
-    joined = _join_thousands(run)
-    last = joined.rpartition(",")[2].lstrip("/")
-    top, _, bottom = last.partition("/")
-    if not all(part.replace(".", "", 1).isdigit() for part in (top, bottom or "1")):
-        return run[len(run.rstrip(digits)) :]
-    # A minus subtracts after a letter, a digit or a bracket. Elsewhere it is a sign.
-    minus = last == joined and text[start - 1 : start] == "-"
-    subtracts = start > 1 and (text[start - 2].isalnum() or text[start - 2] in ")]}")
-    return "-" + last if minus and not subtracts else last
+    formula = _formula_around(text, end)
+    if formula:
+        return formula
+    begin = text.rfind("\n", 0, end) + 1
+    return list(_numerals(text[max(begin, end - NUMERAL_WINDOW) : end + 40]))[-1]
 
 
-# ------------------------------------------------------------------------------------- cleaned text
+def _formula_around(text: str, at: int) -> str:
+    """The right side of the formula in LaTeX that a place stands in, if it can be read."""
+    for opening, closing in FORMULAS[1:]:
+        end = text.find(closing, at, at + 100)
+        begin = text.rfind(opening, max(0, at - NUMERAL_WINDOW), at) + len(opening)
+        content = text[begin:end] if end >= 0 and begin >= len(opening) else ""
+        if "\\" in content.replace(r"\$", "") and closing not in content:
+            value = content.rpartition("=")[2].strip(" \n.,")
+            if _is_value(value):
+                return value
+    return ""
 
 
-def normalise(text: str) -> str:
-    r"""The text without typography. Unequal values never become the same text.
-
-    Dropped are dollar signs, `\left`, `\right`, thin spaces, the wrapper of `\text{...}`, commas
-    between groups of three digits, a period at the end, and spaces (one space between two digits
-    stays: `1 3/4`). `\dfrac` becomes `\frac`, and full-width digits and U+2212 become ASCII.
-    A text of more than LONGEST_ANSWER characters loses only dollar signs and white space.
+def _numerals(text: str) -> Iterator[str]:
+    r"""The numerals of a text with signs, decimals, fractions and powers of ten: `-1,234.5`,
+    `5 1/2`, `\frac34`, `1.5 \times 10^3`, `50%`, `3:4`. Of a date or a version, each part is one.
     """
-    if len(text) > LONGEST_ANSWER:
-        return "".join(text.replace("$", "").split())
-    text = _ascii_spelling(text)
-    plain = _without_typography(text) if "\\" in text else text.replace("$", "").replace("~", " ")
-    return _join_thousands(_without_spaces(plain.replace("{,}", ",").strip().rstrip(".")))
+    at = 0
+    while at < len(text):
+        end = _end_of_numeral(text, at)
+        if end == at:
+            at += 1
+            continue
+        yield _sign(text, at) + text[at:end].rstrip().replace(",", "")
+        at = end
 
 
-def _ascii_spelling(text: str) -> str:
-    """The text with ASCII or LaTeX for the Unicode characters that have such a spelling."""
+def _plain_spelling(text: str) -> str:
+    """The text in ASCII and LaTeX, as grader.scanner reads it."""
     if text.isascii():
         return text
-    from grader.scanner import UNICODE  # only now: see _verdict_of_trees
-    return text.translate(UNICODE)
+    from grader.scanner import plain_spelling  # only now: see _verdict
+    return plain_spelling(text)
 
 
-def _without_typography(text: str) -> str:
-    """LaTeX without the commands that only say how a value looks."""
-    kept, before = [], ""
-    wrappers = []  # whether each open brace belongs to a dropped \text
-    for token in _tokens(text):
-        keep = token not in TYPOGRAPHY and token not in WRAPPERS
-        if token == "{":
-            wrappers.append(before in WRAPPERS)
-            keep = not wrappers[-1]
-        elif token == "}" and wrappers:
-            keep = not wrappers.pop()
-        if keep:
-            kept.append(RESPELLED.get(token, token))
-        before = token
-    return "".join(kept)
+def _end_of_numeral(text: str, at: int) -> int:
+    """The end of the numeral that begins at a place; the place itself if none does."""
+    end = _end_of_fraction(text, at) or _end_of_decimal(text, at)
+    if end == at:
+        return at
+    bar = _end_of_decimal(text, end + 1) if text[end : end + 1] in ("/", ":") else end + 1
+    date = text[at - 1 : at] == "/" or text[bar : bar + 1] == "/"
+    if bar > end + 1 and not date:
+        end = bar
+    elif text[end : end + 1] == " " and text[at:end].isdigit():  # 5 1/2
+        top = _end_of_decimal(text, end + 1)
+        bottom = _end_of_decimal(text, top + 1) if text[top : top + 1] == "/" else top + 1
+        end = bottom if top > end + 1 and bottom > top + 1 else end
+    elif text.startswith(FRACTIONS, end):
+        end = _end_of_fraction(text, end) or end
+    return _end_of_power(text, end)
 
 
-def _without_spaces(text: str) -> str:
-    """The text without white space, except one space between two digits and in `1, 234`."""
-    words: list[str] = []
-    for word in text.split():
-        if words and words[-1][-1] in digits + "," and word[0] in digits:
-            words.append(" ")
-        words.append(word)
-    return "".join(words)
+def _end_of_decimal(text: str, at: int) -> int:
+    """The end of digits with groups of three and a decimal part."""
+    end = at
+    while text[end : end + 1] in [*digits]:
+        end += 1
+    size = end - at
+    while 1 <= size <= 3 and text[end : end + 1] == "," and text[end + 1 : end + 4].isdigit() and (
+            len(text[end + 1 : end + 4]) == 3 and text[end + 4 : end + 5] not in [*digits]):
+        end += 4
+    point = end + 1
+    if text[end : end + 1] == "." and text[end - 1 : end] != ".":
+        while text[point : point + 1] in [*digits]:
+            point += 1
+    return point if point > end + 1 else end
 
 
-def _join_thousands(text: str) -> str:
-    """`10,080` -> `10080`. Inside brackets, a comma separates and stays."""
-    if "," not in text:
-        return text
-    pieces = text.split(",")
-    joined, depth, grouped = [pieces[0]], 0, False
-    for before, after in zip(pieces, pieces[1:]):
-        depth += sum(map(before.count, "([{")) - sum(map(before.count, ")]}"))
-        bare = before.rstrip(digits)
-        left = before[len(bare) :]  # the digits left of the comma
-        right = len(after[:4]) - len(after[:4].lstrip(digits))  # how many digits follow, up to four
-        begins = (1 <= len(left) <= 3 and left[0] != "0" and bare[-1:] != "."
-                  and (bare != "" or len(joined) == 1))
-        grouped = depth <= 0 and right == 3 and (begins or grouped and len(before) == 3)
-        joined.append(after if grouped else "," + after)
-    return "".join(joined)
+def _end_of_fraction(text: str, at: int) -> int:
+    r"""The end of `\frac{1}{2}` or `\frac12`; 0 for another text."""
+    name = next((name for name in FRACTIONS if text.startswith(name, at)), "")
+    end = at + len(name)
+    for _ in range(2 if name else 0):
+        close = text.find("}", end, end + 40) if text[end : end + 1] == "{" else end
+        if close < 0 or not any(c in digits for c in text[end : close + 1]):
+            return 0
+        end = close + 1
+    return end if name else 0
+
+
+def _end_of_power(text: str, at: int) -> int:
+    """The end of a numeral with the power of ten or the percent sign behind it."""
+    rest = text[at : at + 30].lstrip()
+    sign = next((sign for sign in (r"\times", r"\cdot", "x", "*") if rest.startswith(sign)), "")
+    power = rest[len(sign) :].lstrip()
+    if sign and power.startswith("10^"):
+        begin = at + len(text[at : at + 30]) - len(rest) + len(rest) - len(power) + 3
+        end = begin + text.startswith("{", begin)
+        end += text.startswith("-", end)
+        while text[end : end + 1] in [*digits]:
+            end += 1
+        return end + text.startswith("}", end)
+    percent = next((sign for sign in ("%", r"\%") if text.startswith(sign, at)), "")
+    return at + len(percent)
+
+
+def _sign(text: str, at: int) -> str:
+    """The minus before a numeral. It subtracts behind a letter, a digit or a bracket."""
+    before = text[max(0, at - 4) : at].rstrip("$\\ ") if text[at - 1 : at] == "$" else text[
+        max(0, at - 2) : at]
+    if not before.endswith("-"):
+        return ""
+    subtracts = before[-2:-1].isalnum() or before[-2:-1] in [*")]}"]
+    return "" if subtracts else "-"
 
 
 # ----------------------------------------------------------------------------------------- equality
@@ -260,7 +416,7 @@ def equivalent(gold: str, answer: str | None) -> bool:
 
 
 def steps_of(gold: str, answer: str) -> int:
-    """Steps that `equivalent` takes for this pair, at most BUDGET."""
+    """Steps that `equivalent` takes for this pair, at most grader.verdict.BUDGET."""
     return _verdict(gold, answer)[1]
 
 
@@ -273,70 +429,26 @@ def _verdict(gold: str, answer: str | None) -> tuple[bool, int]:
     gold_integer, answer_integer = _plain_integer(gold), _plain_integer(answer)
     if gold_integer is not None and answer_integer is not None:
         return gold_integer == answer_integer, 0
-    texts = normalise(gold), normalise(answer)
-    if texts[0] == texts[1]:
-        return True, 0
-    if max(len(gold), len(answer)) > LONGEST_ANSWER:
-        return False, 0
-    return _verdict_of_trees(gold, answer, texts)
+    # Imports of grader/ stand inside functions: a run on word problems compares only integers, and
+    # never needs a parser.
+    from grader.verdict import verdict
+    return verdict(gold, answer)
 
 
 def _plain_integer(text: str) -> int | None:
     """The value of `72`, `-5`, `1,072` or `$18.`; None for any text that needs the parser."""
     if len(text) > LONGEST_PLAIN:
         return None
-    written = _bare(text).strip("$")
-    number = _join_thousands(written.removeprefix("-"))
-    if not (number.isascii() and number.isdigit()):
+    written = text.strip()
+    if written.endswith("..."):  # 333... has no end
+        return None
+    written = written.rstrip(".").strip().strip("$")
+    first, *groups = written.removeprefix("-").split(",")
+    number = "".join([first, *groups])
+    grouped = all(len(group) == 3 for group in groups) and len(first) <= 3 and first[:1] != "0"
+    if not (number.isascii() and number.isdigit() and first) or groups and not grouped:
         return None
     return -int(number) if written[0] == "-" else int(number)
-
-
-def _bare(text: str) -> str:
-    """The text without white space around it and points at its end."""
-    return text.strip().rstrip(".").strip()
-
-
-def _verdict_of_trees(gold: str, answer: str, texts: tuple[str, str]) -> tuple[bool, int]:
-    """The verdict on two answers read as mathematics, or as words if one is no mathematics."""
-    # Imports of grader/ stand inside functions: a run on word problems compares only integers, and
-    # never needs a parser.
-    from grader.compare import Comparison
-    from grader.scanner import Budget, Unreadable
-    (left, steps_left), (right, steps_right) = _read(gold), _read(answer)
-    steps = steps_left + steps_right
-    if left is None or right is None:
-        return _same_words(*texts), steps
-    budget = Budget(BUDGET // 2)
-    try:
-        equal = Comparison(budget).equal(left, right)
-    except Unreadable:
-        equal = False
-    return equal, min(steps + BUDGET // 2 - budget.left, BUDGET)
-
-
-def _same_words(a: str, b: str) -> bool:
-    """Whether texts without mathematics, as `4:30 p.m.`, differ only in capitals and points."""
-    a, b = (_without_points(text.translate(LOWER)) for text in (a, b))
-    return a == b and not any(c in a for c in r"\^_={}()[]<>")
-
-
-def _without_points(text: str) -> str:
-    """`p.m.` -> `pm`; a point behind a digit stays."""
-    return "".join(c for before, c in zip(" " + text, text) if c != "." or not before.isalpha())
-
-
-@lru_cache(maxsize=4096)
-def _read(text: str) -> tuple[tuple | None, int]:
-    """The tree of an answer, or None if it is compared as text; and the steps of reading it."""
-    from grader.latex import parse
-    from grader.scanner import Budget, Unreadable
-    budget = Budget(BUDGET // 4)
-    try:
-        tree = parse(_bare(text), budget)
-    except Unreadable:
-        tree = None
-    return tree, BUDGET // 4 - max(budget.left, 0)
 
 
 if __name__ == "__main__":

@@ -275,6 +275,8 @@ def _is_learnt(turn: dict, role: str, where: str) -> bool:
 
 def worked(row: dict, where: str, question: str, solution: str, gold: str | None = None) -> Problem:
     """A problem of one question; with a system prompt beside it, a chat."""
+    if not question.strip():
+        raise UserError(f"{where}: question is empty; mend or remove that record")
     answer = gold_of(solution) if gold is None else gold
     if not row.get("system"):
         return Problem(question=question, solution=solution, answer=answer, **extras(row, where))

@@ -406,6 +406,9 @@ class ApiFlags:
         most=86400)
     api_stream: bool = flag(
         False, "let the server send its reply in pieces, if idle connections are cut")
+    api_max_tokens_name: str = flag(
+        "max_tokens", "what the server calls the most tokens of a reply",
+        choices=("max_tokens", "max_completion_tokens", "max_new_tokens"))
 
 
 @dataclass(kw_only=True)

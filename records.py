@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flags import run_command
-from runtime import UsageError, UserError, json_fault, parse_json
+from runtime import UsageError, UserError, Written, json_fault, parse_json
 from tools.download import UNPACKED, zip_lines
 
 LONGEST_LINE = 2**24  # bytes
@@ -120,7 +120,7 @@ def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, object]
                             "the file")
         if line.strip():
             try:
-                yield where, parse_json(line)
+                yield where, parse_json(line, Written)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not valid JSON ({json_fault(error)}); "
                                 "mend or remove that line") from None
@@ -157,7 +157,7 @@ def _whole(path: Path) -> Iterator[tuple[str, object]]:
         raise UserError(f"{path}: more than {LARGEST_WHOLE:,} bytes in one JSON value; write one "
                         "object a line (.jsonl)")
     try:
-        value = parse_json(_text(path, data, first=True))
+        value = parse_json(_text(path, data, first=True), Written)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise UserError(f"{path}:{line}: not valid JSON ({json_fault(error)})") from None

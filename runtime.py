@@ -309,19 +309,44 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor],
     write_whole(path, save)
 
 
-def parse_json(text: str):
-    """The value of a JSON text.
+class Written(float):
+    """A decimal of a JSON text, which as a text is spelled as it stands there."""
 
-    Raises ValueError or RecursionError, also for valid JSON that is no usable text.
+    def __new__(cls, text: str):
+        value = super().__new__(cls, text)
+        value.text = text
+        return value
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_json(text: str, decimals: type = float):
+    """The value of a JSON text; `decimals=Written` keeps the spelling of 0.00001.
+
+    Raises ValueError or RecursionError, also for valid JSON that is no usable text, and for NaN and
+    Infinity.
     """
-    value = json.loads(text, parse_constant=_no_constant)  # 5,000 digits are a plain ValueError
+    def no_number(name: str):
+        raise json.JSONDecodeError(f"{name} is no JSON", text, _place_outside_texts(text, name))
+
+    # A number of 5,000 digits is a plain ValueError.
+    value = json.loads(text, parse_float=decimals, parse_constant=no_number)
     # Half a surrogate pair (\ud800) could be written to no file.
     json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
-def _no_constant(name: str):
-    raise ValueError(f"{name} is no JSON")
+def _place_outside_texts(text: str, word: str) -> int:
+    """Where a word first stands in JSON outside of a text."""
+    inside = escaped = False
+    for at, character in enumerate(text):
+        if not inside and text.startswith(word, at):
+            return at
+        if character == '"' and not escaped:
+            inside = not inside
+        escaped = character == "\\" and not escaped
+    return 0
 
 
 def read_json(path: Path) -> dict:

@@ -66,10 +66,11 @@ def verdict(gold: str, text: str, finish: str) -> dict:
     """What the grader says of a completion: the part of its record that `grade_again` replaces.
 
     A completion that was cut has an answer only if it marks one: the last number before a cut is
-    not an answer.
+    not an answer, and a number that ends at the cut may be half of one.
     """
-    marked = extract_answer(text, strict=True)
-    answer = extract_answer(text) if finish == "stop" else marked
+    cut = finish != "stop"
+    marked = extract_answer(text, strict=True, cut=cut)
+    answer = marked if cut or marked is not None else extract_answer(text)
     return {
         "answer": answer,
         "correct": answer is not None and equivalent(gold, answer),

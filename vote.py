@@ -11,7 +11,8 @@ the numbers of the clusters. There are three kinds of vote:
     weighted    the cluster of the highest sum of weights
     best        best of n: the one sample of highest weight
 
-If there is still a tie, the first one seen wins. Weights are the scores of a verifier, say, or
+Which answers make a cluster does not depend on the order of the samples. If there is still a tie
+between clusters, the one seen first wins. Weights are the scores of a verifier, say, or
 `confidence`. They are at least 0, so that one more vote never counts against an answer: with sums
 of log-probabilities the largest cluster would lose.
 
@@ -43,18 +44,29 @@ TIE = 1e-12  # relative: the same weights, added in another order, differ by rou
 def cluster(answers: Sequence[str | None]) -> list[int | None]:
     """The number of each sample's cluster of equal answers; None stays None.
 
-    Clusters are numbered from 0, in the order first seen. Each answer is compared with the first
-    member of each cluster.
+    Which answers make a cluster does not depend on the order of the samples. Equality need not be
+    transitive: 0.333333 is 1/3, and so is 0.3333333, and the two are unlike. So the texts are
+    taken from the shortest to the longest, and by alphabet among those of one length; a text joins
+    the first cluster whose first text it equals, or begins a new one.
+
+    Clusters are numbered from 0, in the order first seen.
     """
     firsts: list[str] = []
-    numbers: dict[str, int] = {}  # by text: no text is compared twice
+    clusters: dict[str, int] = {}  # by text: no text is compared twice
+    for answer in sorted({answer for answer in answers if answer is not None}, key=_rank):
+        equal = (number for number, first in enumerate(firsts) if equivalent(first, answer))
+        clusters[answer] = next(equal, len(firsts))
+        if clusters[answer] == len(firsts):
+            firsts.append(answer)
+    seen: dict[int, int] = {}  # the number of each cluster, by its place among `firsts`
     for answer in answers:
-        if answer is not None and answer not in numbers:
-            equal = (number for number, first in enumerate(firsts) if equivalent(first, answer))
-            numbers[answer] = next(equal, len(firsts))
-            if numbers[answer] == len(firsts):
-                firsts.append(answer)
-    return [numbers.get(answer) for answer in answers]
+        if answer is not None:
+            seen.setdefault(clusters[answer], len(seen))
+    return [None if answer is None else seen[clusters[answer]] for answer in answers]
+
+
+def _rank(answer: str) -> tuple[int, str]:
+    return len(answer), answer
 
 
 def confidence(mean_log_prob: float) -> float:

@@ -2,13 +2,15 @@ r"""Decide whether two answers are equal, by their kinds: values, tuples, lists,
 
     python -m grader.compare '-2 \le x \le 7' '[-2, 7]'        # equal
 
-1. Both answers are trees (latex.py). `x = 5` is 5 if the other answer names no variable.
+1. Both answers are trees (latex.py). An equation of numbers, as `2 + 3 = 5`, is their value.
 2. Members of a list or a set have no order. Coordinates have one, and the brackets of an interval
    matter.
 3. Equations are equal up to a factor, as `2x + 4y = 6` and `x + 2y = 3`; inequalities are equal
    up to a positive factor.
-4. Expressions are compared by value (exact.py, identity.py), and units only if both have one.
-5. A decimal of six significant digits or more equals an exact value if it is that value, cut or
+4. Then the names before the answers are left out: `x = 5` is 5, and is not `y = 5`.
+5. Then subsets of the line are compared as sets (line.py).
+6. Expressions are compared by value (exact.py, identity.py), and units only if both have one.
+7. A decimal of six significant digits or more equals an exact value if it is that value, cut or
    rounded.
 """
 
@@ -18,13 +20,14 @@ from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal, localco
 from fractions import Fraction
 
 from grader.exact import Algebra, Evaluator, Value, number
-from grader.expressions import MARKS
 from grader.identity import PRECISION, real_value, same
-from grader.latex import parse
-from grader.scanner import Budget, Unreadable
+from grader.latex import INFINITY, REALS, is_name, parse
+from grader.line import KINDS, same_on_the_line
+from grader.scanner import Budget, Unreadable, is_like_a_product
+from grader.units import has_names, same_units, singular
 
 SIGNIFICANT = 6  # a decimal of as many digits may stand for an exact value
-SEVERAL = {"list", "set", "values"}  # the kinds of several answers in any order
+SEVERAL = {"list", "set"}  # the kinds of several answers in any order
 TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
@@ -37,10 +40,34 @@ class Comparison:
     def equal(self, a: tuple, b: tuple) -> bool:
         """Whether two answers are equal."""
         self.budget.take()
-        if _has_relation(a) != _has_relation(b):
-            a, b = (_without_name(tree, other) for tree, other in ((a, b), (b, a)))
+        if a == b:
+            return True
+        a, b = self._plain(a), self._plain(b)
+        if self._alike(a, b):
+            return True
+        (names, bare), (others, other) = _without_names(a), _without_names(b)
+        if not names and not others:
+            return self._same_sets(a, b)
+        if len(names or others) > 1:  # AB = 4, CD = 5 and 4, 5: named values have an order
+            return not (names and others) and bare[0] == other[0] == "list" and len(
+                bare[1]) == len(other[1]) and all(map(self.equal, bare[1], other[1]))
+        if names and others and names != others:
+            return False
+        return self._alike(bare, other) or self._same_sets(bare, other)
+
+    def _same_sets(self, a: tuple, b: tuple) -> bool:
+        """Whether two trees are one subset of the line. Two pairs may be points: (1, 2)."""
+        pairs = a[0] == b[0] == "tuple" or a[0] in SEVERAL and b[0] in SEVERAL
+        return (not pairs and a[0] in KINDS and b[0] in KINDS
+                and same_on_the_line(a, b, self.algebra))
+
+    def _alike(self, a: tuple, b: tuple) -> bool:
+        """Whether two answers are of one kind and have equal parts."""
         if a[0] in SEVERAL or b[0] in SEVERAL:
-            return self._in_any_order(_each_answer(a), _each_answer(b), self.equal_single)
+            left, right = _each_answer(a), _each_answer(b)
+            if ("dots",) in left + right:  # 1, 2, ..., n
+                return self._in_order(left, right)
+            return self._in_any_order(left, right, self.equal_single)
         return self.equal_single(a, b)
 
     def equal_single(self, a: tuple, b: tuple) -> bool:
@@ -52,9 +79,31 @@ class Comparison:
             expression, unit = value[1:]
             integer = expression[0] == "number" and expression[2] is None
             return integer and expression[1] == int(based[1]) and not unit
+        if kinds == {"words", "value"}:
+            words, value = (a, b) if a[0] == "words" else (b, a)
+            return _may_be_product(words) and self._value(_as_product(words), value)
         if len(kinds) > 1:
             return False
         return getattr(self, "_" + a[0])(a, b)
+
+    def _plain(self, tree: tuple) -> tuple:
+        r"""The tree with equations of numbers as their value: `\frac12 = 0.5`, `x = 2 + 3 = 5`.
+
+        Their sides must agree. Raises Unreadable if they do not.
+        """
+        if tree[0] in ("list", "set", "all", "any"):
+            return (tree[0], [self._plain(item) for item in tree[1]])
+        if tree[0] != "relation" or {*tree[1]} != {"="}:
+            return tree
+        sides = tree[2]
+        known = [side for side in sides if side[0] == "value" and not has_names(side[1])]
+        if any(not self._value(known[0], side) for side in known[1:]):
+            raise Unreadable("an equation of numbers that is wrong")
+        if len(known) == len(sides):
+            return known[0]
+        if len(sides) > 2 and is_name(sides[0]):
+            return ("relation", ["="], [sides[0], known[0] if known else sides[-1]])
+        return tree
 
     def _in_any_order(self, left: list, right: list, equal: Callable) -> bool:
         """Whether the lists hold equal members, each equally often."""
@@ -68,14 +117,29 @@ class Comparison:
             del rest[index]
         return True
 
+    def _in_order(self, left: list, right: list) -> bool:
+        return len(left) == len(right) and all(map(self.equal, left, right))
+
     def _set(self, a: tuple, b: tuple) -> bool:  # a set inside a list or a set
         return self.equal(a, b)
 
+    _list = _set
+
     def _tuple(self, a: tuple, b: tuple) -> bool:
-        return a[1] == b[1] and len(a[2]) == len(b[2]) and all(map(self.equal, a[2], b[2]))
+        return a[1] == b[1] and self._in_order(a[2], b[2])
 
     def _union(self, a: tuple, b: tuple) -> bool:
         return self._in_any_order(a[1], b[1], self.equal)
+
+    _all = _any = _cases = _union
+
+    def _ratio(self, a: tuple, b: tuple) -> bool:
+        return self._in_order(a[1], b[1])
+
+    _remainder = _row = _ratio
+
+    def _dots(self, a: tuple, b: tuple) -> bool:
+        return True
 
     def _minus(self, a: tuple, b: tuple) -> bool:
         return self.equal(a[1], b[1]) and self.equal(a[2], b[2])
@@ -89,14 +153,13 @@ class Comparison:
         return a[1:] == b[1:]
 
     def _words(self, a: tuple, b: tuple) -> bool:
-        return a[1] == b[1]
+        """Case and the plural do not matter, but of products the letters do: xyz, ABC."""
+        if _may_be_product(a) and _may_be_product(b) and (
+                is_like_a_product(a[2]) or is_like_a_product(b[2])):
+            return self._value(_as_product(a), _as_product(b))
+        return [*map(singular, a[1].split())] == [*map(singular, b[1].split())]
 
     def _relation(self, a: tuple, b: tuple) -> bool:
-        if (a[1] == ["in"]) != (b[1] == ["in"]):  # x in [1, 2] and 1 <= x <= 2, of the same x
-            names = [_named(tree) for tree in (a, b)]
-            a, b = (_without_name(tree, ()) for tree in (a, b))
-            return (names[0] == names[1] and not _has_relation(a) and not _has_relation(b)
-                    and self.equal(a, b))
         if len(a[1]) != len(b[1]) or len(a[1]) > 1 or "in" in a[1] + b[1]:
             return self._same_sides(a, b) or self._same_sides(a, _turned(b))
         (sign_a,), (sign_b,) = a[1], b[1]
@@ -109,7 +172,7 @@ class Comparison:
         if any(side[0] != "value" or side[2] for side in a[2] + b[2]):
             both_ways = sign_a in ("=", "!=")
             return self._same_sides(a, b) or both_ways and self._same_sides(a, _turned(b))
-        factor = self._ratio(*(self._difference(tree) for tree in (a, b)))
+        factor = self._factor(*(self._difference(tree) for tree in (a, b)))
         return factor is not None and (factor > 0 or sign_a in ("=", "!="))
 
     def _same_sides(self, a: tuple, b: tuple) -> bool:
@@ -121,7 +184,7 @@ class Comparison:
         left, right = (Evaluator(self.algebra).value(side[1]) for side in relation[2])
         return self.algebra.add(left, self.algebra.negate(right))
 
-    def _ratio(self, a: Value, b: Value) -> Fraction | None:
+    def _factor(self, a: Value, b: Value) -> Fraction | None:
         """The number c with a = c b, or None if only zero is one."""
         left, right = self.algebra.multiply(a, Value(b.den)), self.algebra.multiply(b, Value(a.den))
         shared = next((mono for mono in left.num if mono in right.num), None)
@@ -132,9 +195,16 @@ class Comparison:
 
     def _value(self, a: tuple, b: tuple) -> bool:
         unit_a, unit_b = a[2], b[2]
-        if unit_a and unit_b and unit_a != unit_b:
+        if not same_units(unit_a, unit_b):
             return False
-        left, right = (Evaluator(self.algebra).value(tree[1]) for tree in (a, b))
+        if a[1] == b[1]:
+            return True
+        try:
+            left, right = (Evaluator(self.algebra).value(tree[1]) for tree in (a, b))
+        except Unreadable:  # too large to compute: 2 \cdot 3000! and 3000! \cdot 2
+            if self.budget.left < 0:
+                raise
+            return _sorted(a[1]) == _sorted(b[1])
         if (same(left, right, self.algebra) or self._rounded(a[1], right, b[1])
                 or self._rounded(b[1], left, a[1])):
             return True
@@ -173,69 +243,60 @@ def _decimal(tree: tuple) -> tuple[Fraction, int, int] | None:
     return tree[1:] if tree[0] == "number" and tree[2] is not None else None
 
 
-def _has_relation(tree: tuple) -> bool:
-    items = tree[1] if tree[0] in ("list", "set") else [tree]
-    return any(item[0] == "relation" for item in items)
+def _without_names(tree: tuple) -> tuple[tuple[str, ...], tuple]:
+    """The names that an answer gives to its values, and the answer without them.
 
-
-def _without_name(tree: tuple, other: tuple) -> tuple:
-    """The answer without the variable that names it, or the tree itself if that is no such answer.
-
-    `x = 5` -> 5, `x in S` -> S, `a < x <= b` -> (a, b], `x = 1, x = 2` or `x = 1, 2` -> 1, 2
+    `x = 5` -> x: 5. `x in S` -> x: S. `a < x <= b` -> x: (a, b]. `x = 1, x = 2`, `x = 1, 2` and
+    `x_1 = 1, x_2 = 2` -> x: 1, 2. `AB = 4, CD = 5` -> AB, CD: 4, 5. Without a name: (): the tree.
     """
     if tree[0] == "relation":
         signs, sides = tree[1], tree[2]
-        if (signs == ["in"] or set(signs) == {"="}) and _is_name(sides[0]):
-            return sides[-1]  # of x = 2 + 3 = 5 too
-        return _interval(signs, sides) or tree
-    if tree[0] in ("list", "set"):
-        items = [_without_name(item, other) if item[0] == "relation" else item for item in tree[1]]
-        names = {_named(item) for item in tree[1] if item[0] == "relation"}
-        if len(names) > 1 or any(item[0] == "relation" for item in items):
-            return tree
-        if other[:1] == ("union",):  # x < 1 or x > 3
-            return ("union", items)
-        return ("list", items)
-    return tree
+        if (signs == ["in"] or {*signs} == {"="}) and is_name(sides[0]):
+            return (_text_of(sides[0]),), sides[-1]
+        if signs == ["="] and is_name(sides[1]):
+            return (_text_of(sides[1]),), sides[0]
+        if signs == ["!="] and is_name(sides[0]):
+            return (_text_of(sides[0]),), ("minus", REALS, ("set", [sides[1]]))
+        named = _interval(signs, sides)
+        return ((_text_of(named[0]),), named[1]) if named else ((), tree)
+    if tree[0] not in ("list", "set", "all", "any"):
+        return (), tree
+    parts = [_without_names(item) for item in tree[1]]
+    items = [item for _, item in parts]
+    if any(len(names) > 1 for names, _ in parts):
+        return (), tree
+    names = tuple(dict.fromkeys(name for names, _ in parts for name in names))
+    bare = [not names for names, _ in parts]
+    if not names or bare[0] or any(bare) and len(names) > 1:
+        return (), tree
+    if tree[0] in ("all", "any"):
+        equation = [item[0] == "relation" and item[1] == ["="] for item in tree[1]]
+        items = [("set", [item]) if single else item for item, single in zip(items, equation)]
+        return (names, (tree[0], items)) if len(names) == 1 and not any(bare) else ((), tree)
+    return names, ("list", items)
 
 
-def _named(relation: tuple) -> str:
-    """The variable that a relation is about; x_1 and x_2 are two values of x."""
-    side = next((side for side in relation[2] if _is_name(side)), relation)
+def _text_of(side: tuple) -> str:
+    """The name that a side of a relation is; x_1 and x_2 are two values of x."""
     if side[0] == "value" and side[1][0] == "name":
         return side[1][1].partition("_")[0]
     return repr(side)
 
 
-def _is_name(side: tuple) -> bool:
-    """Whether a side of a relation is a variable, a word, or a function of a variable: f(x)."""
-    if side[0] == "tuple":
-        return all(map(_is_name, side[2]))
-    if side[0] == "words":
-        return True
-    if side[0] != "value" or side[2]:
-        return False
-    tree = side[1]
-    if tree[0] == "product":
-        return len(tree[1]) == 2 and tree[1][0][0] == tree[1][1][0] == "name"
-    return tree[0] == "name" or tree[0] == "call" and tree[1] in MARKS
-
-
-def _interval(signs: list, sides: list) -> tuple | None:
-    """The interval to which an inequality limits a variable, or None."""
+def _interval(signs: list, sides: list) -> tuple[tuple, tuple] | None:
+    """The variable that an inequality limits, and its interval; or None."""
     if not all(sign in ("<", "<=") for sign in signs):
         signs, sides = [TURNED.get(sign, sign) for sign in reversed(signs)], sides[::-1]
     if not all(sign in ("<", "<=") for sign in signs):
         return None
-    infinity = ("name", "infty")
-    low, high = ("value", ("negative", infinity), None), ("value", infinity, None)
+    low, high = ("value", ("negative", INFINITY), None), ("value", INFINITY, None)
     opening, closing = ("[" if signs[0] == "<=" else "("), ("]" if signs[-1] == "<=" else ")")
-    if len(sides) == 3 and _is_name(sides[1]):
-        return ("tuple", opening + closing, [sides[0], sides[2]])
-    if len(sides) == 2 and _is_name(sides[0]):
-        return ("tuple", "(" + closing, [low, sides[1]])
-    if len(sides) == 2 and _is_name(sides[1]):
-        return ("tuple", opening + ")", [sides[0], high])
+    if len(sides) == 3 and is_name(sides[1]):
+        return sides[1], ("tuple", opening + closing, [sides[0], sides[2]])
+    if len(sides) == 2 and is_name(sides[0]):
+        return sides[0], ("tuple", "(" + closing, [low, sides[1]])
+    if len(sides) == 2 and is_name(sides[1]):
+        return sides[1], ("tuple", opening + ")", [sides[0], high])
     return None
 
 
@@ -246,23 +307,25 @@ def _turned(relation: tuple) -> tuple:
 
 
 def _each_answer(tree: tuple) -> list[tuple]:
-    r"""The answers that a tree stands for: members of a list or a set, both values of `1 \pm x`."""
-    if tree[0] == "values":
-        return [("value", _with_sign(tree[1], sign), tree[2]) for sign in (1, -1)]
-    if tree[0] in SEVERAL:
-        return [answer for item in tree[1]
-                for answer in (_each_answer(item) if item[0] == "values" else [item])]
-    return [tree]
+    """The answers that a tree stands for: members of a list or a set, else the tree itself."""
+    return tree[1] if tree[0] in SEVERAL else [tree]
 
 
-def _with_sign(tree, sign: int):
-    """The tree with the upper (sign = 1) or the lower sign (-1) for each plus or minus."""
-    if isinstance(tree, tuple) and tree and tree[0] in ("either", "neither"):
-        inner = _with_sign(tree[1], sign)
-        return inner if (tree[0] == "either") == (sign > 0) else ("negative", inner)
+def _sorted(tree):
+    """The tree with terms and factors in a fixed order."""
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_with_sign(part, sign) for part in tree)
+        parts = [_sorted(part) for part in tree]
+        return tuple(sorted(parts, key=repr) if isinstance(tree, list) else parts)
     return tree
+
+
+def _may_be_product(words: tuple) -> bool:
+    """Whether words are plain letters side by side, which may be a product of variables."""
+    return len(words[2]) > 1
+
+
+def _as_product(words: tuple) -> tuple:
+    return ("value", ("product", [("name", letter) for letter in words[2]]), None)
 
 
 if __name__ == "__main__":

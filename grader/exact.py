@@ -247,10 +247,10 @@ def _merge(a: frozenset, b: frozenset) -> tuple[frozenset, Number]:
 
 
 class Evaluator:
-    """Tree to value, one method per kind of node. `sign` says which sign a plus or minus takes."""
+    """Tree to value, one method per kind of node."""
 
-    def __init__(self, algebra: Algebra, sign: int = 1):
-        self.algebra, self.sign = algebra, sign
+    def __init__(self, algebra: Algebra):
+        self.algebra = algebra
 
     def value(self, tree: tuple) -> Value:
         self.algebra.budget.take()
@@ -293,12 +293,6 @@ class Evaluator:
 
     def negative(self, inner: tuple) -> Value:
         return self.algebra.negate(self.value(inner))
-
-    def either(self, inner: tuple) -> Value:
-        return self.value(inner) if self.sign > 0 else self.negative(inner)
-
-    def neither(self, inner: tuple) -> Value:
-        return self.negative(inner) if self.sign > 0 else self.value(inner)
 
     def call(self, function: str, arguments: list) -> Value:
         values = [self.value(argument) for argument in arguments]

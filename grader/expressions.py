@@ -16,7 +16,7 @@ A node of the tree is a tuple that begins with its kind:
                                                 has digits behind it, else decimals is None
     ("name", x)   ("negative", a)   ("sum", terms)   ("product", factors)   ("quotient", a, b)
     ("power", a, b)   ("root", n, a)   ("call", function, arguments)
-    ("either", a) is plus or minus a   ("neither", a) is minus or plus a
+    ("either", k, a) is plus or minus a, ("neither", k, a) is minus or plus a: the k-th such sign
     ("matrix", rows)   ("based", digits, base)
 
 Any other text raises Unreadable. Steps are counted, and nesting is limited.
@@ -24,37 +24,39 @@ Any other text raises Unreadable. Steps are counted, and nesting is limited.
 
 import sys
 from fractions import Fraction
-from string import digits
 
-from grader.scanner import (END, FUNCTIONS, GREEK, UNITS, Budget, Cursor, Token, Unreadable, scan,
-                            unit_name)
+from grader.scanner import END, Budget, Token, Unreadable, scan
+from grader.tables import (AGGREGATES, ANGLES, CURRENCIES, FUNCTIONS, GREEK, INVERSES, NO_UNITS,
+                           TEMPERATURES)
+from grader.units import UnitReader
 
 DEEPEST_NESTING = 40  # levels
 RELATIONS = {sign: sign for sign in ("=", "<", ">", "<=", ">=", "!=", "in")}
 RELATIONS |= {"le": "<=", "ge": ">=", "ne": "!=", "approx": "="}
 SIGNS = {"+": None, "-": "negative", "pm": "either", "mp": "neither"}
-SUFFIXES = {"!", "^", "'", "%", r"\%"}
+SUFFIXES = {"!", "^", "'", "%", r"\%", "degree", "ordinal"}
 SEPARATORS = {",", ";", "and", "or"}
-AGGREGATES = {"gcd", "lcm", "min", "max"}  # functions of several arguments
-# Marks above or around a name, which are a part of it.
-MARKS = {"mathbb", "overline", "vec", "hat", "bar", "overrightarrow"}
+# Marks of a name, which are a part of it.
+MARKS = {"overline", "vec", "hat", "bar", "overrightarrow", "tilde", "dot", "det", "deg", "dim"}
 CLOSED_BY = {"(": ")", "[": "]", "{": "}", "|": "|", "lfloor": "rfloor", "lceil": "rceil"}
 MATRICES = {"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"}
-FACTOR_STARTS = {"number", "letter", "word", "(", "[", "{", "frac", "sqrt", "surd", "binom",
-                 "lfloor", "lceil", "begin"} | FUNCTIONS | GREEK | MARKS
+FACTOR_STARTS = {"number", "letter", "(", "[", "{", "frac", "sqrt", "surd", "binom", "reals",
+                 "lfloor", "lceil", "begin", "dots"} | FUNCTIONS | GREEK | MARKS
+UNIT_STARTS = {"word", "letter", "/", "(", *CURRENCIES}
+# A function without brackets takes no factor that begins so, unless it is the first one.
+ARGUMENT_ENDS = {"(", "[", "{", "|", "sqrt", "surd", "lfloor", "lceil", "begin"} | FUNCTIONS
 
 
-class ExpressionReader(Cursor):
-    """Recursive descent over tokens. `unit` holds the unit that stands beside the value."""
+class ExpressionReader(UnitReader):
+    """Recursive descent over tokens."""
 
     def __init__(self, tokens: list[Token], budget: Budget):
-        super().__init__(tokens)
+        super().__init__(tokens, budget)
         budget.take(4 * len(tokens))  # each token is read once
         self.depth = 0
         self.angles = 0  # functions around this place: in \sin 30^\circ, the degrees are an angle
         self.bars = 0  # open bars: in |x|, the second one closes
-        self.unit: str | None = None
-        self.two_values = False  # whether a plus or minus stands in the value
+        self.signs = 0  # plus or minus signs so far
 
     def descend(self) -> None:
         self.depth += 1
@@ -68,13 +70,13 @@ class ExpressionReader(Cursor):
         self.descend()
         found: list[tuple] = []
         while not self.accept(*ends):
-            while self._separator():
+            while self.separator():
                 pass
             if self.next.kind == "." and self.tokens[self.at + 1].kind == END:
                 self.take()
             if self.next.kind not in ends:
                 found.append(self.item())
-                if self.next.kind not in ends and not self._separator() and self.next.kind != ".":
+                if self.next.kind not in ends and not self.separator() and self.next.kind != ".":
                     raise Unreadable("neither an end nor a separator")
         self.depth -= 1
         return found
@@ -83,13 +85,9 @@ class ExpressionReader(Cursor):
         """One of several values: here an expression. AnswerReader reads any kind of answer."""
         return ("value", self.sum(), None)
 
-    def _separator(self) -> bool:
-        token = self.next
-        word = token.text.strip(" ,.").lower() if token.kind == "text" else token.kind
-        if word in SEPARATORS or token.kind == "text" and word == "":
-            self.take()
-            return True
-        return False
+    def separator(self) -> str | None:
+        """Take a separator, if one is next."""
+        return self.accept(*SEPARATORS)
 
     # -- sums and products
 
@@ -98,11 +96,20 @@ class ExpressionReader(Cursor):
         terms: list[tuple] = []
         while not terms or self.next.kind in SIGNS:
             signed = SIGNS[self.take().kind] if self.next.kind in SIGNS else None
+            index = self.signs
+            self.signs += signed in ("either", "neither")
             term = self.product()
-            terms.append((signed, term) if signed else term)
-            self.two_values |= signed in ("either", "neither")
+            if signed == "negative":
+                term = (signed, term)
+            elif signed:
+                term = (signed, index, term)
+            terms.append(term)
         self.depth -= 1
-        return terms[0] if len(terms) == 1 else ("sum", terms)
+        value = terms[0] if len(terms) == 1 else ("sum", terms)
+        if self.next.kind in ("over", "choose"):  # {1 \over 2}
+            over, below = self.take().kind == "over", self.sum()
+            return ("quotient", value, below) if over else ("call", "binomial", [value, below])
+        return value
 
     def product(self) -> tuple:
         r"""Factors with or without a sign between them.
@@ -112,15 +119,17 @@ class ExpressionReader(Cursor):
         value = self.factor()
         while True:
             kind = self.next.kind
+            if kind in UNIT_STARTS and self.unit_begins(value):
+                scaled = self._scaled(value)
+                if scaled is not None:
+                    return scaled
             if kind == "*" or kind == "/":
                 self.take()
                 negative = self.accept("-")
                 right = self.factor()
                 right = ("negative", right) if negative else right
                 value = ("quotient", value, right) if kind == "/" else _times(value, right)
-            elif kind == "word" and self._unit_words():
-                return value
-            elif self._begins_factor():
+            elif self._begins_factor() and not self._is_remainder():
                 if value[0] == "number" and self.next.kind == "number":
                     value = self._mixed(value)
                 elif value[0] == "number" and self.next.kind == "frac":
@@ -131,6 +140,24 @@ class ExpressionReader(Cursor):
                     value = _times(value, self.factor())
             else:
                 return value
+
+    def _scaled(self, value: tuple) -> tuple | None:
+        """The value times the scale words of the unit that is next; None if it is no unit."""
+        letter, begin, unit = self.next.kind in ("letter", "/"), self.at, self.unit
+        try:
+            factor = self.read_unit()
+        except Unreadable:
+            if not letter:
+                raise
+            self.go_to(begin)  # a variable after all: 5 m + 2
+            self.unit = unit
+            return None
+        return value if factor == 1 else ("product", [value, ("number", factor, None, 0)])
+
+    def _is_remainder(self) -> bool:
+        """Whether `R 2` of `5 R 2` is next."""
+        return (self.next.kind == "letter" and self.next.text in ("R", "r")
+                and self.tokens[self.at + 1].kind == "number")
 
     def _mixed(self, whole: tuple) -> tuple:
         """`1 3/4`: two numbers side by side have a meaning only as a mixed number."""
@@ -145,42 +172,6 @@ class ExpressionReader(Cursor):
     def _begins_factor(self) -> bool:
         return self.next.kind in FACTOR_STARTS or self.next.kind == "|" and self.bars == 0
 
-    # -- units
-
-    def _unit_words(self) -> bool:
-        """Take `apples` of `5 apples`, if such words are next."""
-        # A word that touches its number is a factor, as in 3xyz.
-        if not self.next.spaced and self.next.text not in UNITS:
-            return False
-        words = []
-        while self.next.kind == "word" or words and self.next.kind == "letter":
-            words.append(self.take().text)
-        if self.accept("^"):
-            words[-1] += "^" + self.exponent_of_unit()
-        self.take_unit(" ".join(words))
-        if self.next.kind not in (END, ".", ")", "]", r"\}", "}", *SEPARATORS, *RELATIONS):
-            raise Unreadable("a unit inside a value")
-        return True
-
-    def exponent_of_unit(self) -> str:
-        """The 2 of `cm^2` or `cm^{2}`, behind the `^`."""
-        braced = self.accept("{")
-        exponent = self.take()
-        if exponent.kind != "number":
-            raise Unreadable("the exponent of a unit is no number")
-        if braced:
-            self.expect("}")
-        return exponent.text
-
-    def take_unit(self, text: str) -> None:
-        """Keep the unit of the value. A value has one."""
-        words = text.replace(".", " ").replace("(", " ").replace(")", " ").split()
-        if not all(c.isalpha() or c in "/^-%,'" or c in digits for word in words for c in word):
-            raise Unreadable("no unit")
-        if words in (["th"], ["st"], ["nd"], ["rd"]) or not words:
-            return
-        self.unit = unit_name(words)
-
     # -- factors
 
     def factor(self) -> tuple:
@@ -194,35 +185,47 @@ class ExpressionReader(Cursor):
             elif kind == "^":
                 value = self._raised(value)
             elif kind == "'":
-                if value[0] != "name":
-                    raise Unreadable("a prime that follows no name")
-                value = ("name", value[1] + "'")
-            else:
+                value = _marked(value, "'")
+            elif kind == "degree":
+                value = self._degrees(value)
+            elif kind != "ordinal":
                 self.unit = "%"
         self.depth -= 1
         return value
 
     def _raised(self, value: tuple) -> tuple:
-        r"""What stands behind `^`: `\circ`, the text of `5^{\text{th}}`, or an exponent."""
-        braced = self.next.kind == "{" and self.tokens[self.at + 1].kind in ("circ", "text")
+        r"""What stands behind `^`: `\circ`, a mark as in `x^*`, or an exponent."""
+        braced, inside = self.next.kind == "{", self.next
+        if braced:
+            inside = self.tokens[self.at + 1]
+            after = self.tokens[self.at + 2].kind
+        letter_o = inside.text == "o" and value[0] != "name" and (not braced or after == "}")
+        if not letter_o and inside.kind not in ("circ", "ordinal", "*", "'"):
+            return ("power", value, self._argument())
         if braced:
             self.take()
-        if self.accept("circ"):
-            if self.angles:
-                value = ("product", [value, ("quotient", ("name", "pi"), _integer(180))])
-            else:
-                self.unit = "degree"
-            if braced:
-                self.accept("text")  # C or F
-                self.expect("}")
-            return value
-        if self.next.kind == "text":
-            if self.take().text.strip() not in ("th", "st", "nd", "rd"):
-                raise Unreadable("a text as an exponent")
-            if braced:
-                self.expect("}")
-            return value
-        return ("power", value, self._argument())
+        self.take()
+        if inside.kind in ("*", "'"):
+            value = _marked(value, inside.kind)
+        elif inside.kind != "ordinal":
+            value = self._degrees(value)
+        if braced:
+            self.expect("}")
+            self._temperature()
+        return value
+
+    def _degrees(self, value: tuple) -> tuple:
+        """A value in degrees: an angle inside of a function, and a unit elsewhere."""
+        if self.angles:
+            return ("product", [value, ("quotient", ("name", "pi"), _integer(180))])
+        self.unit = "degree"
+        self._temperature()
+        return value
+
+    def _temperature(self) -> None:
+        """Take the C or F behind degrees."""
+        if self.unit == "degree" and self.next.kind == "letter" and self.next.text in TEMPERATURES:
+            self.unit = f"{TEMPERATURES[self.take().text]} degree"
 
     def _argument(self) -> tuple:
         """A group in braces or one token, perhaps with a sign, behind `^`, `_` or a command."""
@@ -239,6 +242,8 @@ class ExpressionReader(Cursor):
         kind = token.kind
         if kind == "number":
             return self._number(token.text)
+        if kind == "word" and token.text.lower() in NO_UNITS:
+            raise Unreadable("words behind a sign")
         if kind in ("letter", "word") or kind in GREEK:
             return ("name", self._subscripted(token.text or kind))
         if kind in MARKS:
@@ -255,12 +260,14 @@ class ExpressionReader(Cursor):
             return self._call(kind)
         if kind == "begin":
             return self._matrix()
-        if kind == r"\$":
-            self.unit = "dollar"
+        if kind in CURRENCIES:
+            self.unit = CURRENCIES[kind]
             return self.factor()
         if kind in ("-", "+"):  # only behind \$
             value = self.factor()
             return ("negative", value) if kind == "-" else value
+        if kind in ("reals", "dots"):
+            return ("name", "R" if kind == "reals" else "...")
         raise Unreadable(f"no value begins with {kind}")
 
     def _bracketed(self, opening: str) -> tuple:
@@ -289,26 +296,11 @@ class ExpressionReader(Cursor):
     # -- numbers and names
 
     def _number(self, text: str) -> tuple:
-        whole, _, behind = text.partition(".")
-        if self.next.kind in ("overline", "bar") and "." in text:
-            return self._repeating(whole, behind)
         if self.next.kind == "_":
             return self._based(text)
-        if not behind:
-            return _integer(int(whole))
-        significant = len((whole + behind).lstrip("0"))
-        return ("number", Fraction(int(whole + behind), 10**len(behind)), len(behind), significant)
-
-    def _repeating(self, whole: str, behind: str) -> tuple:
-        r"""`0.1\overline{6}`: the digits under the bar repeat without end."""
-        self.take()
-        self.expect("{")
-        again = self.take().text
-        self.expect("}")
-        if not again.isdigit():
-            raise Unreadable("no digits under the bar")
-        repeated = int(whole + behind + again) - int(whole + behind or "0")
-        return ("number", Fraction(repeated, (10 ** len(again) - 1) * 10 ** len(behind)), None, 0)
+        if text.isdigit():
+            return _integer(int(text))
+        return _decimal(text)
 
     def _based(self, numeral: str) -> tuple:
         """`12_5`: the numeral 12 in base 5."""
@@ -336,46 +328,65 @@ class ExpressionReader(Cursor):
     # -- functions and matrices
 
     def _call(self, function: str) -> tuple:
-        r"""`\sin x`, `\sin^2 2x`, `\log_2 8`, `\gcd(a, b)`."""
+        r"""`\sin x`, `\sin^2 2x`, `\sin^{-1} x`, `\log_2 8`, `\gcd(a, b)`."""
         power = base = None
         for _ in range(2):
             if self.accept("^"):
                 power = self._argument()
             elif function == "log" and self.accept("_"):
                 base = self._argument()
+        if power and power[0] == "negative" and power[1][:2] == ("number", 1):
+            function, power = self._inverse(function), None
         self.angles += 1
         arguments = self._arguments(function)
         self.angles -= 1
         if function == "exp":
-            value = ("power", ("name", "e"), arguments[0])
+            value = ("power", base or ("name", "e"), arguments[0])
         elif function == "log":
             base = _integer(10) if base is None else base
             value = ("quotient", ("call", "ln", arguments), ("call", "ln", [base]))
         else:
             value = ("call", function, arguments)
-        inverse = power and power[0] == "negative" and power[1][:2] == ("number", 1)
-        if inverse and function in ("sin", "cos", "tan"):
-            return ("call", f"arc{function}", arguments)
         return ("power", value, power) if power else value
 
+    def _inverse(self, function: str) -> str:
+        """The function that `^{-1}` on a function's name says. It is never the reciprocal."""
+        if function not in INVERSES:
+            raise Unreadable(f"the inverse of {function}")
+        return INVERSES[function]
+
     def _arguments(self, function: str) -> list[tuple]:
-        """What a function is applied to: without brackets, all factors up to the next function."""
+        r"""What a function is applied to.
+
+        Without brackets, all factors up to the next function, bracket or sum: `\sin x(1-x)` is
+        (1-x) sin x. So is a power of e: `\sin x\,e^x`. `\cos 2\pi/3` is the cosine of an angle.
+        """
         if function in AGGREGATES:
-            self.expect("(", r"\{")
-            unit, two_values = self.unit, self.two_values  # of the value around this call
-            items = self.items((")", r"\}"))
-            self.unit, self.two_values = unit, two_values
-            if any(item[0] != "value" or item[2] for item in items):
-                raise Unreadable("an argument that is no number")
-            return [item[1] for item in items]
-        if self.accept("("):
-            value = self.sum()
-            self.expect(")")
-            return [value]
+            return self._several_arguments()
+        if self.next.kind in ("(", "{"):
+            return [self.primary()]
         value = self.factor()
-        while self._begins_factor() and self.next.kind not in FUNCTIONS:
-            value = _times(value, self.factor())
+        while self._begins_factor() and self.next.kind not in ARGUMENT_ENDS and not (
+                self.next.text == "e" and self.tokens[self.at + 1].kind == "^"):
+            if self.next.kind == "frac":
+                value = _maybe_mixed(value, self.factor())
+            else:
+                value = _times(value, self.factor())
+        angle = function in ANGLES and self.tokens[self.at - 1].kind == "pi"
+        if angle and self.next.kind == "/" and self.tokens[self.at + 1].kind == "number":
+            self.take()
+            value = ("quotient", value, self.factor())
         return [value]
+
+    def _several_arguments(self) -> list[tuple]:
+        """`(a, b)` behind a function such as gcd."""
+        self.expect("(", r"\{")
+        unit, signs = self.unit, self.signs  # of the value around this call
+        items = self.items((")", r"\}"))
+        if self.signs > signs or any(item[0] != "value" or item[2] for item in items):
+            raise Unreadable("an argument that is no number")
+        self.unit = unit
+        return [item[1] for item in items]
 
     def _matrix(self) -> tuple:
         r"""Rows of cells between `\begin` and `\end`, in any brackets but those of `vmatrix`."""
@@ -386,6 +397,7 @@ class ExpressionReader(Cursor):
             while not self.accept("}"):
                 self.take()
         rows: list[list[tuple]] = [[]]
+        signs = self.signs
         while not self.accept("end"):
             rows[-1].append(self.sum())
             if self.accept("\\\\"):
@@ -393,7 +405,7 @@ class ExpressionReader(Cursor):
                     rows.append([])
             elif not self.accept("&") and self.next.kind != "end":
                 raise Unreadable("a cell that does not end")
-        if self._environment() != name or self.two_values:
+        if self._environment() != name or self.signs > signs:
             raise Unreadable("the end is not that of its begin, or a cell has two values")
         return ("matrix", rows)
 
@@ -407,6 +419,29 @@ class ExpressionReader(Cursor):
 
 def _integer(value: int) -> tuple:
     return ("number", value, None, 0)
+
+
+def _decimal(text: str) -> tuple:
+    """The node of `0.50`, of `1.5e-3`, or of `0.1(6)`, whose last digits repeat without end."""
+    numeral, _, exponent = text.partition("e")
+    whole, _, behind = numeral.partition(".")
+    behind, _, again = behind.rstrip(")").partition("(")
+    written, power = int(whole + behind or "0"), int(exponent or "0")
+    if again:
+        repeated = int(whole + behind + again) - written
+        return ("number", Fraction(repeated, (10 ** len(again) - 1) * 10 ** len(behind)), None, 0)
+    decimals, significant = len(behind) - power, len((whole + behind).lstrip("0"))
+    value = Fraction(written) * Fraction(10) ** -decimals
+    if decimals <= 0:
+        return _integer(int(value))
+    return ("number", value, decimals, significant)
+
+
+def _marked(value: tuple, mark: str) -> tuple:
+    """The name with a mark: x', x^*."""
+    if value[0] != "name":
+        raise Unreadable("a mark that follows no name")
+    return ("name", value[1] + mark)
 
 
 def _times(left: tuple, right: tuple) -> tuple:

@@ -7,7 +7,8 @@ Equal values may have different forms, such as sin^2 x + cos^2 x and 1.
 1. If the cross products of the two values are equal term by term, the values are equal. If all
    atoms are variables, constants and roots of small primes, the converse holds too (exact.py).
 2. Otherwise, draw each variable from a hash of its name, the same on every machine. Variables are
-   real and take both signs: the root of x^2 is |x| and not x.
+   real and take both signs: the root of x^2 is |x| and not x. In a factorial or a binomial they
+   are whole numbers from 1 to 12.
 3. Compute both values in sixty digits, each number with a bound on its error.
 4. If they differ by more than the bounds, they are unequal. If the bounds are far below the
    values, the point agrees. Three such points make the values equal.
@@ -82,12 +83,13 @@ class Numeric:
 
 def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
     agreed = tried = 0
+    whole = _whole_names(a) | _whole_names(b)
     with localcontext(PRECISION):
         while agreed < AGREEING_POINTS:
             tried += 1
-            if tried > 2 * AGREEING_POINTS:
+            if tried > (6 if whole else 2) * AGREEING_POINTS:
                 return False
-            points = Points(tried, budget)
+            points = Points(tried, budget, whole)
             try:
                 left = points.value(a)
                 difference = left - points.value(b)
@@ -97,8 +99,11 @@ def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
                 continue
             if difference.size > difference.error:
                 return False
-            # With an error as large as the values, anything would agree.
+            # With an error as large as the values, anything would agree. So would two binomials
+            # that are zero, or two factorials that differ by less than their error.
             if difference.error > Decimal("1e-30") * max(Decimal(1), left.size):
+                continue
+            if whole and (difference.error > Decimal("1e-9") or not left.size):
                 continue
             agreed += 1
             if not points.seen:
@@ -106,11 +111,28 @@ def _same_at_points(a: Value, b: Value, budget: Budget) -> bool:
     return True
 
 
-class Points:
-    """Values at one pseudo-random point, the same on every machine. Variables are real."""
+def _whole_names(value: Value) -> set[str]:
+    """The variables that stand in factorials and binomials."""
+    return {found for part in value.key() for mono, _ in part for atom, _ in mono
+            for found in _names_in(atom, False)}
 
-    def __init__(self, number: int, budget: Budget):
+
+def _names_in(atom: tuple, whole: bool) -> set[str]:
+    """The variables in an atom that stand in factorials and binomials; all, if `whole`."""
+    if atom[0] == "name":
+        return {atom[1]} if whole else set()
+    whole = whole or atom[0] in ("factorial", "binomial")
+    return {found for key in atom[1:] if isinstance(key, tuple) for part in key
+            for mono, _ in part for inner, _ in mono for found in _names_in(inner, whole)}
+
+
+class Points:
+    """Values at one pseudo-random point, the same on every machine. Variables are real, and those
+    in `whole` are whole numbers from 1 to 12."""
+
+    def __init__(self, number: int, budget: Budget, whole: set[str] = frozenset()):
         self.number_of_point, self.budget, self.seen = number, budget, set()
+        self.whole = whole
 
     def value(self, value: Value) -> Numeric:
         num, den = self._poly(value.num), self._poly(value.den)
@@ -141,8 +163,10 @@ class Points:
             self.seen.add(rest[0])
             digest = hashlib.blake2b(f"{self.number_of_point}/{rest[0]}".encode(),
                                      digest_size=8).digest()
-            whole = int.from_bytes(digest, "big")
-            return Numeric(Decimal(whole % 10**15) / Decimal(10**15) * 3 - Decimal("1.45"))
+            drawn = int.from_bytes(digest, "big")
+            if rest[0] in self.whole:
+                return Numeric(Decimal(drawn % 12 + 1))
+            return Numeric(Decimal(drawn % 10**15) / Decimal(10**15) * 3 - Decimal("1.45"))
         if kind == "prime":
             return Numeric(Decimal(rest[0]))
         if kind == "i":
@@ -160,6 +184,9 @@ class Points:
         values = [self.value(from_key(key)) for key in rest]
         if kind == "power":
             return _exp(_ln(values[0]) * values[1])
+        if kind == "binomial" and len(values) == 2:
+            n, k = map(_whole, values)
+            return Numeric(Decimal(math.comb(n, k) if 0 <= k else 0))
         function = NUMERIC.get(kind)
         if function is None or len(values) != 1:
             raise Unreadable(f"{kind} has no value")
@@ -168,7 +195,7 @@ class Points:
 
 PI_DIGITS = Decimal(
     "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
-HALF = Numeric(Decimal("0.5"))
+HALF, ONE_POINT = Numeric(Decimal("0.5")), Numeric(Decimal(1))
 IMAGINARY = Numeric(Decimal(0), Decimal(1))
 
 
@@ -253,7 +280,38 @@ def _floor(z: Numeric, up: bool = False) -> Numeric:
     return Numeric(Decimal(math.ceil(x) if up else math.floor(x)))
 
 
+def _whole(z: Numeric) -> int:
+    x = _real(z).to_integral_value()
+    if (z - Numeric(x)).size > z.error or not -200 < x < 200:
+        raise Unreadable("no whole number, or a large one")
+    return int(x)
+
+
+def _factorial(z: Numeric) -> Numeric:
+    n = _whole(z)
+    if n < 0:
+        raise Unreadable("the factorial of a negative number")
+    return Numeric(Decimal(math.factorial(n)))
+
+
+def _arsinh(z: Numeric) -> Numeric:
+    return _ln(z + _root(z * z + ONE_POINT))
+
+
+def _arcosh(z: Numeric) -> Numeric:
+    return _ln(z + _root(z * z - ONE_POINT))
+
+
+def _artanh(z: Numeric) -> Numeric:
+    return (_ln(ONE_POINT + z) - _ln(ONE_POINT - z)) * HALF
+
+
+def _root(z: Numeric) -> Numeric:
+    return _exp(_ln(z) * HALF)
+
+
 NUMERIC = {
+    "factorial": _factorial,
     "ln": _ln,
     "sin": _sin,
     "cos": _cos,
@@ -267,6 +325,18 @@ NUMERIC = {
     "arcsin": _arcsin,
     "arccos": lambda z: Numeric(PI_DIGITS / 2) - _arcsin(z),
     "arctan": _arctan,
+    "arccot": lambda z: Numeric(PI_DIGITS / 2) - _arctan(z),
+    "arcsec": lambda z: Numeric(PI_DIGITS / 2) - _arcsin(z.inverse()),
+    "arccsc": lambda z: _arcsin(z.inverse()),
+    "coth": lambda z: NUMERIC["tanh"](z).inverse(),
+    "sech": lambda z: NUMERIC["cosh"](z).inverse(),
+    "csch": lambda z: NUMERIC["sinh"](z).inverse(),
+    "arsinh": _arsinh,
+    "arcosh": _arcosh,
+    "artanh": _artanh,
+    "arcoth": lambda z: _artanh(z.inverse()),
+    "arsech": lambda z: _arcosh(z.inverse()),
+    "arcsch": lambda z: _arsinh(z.inverse()),
     "abs": lambda z: Numeric((z.re * z.re + z.im * z.im).sqrt(), error=2 * z.error),
     "floor": _floor,
     "ceil": lambda z: _floor(z, up=True),

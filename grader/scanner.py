@@ -9,7 +9,9 @@ r"""Split the text of an answer into tokens: the first half of reading it.
 
 1. Drop what only says how a value looks: `\left`, `\,`, dollar signs.
 2. Spell one thing one way: `\dfrac` is `\frac`, U+2212 is `-`, `5²` is `5^{2}`.
-3. Join groups of digits: `10{,}080` is one number.
+3. Join what is one numeral: `10{,}080`, `1 000`, `1.5e-3`, `0.333\ldots`.
+4. Read letters: a function, a word, a unit, or variables side by side. Letters in `\text` and
+   `\mathrm` are upright: they make words and units, and one such letter is a variable.
 
 The scanner, the parser and the algebra count their steps against one budget, so no text can hang
 the reader.
@@ -19,61 +21,20 @@ import sys
 from string import ascii_letters, digits
 from typing import NamedTuple
 
-LONGEST_INTEGER = 1000  # digits
+from grader.tables import (AMBIGUOUS_UNITS, ARGUMENT_DROPPED, FUNCTIONS, GREEK, INVISIBLE, LOWERED,
+                           NO_UNITS, RAISED, SPACE, SYNONYMS, TEXT, TYPED_NAMES, UNICODE, UNITS)
+
+LONGEST_INTEGER = 1000  # digits, and the largest exponent of 1e1000
+DEEPEST_TEXT = 8  # levels of \text in \text
 END = "end of text"
-
-# Characters with a plain or a LaTeX spelling.
-SPELLINGS = {
-    "−": "-", "–": "-", "（": "(", "）": ")", "，": ",", "′": "'", "\u00a0": " ",
-    "\u2009": " ", "\u202f": " ", "×": r" \times ", "·": r" \cdot ", "⋅": r" \cdot ",
-    "÷": r" \div ", "±": r" \pm ", "∓": r" \mp ", "√": r" \surd ", "π": r" \pi ",
-    "θ": r" \theta ", "α": r" \alpha ", "β": r" \beta ", "∞": r" \infty ", "°": r"^\circ ",
-    "∪": r" \cup ", "∩": r" \cap ", "∈": r" \in ", "≤": r" \le ", "≥": r" \ge ",
-    "≈": r" \approx ", "≠": r" \ne ", "∅": r" \emptyset ", "½": r" \frac12 ",
-    "¼": r" \frac14 ", "¾": r" \frac34 ", "⅓": r" \frac13 ", "⅔": r" \frac23 ",
-    "ℝ": r" \mathbb{R} ", "⟨": r" \langle ", "⟩": r" \rangle ",
-}  # fmt: skip
-# Direction marks, zero-width spaces and invisible operators vanish; full-width digits become ASCII.
-VANISHING = (0x200B, 0x200E, 0x200F, 0x202A, 0x202C, 0x2060, 0x2061, 0x2062, 0xFEFF)
-UNICODE = {ord(character): spelling for character, spelling in SPELLINGS.items()}
-UNICODE |= dict.fromkeys(VANISHING) | {0xFF10 + i: digit for i, digit in enumerate(digits)}
-SUPERSCRIPTS = dict(zip(map(ord, "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"), digits + "-"))
-
-# Commands, without their backslash.
-INVISIBLE = set(
-    "left right middle big Big bigl bigr Bigl Bigr bigg Bigg biggl biggr displaystyle textstyle "
-    "limits boldsymbol mathbf bf rm it boxed fbox angle ( ) [ ]".split())
-SPACE = {*", ! ; : > quad qquad hspace phantom".split(), " ", "\n"}
-TEXT = set("text textbf textit textrm texttt mathrm mathit mbox hbox operatorname".split())
-SYNONYMS = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
-    "leq": "le", "simeq": "approx", "geq": "ge", "leqslant": "le", "geqslant": "ge", "neq": "ne",
-    "lt": "<", "gt": ">", "ast": "*", "times": "*", "cdot": "*", "div": "/",
-    "backslash": "setminus", "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|",
-    "mid": "|", "degree": "circ", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
-    "lg": "log",
-}  # fmt: skip
-FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp "
-                "gcd lcm min max".split())
-GREEK = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho "
-            "sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell "
-            "pi infty".split())
 OPEN, CLOSE = {"(", "[", r"\{", "langle"}, {")", "]", r"\}", "rangle"}
-# Names that models also type without a backslash. `sqrt12` is the root of 12, so it is a `surd`:
-# TeX reads `\sqrt12` as the root of 1, followed by a 2.
-TYPED_NAMES = {name: name for name in [*FUNCTIONS, "pi", "infty", "theta", "alpha", "beta", "and",
-                                       "or"]}
-TYPED_NAMES |= {"sqrt": "surd", "infinity": "infty"}
-# Units whose name is more than the word without its plural s.
-UNITS = {
-    "feet": "foot", "ft": "foot", "in": "inch", "inches": "inch", "yd": "yard", "mi": "mile",
-    "lb": "pound", "lbs": "pound", "oz": "ounce", "hr": "hour", "hrs": "hour", "h": "hour",
-    "min": "minute", "mins": "minute", "sec": "second", "secs": "second", "s": "second",
-    "meter": "m", "meters": "m", "metre": "m", "metres": "m", "centimeter": "cm",
-    "centimeters": "cm", "kilometers": "km", "gram": "g", "grams": "g", "kilograms": "kg",
-    "liter": "l", "liters": "l", "litres": "l", "deg": "degree", "percent": "%", "sq": "square",
-    "cm": "cm", "mm": "mm", "km": "km", "kg": "kg", "mg": "mg", "ml": "ml",
-}  # fmt: skip
+DIGITS = {*digits}
+VALUE_ENDS = {"number", "letter", "!", "%", "pi", *CLOSE, "}"}  # a unit may follow these
+# What separates groups of three digits. The last ones do so only if the whole numeral is grouped.
+GROUP_SIGNS = {*"{,\\~ "}  # how they begin
+NUMERAL_SIGNS = GROUP_SIGNS | {".", "e", "E"}  # a numeral may go on with these
+SHORT = {"frac", "binom"}  # \frac12: each argument is one digit, if it has no braces
+COMMAS, GAPS = (r"{,}", r",\!", ","), (r"\,", r"\ ", "~", " ")
 
 
 class Unreadable(Exception):
@@ -95,9 +56,13 @@ class Budget:
 class Token(NamedTuple):
     """The unit that the parser reads."""
 
-    kind: str  # number, letter, word, text, or the sign or command itself
+    kind: str  # number, letter, word, or the sign or command itself
     text: str = ""
     spaced: bool = False  # whether white space stands before it
+    upright: bool = False  # whether it stands in \text or \mathrm
+
+
+NO_TOKEN = Token(END)
 
 
 class Cursor:
@@ -124,62 +89,203 @@ class Cursor:
             raise Unreadable(f"{self.next.kind} instead of {' or '.join(kinds)}")
         return self.take().kind
 
+    def go_to(self, at: int) -> None:
+        """Read on from another place."""
+        self.at, self.next = at, self.tokens[at]
+
 
 def scan(text: str, budget: Budget) -> list[Token]:
     """The tokens of a text, with two of kind END behind the last. Raises Unreadable."""
+    text = plain_spelling(text)
     budget.take(len(text))
-    if not text.isascii():
-        text = _raise_superscripts(text).translate(UNICODE)
-    tokens: list[Token] = []
-    at, depth, spaced = 0, 0, False
-    while at < len(text):
-        character, start = text[at], at
-        if character.isspace() or character in "$~":
-            spaced, at = spaced or character != "$", at + 1
-            continue
-        if character in digits or character == "." and text[at + 1 : at + 2] in [*digits]:
-            one = character != "." and _takes_one_digit(tokens)
-            number, at = (character, at + 1) if one else _read_number(text, at, depth)
-            tokens.append(Token("number", number, spaced))
-        elif character.isascii() and character.isalpha():
-            at = _end_of_run(text, at, ascii_letters)
-            tokens += _read_letters(text[start:at], spaced, tokens, text[at : at + 1])
-        elif character == "\\":
-            kind, content, at = _read_command(text, at)
-            if kind in ("", " "):
-                spaced = spaced or kind == " "
-                continue
-            tokens.append(Token(kind, content, spaced))
-        else:
-            pair = text[at : at + 2]
-            kind = pair if pair in ("<=", ">=", "!=", "**") else character
-            at += len(kind)
-            tokens.append(Token("^" if kind == "**" else kind, "", spaced))
-        if tokens:
-            depth += (tokens[-1].kind in OPEN) - (tokens[-1].kind in CLOSE)
-        spaced = False
+    scanner = Scanner()
+    scanner.read(text, 0)
     # The parser looks one token ahead and never takes the second END.
-    return [*tokens, Token(END), Token(END)]
+    return [*_split_products(scanner.tokens), NO_TOKEN, NO_TOKEN]
 
 
-def _raise_superscripts(text: str) -> str:
-    """`5²` -> `5^{2}`."""
-    pieces, inside = [], False
-    for character in text:
-        raised = ord(character) in SUPERSCRIPTS
-        if raised != inside:
-            pieces.append("^{" if raised else "}")
-            inside = raised
-        pieces.append(SUPERSCRIPTS[ord(character)] if raised else character)
-    return "".join(pieces) + ("}" if inside else "")
+def plain_spelling(text: str) -> str:
+    """The text in ASCII and LaTeX: `5²` -> `5^{2}`, `x₁` -> `x_{1}`, `½` -> `\\frac12`."""
+    if text.isascii():
+        return text
+    if "‘" in text:  # a pair of quotes, and no prime
+        text = text.replace("‘", "").replace("’", "")
+    pieces, inside = [], ""
+    for character in text.replace("’", "'"):
+        mark = "^" if character in RAISED else "_" if character in LOWERED else ""
+        if mark != inside:
+            pieces.append(("}" if inside else "") + (mark and mark + "{"))
+            inside = mark
+        pieces.append(RAISED.get(character) or LOWERED.get(character) or character)
+    return "".join([*pieces, "}" if inside else ""]).translate(UNICODE)
 
 
-def _takes_one_digit(tokens: list[Token]) -> bool:
-    r"""Whether TeX takes only one digit here: `\frac12` is a half."""
-    last = [token.kind for token in tokens[-2:]]
-    if last[-1:] in (["frac"], ["binom"]):
-        return True
-    return last[:1] in (["frac"], ["binom"]) and last[-1] in ("number", "letter")
+class Scanner:
+    """Reads a text from left to right into `tokens`."""
+
+    def __init__(self):
+        self.tokens: list[Token] = []
+        self.depth = 0  # open brackets: in them, a comma separates
+        self.spaced = False  # whether white space stands before the next token
+
+    @property
+    def last(self) -> Token:
+        return self.tokens[-1] if self.tokens else NO_TOKEN
+
+    def add(self, kind: str, text: str = "", upright: bool = False) -> None:
+        self.tokens.append(Token(kind, text, self.spaced, upright))
+        self.spaced = False
+        if kind in OPEN:
+            self.depth += 1
+        elif kind in CLOSE:
+            self.depth -= 1
+
+    def read(self, text: str, inside: int) -> None:
+        """Read a text that stands inside of so many commands such as \\text."""
+        at, end = 0, len(text)
+        while at < end:
+            character = text[at]
+            if character in digits or character == "." and text[at + 1 : at + 2] in DIGITS:
+                at = self.number(text, at)
+            elif character.isascii() and character.isalpha():
+                at = self.letters(text, at, inside > 0)
+            elif character == "\\":
+                at = self.command(text, at, inside)
+            elif character.isspace() or character in "$~\"":
+                self.spaced, at = self.spaced or character not in "$\"", at + 1
+            elif character == "." and text.startswith("...", at):
+                self.add("dots")
+                at += 3
+            elif character == "." and self.last.kind == "word" and text[at + 1 : end].strip(" .}"):
+                at += 1  # sq. units
+            else:
+                pair = text[at : at + 2]
+                kind = pair if pair in ("<=", ">=", "!=", "**") else character
+                self.add("^" if kind == "**" else kind)
+                at += len(kind)
+
+    # -- numbers
+
+    def number(self, text: str, at: int) -> int:
+        """Read a numeral. Returns the place behind it."""
+        if text[at] != "." and self._takes_one_digit():
+            self.add("number", text[at])
+            return at + 1
+        end = _end_of_run(text, at, digits)
+        if end > at and text[end : end + 1] not in NUMERAL_SIGNS and end - at <= LONGEST_INTEGER:
+            self.add("number", text[at:end])
+            return end
+        number, at = _read_number(text, at, self.depth)
+        number, at = _read_power_of_ten(number, text, at)
+        if len(number) > LONGEST_INTEGER:
+            raise Unreadable("too many digits")
+        self.add("number", number)
+        return at
+
+    def _takes_one_digit(self) -> bool:
+        r"""Whether TeX takes only one digit here: `\frac12` is a half."""
+        if not self.tokens:
+            return False
+        last, second = self.tokens[-1].kind, self.tokens[-2:][0].kind
+        return last in SHORT or second in SHORT and last in ("number", "letter")
+
+    # -- letters
+
+    def letters(self, text: str, at: int, upright: bool) -> int:
+        """Read a run of letters. Returns the place behind it."""
+        end = _end_of_run(text, at, ascii_letters)
+        run, last, following = text[at:end], self.last, text[end : end + 1]
+        if self._is_unit(run, upright, text[end:].lstrip(" ")[:1]):
+            self.add("word", run, upright=True)
+            return end
+        if run in TYPED_NAMES and last.kind != "_" and not (upright and len(run) == 1):
+            self.add(TYPED_NAMES[run])
+        elif last.kind == "number" and not self.spaced and run in ("st", "nd", "rd", "th"):
+            pass
+        elif run in ("x", "X") and last.kind == "number" and text[end:].lstrip().startswith("10^"):
+            self.add("*")  # 1.5 x 10^3
+        elif following and following in digits and not (last.kind in SHORT and len(run) == 1):
+            raise Unreadable("a digit directly after a letter")  # 0x10 and x2 are ambiguous
+        elif len(run) >= 3 or len(run) == 2 and (
+                upright or self._behind_word() or self.spaced and run.lower() in NO_UNITS):
+            self.add("word", run, upright)
+        else:
+            for letter in run:
+                self.add("letter", letter, upright)
+        return end
+
+    def _is_unit(self, run: str, upright: bool, following: str) -> bool:
+        """Whether two letters or more are a unit behind a value: 5cm, 3 min, and not 2 sec x."""
+        last = self.last
+        if len(run) < 2 or run not in UNITS or last.kind not in VALUE_ENDS:
+            return False
+        if run in TYPED_NAMES:
+            return (upright or self.spaced) and not following.isalnum()
+        if run in AMBIGUOUS_UNITS and not upright and (last.kind == "pi" or not self.spaced):
+            return False
+        return upright or self.spaced or last.kind == "number" and len(run) == 2
+
+    def _behind_word(self) -> bool:
+        """Whether a word stands before, or a word with a bar: kg/cm."""
+        kinds = [token.kind for token in self.tokens[-2:]]
+        return kinds[-1:] == ["word"] and self.spaced or kinds == ["word", "/"]
+
+    # -- commands
+
+    def command(self, text: str, at: int, inside: int) -> int:
+        """Read a command with the braces of `\\text`. Returns the place behind it."""
+        # If no letter follows, the name is the one character behind the backslash.
+        end = max(_end_of_run(text, at + 1, ascii_letters), at + 2)
+        name = text[at + 1 : end]
+        if name in SPACE:
+            self.spaced = True
+        elif name in TEXT:
+            return self._text(text, end, inside)
+        elif name in INVISIBLE:
+            if name == "mathbf" and text[end : end + 3] == "{R}":
+                return self._blackboard(text, end)
+        elif name in ("angle", "measuredangle"):
+            if self.last.text == "m":  # the measure of an angle
+                self.tokens.pop()
+        elif name == "mathbb":
+            return self._blackboard(text, end)
+        elif name in ARGUMENT_DROPPED:
+            self.spaced = self.spaced or name.endswith("space")
+            return _read_braces(text, end)[1]
+        elif name in ("mathbin", "mathrel", "mathop", "mathord"):
+            content, end = _read_braces(text, end)
+            self.read(content, inside)
+        else:
+            if name == "\\" and text[end : end + 1] == "[":  # a matrix row with more space: \\[4pt]
+                end = text.find("]", end) + 1 or len(text)
+            if name in "{}$%|\\#&_":  # "" too
+                name = "\\" + name
+            self.add(SYNONYMS.get(name, name))
+        return end
+
+    def _text(self, text: str, at: int, inside: int) -> int:
+        """Read the content of `\\text{...}`: an answer, a word, a unit or a letter."""
+        content, at = _read_braces(text, at + (text[at : at + 1] == "*"))
+        if inside == DEEPEST_TEXT:
+            raise Unreadable("nested too deep")
+        if content.strip() in ("th", "st", "nd", "rd"):  # 5\text{th}, 5^{\text{th}}
+            if self.last.kind == "^" or self.last.kind == "{" and self.tokens[-2:][0].kind == "^":
+                self.add("ordinal")
+            return at
+        if content[:1] in (" ", "~"):
+            self.spaced = True
+        self.read(content, inside + 1)
+        return at
+
+    def _blackboard(self, text: str, at: int) -> int:
+        r"""Read the letter of `\mathbb{R}`. The real numbers have a token of their own."""
+        while text[at : at + 1] == " ":
+            at += 1
+        letter, at = (text[at], at + 1) if text[at : at + 1].isalpha() else _read_braces(text, at)
+        self.add("reals" if letter == "R" else "letter", letter.strip())
+        if len(letter.strip()) != 1:
+            raise Unreadable("no letter in blackboard")
+        return at
 
 
 def _end_of_run(text: str, at: int, characters: str) -> int:
@@ -189,79 +295,132 @@ def _end_of_run(text: str, at: int, characters: str) -> int:
 
 
 def _read_number(text: str, at: int, depth: int) -> tuple[str, int]:
-    r"""The digits, without group commas, and the place behind them.
+    r"""The digits of a decimal, without what groups them, and the place behind them.
 
-    `{,}` and `,\!` join groups of three digits everywhere. A bare comma joins them only outside of
-    brackets, since inside it separates. Each group that follows must have three digits.
+    Digits that repeat without end stand in round brackets: `0.1\overline{6}` is 0.1(6).
     """
     end = _end_of_run(text, at, digits)
-    number, after = text[at:end], end
-    follows_comma = text[at - 1 : at] == "," and text[at - 2 : at - 1] in [*digits] and depth == 0
-    if 1 <= len(number) <= 3 and number[0] != "0" and not follows_comma:
-        joined = number
-        while True:
-            comma = next((c for c in (r"{,}", r",\!", ",") if text.startswith(c, after)), None)
-            begin = after + len(comma or "")
-            while comma == r",\!" and text[begin : begin + 1] == " ":
-                begin += 1
-            finish = _end_of_run(text, begin, digits)
-            if comma is None or finish == begin or comma == "," and depth > 0:
-                number, end = joined, after
-                break
-            if finish != begin + 3:
-                break
-            joined, after = joined + text[begin:finish], finish
+    number, end = _grouped(text, at, end, depth)
     if text[end : end + 1] == ".":
         finish = _end_of_run(text, end + 1, digits)
-        if finish > end + 1:
-            number, end = number + text[end:finish], finish
-            if text[end : end + 1] == "." and text[end + 1 : end + 2] in [*digits]:
-                raise Unreadable("a number with two points")
-        elif text.startswith((r".\overline", r".\bar"), end):
-            number, end = number + ".", end + 1  # the parser reads the digits under the bar
-    if len(number) > LONGEST_INTEGER:
-        raise Unreadable("too many digits")
+        fraction = text[end + 1 : finish]
+        second = text[finish : finish + 1] == "." and text[finish + 1 : finish + 2] in DIGITS
+        if fraction and second:
+            raise Unreadable("a number with two points")
+        repeating, finish = _read_repeating(text, finish, fraction)
+        if fraction or repeating:
+            number, end = f"{number}.{fraction}", finish
+            if repeating.startswith("="):  # the digits that repeat are the last ones read
+                number, repeating = number[: len(number) - len(repeating) + 1], repeating[1:]
+            number += f"({repeating})" if repeating else ""
     return number, end
 
 
-def _read_letters(run: str, spaced: bool, before: list[Token], following: str) -> list[Token]:
-    """A function, `and`, a word of three letters or more, a unit, or variables side by side."""
-    last = before[-1] if before else Token(END)
-    if run in TYPED_NAMES and last.kind != "_":
-        return [Token(TYPED_NAMES[run], "", spaced)]
-    if last.kind == "number" and not spaced and run in ("st", "nd", "rd", "th"):
-        return []
-    if following and following in digits and not (last.kind == "frac" and len(run) == 1):
-        raise Unreadable("a digit directly after a letter")  # 0x10, 1e5, x2 are ambiguous
-    if len(run) >= 3 or last.kind == "number" and run in UNITS and len(run) == 2:
-        return [Token("word", run, spaced)]
-    return [Token("letter", letter, spaced and index == 0) for index, letter in enumerate(run)]
+def _grouped(text: str, at: int, end: int, depth: int) -> tuple[str, int]:
+    r"""The digits from `at` to `end` with the groups of three that follow, and the place behind.
 
-
-def _read_command(text: str, at: int) -> tuple[str, str, int]:
-    r"""Kind and text of the token that a command makes, and the place behind the command.
-
-    A command that only sets space has the kind " ", one that shows nothing has the kind "".
+    `{,}` and `,\!` join groups everywhere. A bare comma joins them only outside of brackets, since
+    inside it separates. A gap joins them if no fraction follows: `1 234/5` is a mixed number.
     """
-    # If no letter follows, the name is the one character behind the backslash.
-    end = max(_end_of_run(text, at + 1, ascii_letters), at + 2)
-    name = text[at + 1 : end]
-    if name in SPACE or name in INVISIBLE:
-        return " " if name in SPACE else "", "", end
-    if name in TEXT:
-        content, end = _read_braces(text, end)
-        return "text", content.replace("~", " ").replace(r"\,", " ").replace(r"\ ", " "), end
-    if name == "\\" and text[end : end + 1] == "[":  # a matrix row with more space below: \\[4pt]
-        end = text.find("]", end) + 1 or len(text)
-    if name in "{}$%|\\#&_":  # "" too
-        return "\\" + name, "", end
-    return SYNONYMS.get(name, name), "", end
+    number, after = text[at:end], end
+    if text[end : end + 1] not in GROUP_SIGNS or not 1 <= len(number) <= 3 or number[0] == "0":
+        return number, end
+    follows_comma = text[at - 1 : at] == "," and text[at - 2 : at - 1] in DIGITS and depth == 0
+    if follows_comma:
+        return number, end
+    joined, gap = number, False
+    while True:
+        comma = next((c for c in COMMAS if text.startswith(c, after)), "")
+        if not comma and (gap or after == end):
+            comma = next((c for c in GAPS if text.startswith(c, after)), "")
+        begin = after + len(comma)
+        while comma == r",\!" and text[begin : begin + 1] == " ":
+            begin += 1
+        finish = _end_of_run(text, begin, digits) if comma else begin
+        if finish == begin or comma == "," and depth > 0:
+            break
+        if finish != begin + 3:
+            return number, end
+        gap = gap or comma in GAPS
+        joined, after = joined + text[begin:finish], finish
+    if gap and text[after:].lstrip()[:1] == "/":
+        return number, end
+    return joined, after
+
+
+def _read_repeating(text: str, at: int, fraction: str) -> tuple[str, int]:
+    r"""The digits that repeat behind a decimal's other digits, and the place behind them.
+
+    `\overline{6}`, `\bar6`, `\dot{1}4\dot{2}`. Of `333\ldots`, they are among the digits read
+    already, and begin with "=".
+    """
+    for command in (r"\overline", r"\bar", r"\dot{", r"\dot "):
+        if text.startswith(command, at):
+            break
+    else:
+        if text.startswith((r"\ldots", r"\dots", r"\cdots", "...", r" \ldots "), at):
+            period = _period(fraction)
+            if period:
+                end = at + 3 if text[at] == "." else _end_of_run(
+                    text, text.index("\\", at) + 1, ascii_letters)
+                return "=" + period, end
+        elif text.startswith(r"\dot", at) and text[at + 4 : at + 5] in DIGITS:
+            return _dotted(text, at)
+        return "", at
+    if command.startswith(r"\dot"):
+        return _dotted(text, at)
+    content, end = _read_braces(text, at + len(command))
+    if not (content.isascii() and content.isdigit()):
+        raise Unreadable("no digits under the bar")
+    return content, end
+
+
+def _dotted(text: str, at: int) -> tuple[str, int]:
+    r"""`\dot{1}4\dot{2}`: the digits from one dot to the other, or the one below a dot."""
+    found, dots = "", 0
+    while dots < 2 and text.startswith(r"\dot", at) and not text.startswith(r"\dots", at):
+        braces, end = _read_braces(text, at + 4)
+        rest = _end_of_run(text, end, digits)
+        dots += 1
+        found, at = found + braces.strip(), end
+        if dots == 1 and text.startswith(r"\dot", rest) and not text.startswith(r"\dots", rest):
+            found, at = found + text[end:rest], rest
+    if not (found.isascii() and found.isdigit()):
+        raise Unreadable("no digits under the dot")
+    return found, at
+
+
+def _period(fraction: str) -> str:
+    """The digits at the end of a decimal that repeat, seen at least three times, or twice in all
+    of it; "" if there are none."""
+    for size in range(1, len(fraction) // 2 + 1):
+        period = fraction[-size:]
+        if fraction.endswith(3 * period) or fraction == 2 * period or (
+                size > 2 and fraction.endswith(2 * period)):
+            return period
+    return ""
+
+
+def _read_power_of_ten(number: str, text: str, at: int) -> tuple[str, int]:
+    """`e-5` of `1.5e-5` joined to its number, and the place behind it."""
+    if text[at : at + 1] not in ("e", "E") or "(" in number:
+        return number, at
+    begin = at + 1 + (text[at + 1 : at + 2] in ("+", "-"))
+    end = _end_of_run(text, begin, digits)
+    if end == begin:
+        return number, at
+    if end - begin > 4 or int(text[begin:end]) > LONGEST_INTEGER:
+        raise Unreadable("too large a power of ten")
+    return f"{number}e{text[at + 1 : end]}", end
 
 
 def _read_braces(text: str, at: int) -> tuple[str, int]:
-    """The text between the brace at `at` and its closing brace, and the place behind that."""
+    """The text between the brace at `at` and its closing brace, and the place behind that; without
+    a brace, the one digit or letter at `at`."""
     while text[at : at + 1] == " ":
         at += 1
+    if text[at : at + 1].isalnum():
+        return text[at], at + 1
     if text[at : at + 1] != "{":
         raise Unreadable("no brace after a command")
     depth, start = 0, at + 1
@@ -278,17 +437,53 @@ def _read_braces(text: str, at: int) -> tuple[str, int]:
     raise Unreadable("a brace that is not closed")
 
 
-def unit_name(words: list[str]) -> str:
-    """One name for each unit: `inches`, `square inch` and `inch^2` give `inch` and `inch^2`."""
-    named = []
-    for word in words:
-        word, _, power = word.lower().partition("^")
-        word = UNITS.get(word, word)
-        word = word[:-1] if len(word) > 3 and word.endswith("s") else word
-        named.append(f"{word}^{power}" if power else word)
-    if len(named) > 1 and named[0] in ("square", "cubic"):
-        return f"{' '.join(named[1:])}^{'2' if named[0] == 'square' else '3'}"
-    return " ".join(named)
+# ------------------------------------------------------------------------------- words and products
+
+
+def is_like_a_product(run: str) -> bool:
+    """Whether letters side by side look like a product of variables and not like a word.
+
+    They are three or more, and have no vowel, as qvB and pqr, or are neighbours in the alphabet, as
+    abc and bca. Capitals alone name things: HHT, ABC.
+    """
+    if len(run) < 3 or run.isupper() or not run.isascii() or not run.isalpha():
+        return False
+    ranks = sorted(map(ord, run))
+    if ranks == [*range(ranks[0], ranks[0] + len(ranks))]:
+        return True
+    return not {*"aeiou"} & {*run.lower()} and run not in UNITS
+
+
+def _split_products(tokens: list[Token]) -> list[Token]:
+    """The tokens, with each word that is a product of variables as its letters: 6abc, nRT/V."""
+    if "word" not in {token.kind for token in tokens}:
+        return tokens
+    found = []
+    padded = [NO_TOKEN, NO_TOKEN, *tokens, NO_TOKEN]
+    for at, token in enumerate(tokens, 2):
+        if token.kind == "word" and not token.upright and _is_product(
+                token, *padded[at - 2 : at], padded[at + 1]):
+            found += [Token("letter", letter, token.spaced and index == 0)
+                      for index, letter in enumerate(token.text)]
+        else:
+            found.append(token)
+    return found
+
+
+def _is_product(token: Token, second: Token, before: Token, after: Token) -> bool:
+    """Whether a word is a product: it looks like one, or algebra touches it."""
+    if token.text.lower() in NO_UNITS:
+        return False
+    if is_like_a_product(token.text):
+        return before.kind != END or after.kind != END
+    if before.kind in VALUE_ENDS or before.kind in GREEK:
+        return not token.spaced and token.text not in UNITS
+    if before.kind == "/" and second.kind not in ("{", "letter", "number", ")", "}"):
+        return False  # miles/hour
+    inside = before.kind == "{" and after.kind == "}" and second.kind in (
+        "sqrt", "frac", "^", "}", "]", "surd", *FUNCTIONS)
+    return (inside or after.kind == "^" or before.kind in ("+", "-", "*")
+            or after.kind in ("+", "-", "*", "/") and before.kind not in ("word", "/"))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@
 A reply that cannot be used (cut, garbled, empty, refused, an error of the server) is asked for
 again, up to ATTEMPTS times in a run. A text that reached the token limit is usable, since the model
 wrote it; so is the empty text of a model that spent its whole budget on reasoning. A question that
-the server refuses while it answers others is lost.
+the server refuses while it answers others is lost, even if it is the first one. A reply that the
+server itself broke off is asked for again, and never counts as the model's cut answer.
 
 The client is the standard library's, since no library bounds the time and the size of a whole
 reply. It sends one request a sample (many servers ignore `n`), the budget as `max_tokens` (the
-older name, which all servers know), uses no proxy and follows no redirect: the key would go with
+older name, which most servers know; --api-max-tokens-name gives another), and no key that a server
+may refuse and that says nothing. It uses no proxy and follows no redirect: the key would go with
 it. The key comes from OPENAI_API_KEY alone and goes into the header alone. It is cut out of what
 the server sends back, unless a stream spells it in pieces. Plain http is allowed, since local
 servers speak it; to a distant http address the key goes in the clear.
@@ -46,6 +48,14 @@ PATIENCE = 12  # a whole reply may take so many times the longest silence
 LEAST_SECRET = 8  # shorter keys are placeholders for local servers ("none"), and stand in any text
 # Too long, or filtered: if other questions are answered, this one is lost.
 OF_THE_QUESTION = (400, 413, 422)
+MOST_REFUSED = 3  # questions before the first answer; then the request itself must be wrong
+# Why a reply ended, in the words of common servers, in lower case.
+FINISHES = {name: finish for finish, names in {
+    "stop": "stop eos eos_token end_turn stop_sequence stop_token complete completed end done",
+    "length": "length model_length max_tokens max_length token_limit",
+    "refused": "content_filter refusal safety recitation sensitive blocklist prohibited_content",
+    "aborted": "abort aborted cancelled canceled error network_error timeout preempted "
+               "insufficient_system_resource engine_overloaded"}.items() for name in names.split()}
 # Wrong from the start: a wrong address.
 NOT_THERE = ("ConnectionRefusedError", "gaierror", "SSLCertVerificationError")
 FINAL_HINTS = {401: "; is OPENAI_API_KEY right?", 403: "; is OPENAI_API_KEY right?",
@@ -75,19 +85,29 @@ def read_reply(line: dict) -> Reply:
         raw = line["raw"]
         body = json.loads(raw) if raw.startswith("{") else _joined(raw)
         choice, usage = body["choices"][0], body.get("usage") or {}
-        message, finish = choice["message"], choice.get("finish_reason") or "stop"
-        text = _string(message.get("content"))
+        message, said = choice["message"], choice.get("finish_reason") or "stop"
+        text = _string(_content(message.get("content")))
         reasoning = _string(message.get("reasoning_content") or message.get("reasoning"))
         counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-        refused = _string(message.get("refusal")) or finish in ("content_filter", "error")
+        finish = FINISHES.get(_string(said).lower(), said)
+        refused = _string(message.get("refusal")) or finish == "refused"
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return Reply("", fault="garbled")
-    if finish in ("eos", "eos_token", "end_turn"):  # other servers' names of it
-        finish = "stop"
-    if finish in ("model_length", "max_tokens"):
-        finish = "length"
-    fault = "refused" if refused else "" if text.strip() or finish == "length" else "empty"
-    return Reply(text, reasoning, str(finish), *counts, line.get("mean_log_prob"), fault)
+    if refused:
+        fault = "refused"
+    elif finish not in ("stop", "length"):
+        fault = "aborted" if finish == "aborted" else f"ended by {printable(finish)[:40]}"
+    else:
+        fault = "" if text.strip() or finish == "length" else "empty"
+    return Reply(text, reasoning, said if fault else finish, *counts, line.get("mean_log_prob"),
+                 fault)
+
+
+def _content(content):
+    """The text of a message; of a list of parts, the texts in it joined."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part.get("type", "text") == "text")
 
 
 def _joined(raw: str) -> dict:
@@ -109,6 +129,7 @@ def _joined(raw: str) -> dict:
         usage = event.get("usage") or usage
         for choice in event.get("choices") or []:
             for key, piece in (choice.get("delta") or {}).items():
+                piece = _content(piece) if key == "content" else piece
                 if isinstance(piece, str):
                     pieces.setdefault(key, []).append(piece)
             finish = choice.get("finish_reason") or finish
@@ -148,6 +169,7 @@ class ApiTeacher:
     rate: float = 0.0  # requests a minute, 0: no bound
     timeout: float = 600.0  # seconds of silence
     stream: bool = False
+    max_tokens_name: str = "max_tokens"
     _turn: float = field(default=0.0, init=False, repr=False)  # when the next request may leave
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -158,12 +180,14 @@ class ApiTeacher:
 
     def request(self, messages: list[dict], sample: int) -> dict:
         """The body of a request. It asks for no `logprobs`: few servers give them, and each in its
-        own form."""
-        body = {"model": self.name, "messages": messages, "max_tokens": self.max_new_tokens,
-                "logprobs": False, "temperature": self.temperature, "stream": self.stream}
+        own form. A key whose value means nothing is left out, since a server may refuse it."""
+        body = {"model": self.name, "messages": messages, self.max_tokens_name: self.max_new_tokens,
+                "temperature": self.temperature}
         if self.temperature:
-            body |= {"top_p": self.top_p, "seed": self.seed + sample}
-        return body | {"stream_options": {"include_usage": True}} if self.stream else body
+            body |= {"seed": self.seed + sample} | ({"top_p": self.top_p} if self.top_p < 1 else {})
+        if self.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return body
 
     def answer(self, chats: list[list[dict]], samples: int,
                skip: Container[tuple[int, int]]) -> Iterator[tuple]:
@@ -184,17 +208,18 @@ class ApiTeacher:
                 threading.Thread(target=self._work, args=(chats, jobs, done, stop),
                                  daemon=True).start()
             while True:
-                for place in islice(places, 2 * self.concurrency - in_hand):
+                for place in islice(places, max(0, health.most_in_hand() - in_hand)):
                     jobs.put((place, 1, 0.0))
                     in_hand += 1
                 if not in_hand:
+                    health.check_end()
                     return
                 place, attempt, line = done.get()
                 if isinstance(line, BaseException):
                     raise line
                 after = line.pop("retry_after")
                 yield place, line | {"attempt": attempt}
-                if health.needs_another(line, attempt):
+                if health.needs_another(place, line, attempt):
                     jobs.put((place, attempt + 1, seconds_to_wait(attempt, after)))
                 else:
                     in_hand -= 1
@@ -313,18 +338,30 @@ class _Health:
         self.teacher = teacher
         self.heard = False  # there has been an answer of any kind
         self.answered = answered  # there has been a usable one; before, all questions may be wrong
+        self.refused: dict[int, dict] = {}  # chats refused before, with the server's last word
         self.mute = 0  # requests without any answer since the start
         self.silent = 0  # questions in a row without a reply
 
-    def needs_another(self, line: dict, attempt: int) -> bool:
+    def most_in_hand(self) -> int:
+        """How many places may be under way: one at a time while the server has only refused."""
+        return 1 if self.refused and not self.answered else 2 * self.teacher.concurrency
+
+    def check_end(self) -> None:
+        """Raise UserError if the server has refused questions and answered none."""
+        if self.refused and not self.answered:
+            self._refuse_final(next(reversed(self.refused.values())))
+
+    def needs_another(self, place: tuple[int, int], line: dict, attempt: int) -> bool:
         """Whether this place needs another attempt. Raises UserError if no more attempts help any
         question."""
         base, concurrency = self.teacher.base, self.teacher.concurrency
         usable = not read_reply(line).fault
         self.heard = self.heard or line["status"] > 0
         self.answered = self.answered or usable
-        refused = self.answered and line["status"] in OF_THE_QUESTION
-        if not refused:
+        refused = line["status"] in OF_THE_QUESTION
+        if refused and not self.answered:
+            self.refused[place[0]] = line
+        if not refused or not self.answered and len(self.refused) >= MOST_REFUSED:
             self._refuse_final(line)
         self.mute = 0 if self.heard else self.mute + 1
         if self.mute >= max(ATTEMPTS, concurrency):
@@ -393,7 +430,8 @@ def open_api(flags: "ApiFlags | DecodingFlags") -> ApiTeacher | None:
     return ApiTeacher(name=flags.api_model, base=base, key=key, system=flags.system,
                       seed=flags.seed, temperature=flags.temperature, top_p=flags.top_p,
                       max_new_tokens=flags.max_new_tokens, concurrency=flags.api_concurrency,
-                      rate=flags.api_rate, timeout=flags.api_timeout, stream=flags.api_stream)
+                      rate=flags.api_rate, timeout=flags.api_timeout, stream=flags.api_stream,
+                      max_tokens_name=flags.api_max_tokens_name)
 
 
 def _address(base: str) -> str:

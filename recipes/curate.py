@@ -26,7 +26,8 @@ from string import ascii_letters
 
 from tqdm import tqdm
 
-from answers import BOXES, LOWER, extract_answer, normalise
+from answers import BOXES, LOWER, extract_answer
+from grader.cleaned import normalise
 from data import Problem, load_problems, overlap_with
 from forms import stated_answer
 from recipes.arithmetic import check, marks

@@ -38,6 +38,11 @@ from stand_in import (KEY, answer_to, api, body_of, chats_of,  # noqa: F401 (two
         ('{"choices": [{"message": {"content": "4"}}], '
          '"usage": {"prompt_tokens": -1, "completion_tokens": true}}',
          Reply("4")),
+        # A list of parts is joined, here and in a stream.
+        ('{"choices": [{"message": {"content": [{"type": "text", "text": "so "}, '
+         '{"type": "thinking", "thinking": "hm"}, {"text": "4"}]}}]}', Reply("so 4")),
+        ('data: {"choices": [{"delta": {"content": [{"type": "text", "text": "so "}]}}]}\n'
+         'data: {"choices": [{"delta": {"content": "4"}}]}\ndata: [DONE]', Reply("so 4")),
         (body_of(" "), Reply(" ", "", "stop", 7, 5, fault="empty")),
         (body_of("No.", refusal="No."), Reply("No.", "", "stop", 7, 5, fault="refused")),
         ('{"choices": [{"message": {"content": "4"}, "finish_reason": "content_filter"}]}',
@@ -52,6 +57,37 @@ from stand_in import (KEY, answer_to, api, body_of, chats_of,  # noqa: F401 (two
     ])
 def test_replies(raw, reply):
     assert read_reply({"status": 200, "fault": "", "raw": raw}) == reply
+
+
+@pytest.mark.parametrize("said, finish, fault", [
+    (None, "stop", ""), ("stop", "stop", ""), ("end_turn", "stop", ""), ("EOS_TOKEN", "stop", ""),
+    ("stop_sequence", "stop", ""), ("COMPLETE", "stop", ""), ("length", "length", ""),
+    ("MAX_TOKENS", "length", ""), ("model_length", "length", ""),
+    ("SAFETY", "SAFETY", "refused"), ("refusal", "refusal", "refused"),
+    ("abort", "abort", "aborted"), ("cancelled", "cancelled", "aborted"),
+    ("error", "error", "aborted"), ("insufficient_system_resource",) * 2 + ("aborted",),
+    ("tool_calls", "tool_calls", "ended by tool_calls"),
+])
+def test_finish_reasons(said, finish, fault):
+    """Of all common servers. What is neither an end nor the token limit is no answer."""
+    choice = {"message": {"content": "4"}, "finish_reason": said}
+    line = {"status": 200, "fault": "", "raw": json.dumps({"choices": [choice]})}
+    assert read_reply(line) == Reply("4", "", finish, fault=fault)
+
+
+def test_an_abort_is_asked_again(serve, tmp_path):
+    """A reply that the server broke off never counts as one that the model's limit cut."""
+    server = serve(lambda handler, question, attempt: handler.good(question) if attempt > 2 else
+                   handler.send(body_of("#### 1").replace('"stop"', '"abort"')))
+    answers = ask(api(server), chats_of("a"), tmp_path)
+    assert answers.replies[0][0].text == answer_to("a") and answers.retries == 2
+
+
+def test_the_token_limit_has_the_name_that_is_asked_for(serve, tmp_path):
+    server = serve()
+    ask(api(server, max_new_tokens=9, max_tokens_name="max_completion_tokens"), chats_of("a"),
+        tmp_path)
+    assert server.bodies[0]["max_completion_tokens"] == 9 and "max_tokens" not in server.bodies[0]
 
 
 def test_only_a_whole_reply_of_status_200_counts():
@@ -252,17 +288,16 @@ def test_a_server_that_falls_silent_ends_it_later(serve, tmp_path):
                      for line in lines_of(tmp_path)) and len(lines_of(tmp_path)) < 21 + 8 * 10
 
 
-def test_a_question_that_is_refused_is_lost_alone_once_others_are_answered(serve, tmp_path):
+def test_a_question_that_is_refused_is_lost_alone(serve, tmp_path):
     server = serve(lambda handler, question, attempt: handler.send(
-        '{"error": "filtered"}', status=400) if question == "b" else handler.good(question))
-    with pytest.raises(UserError,
-                       match="400 filtered"):  # the first of all: the request itself may be wrong
-        ask(api(server, concurrency=1), chats_of("b"), tmp_path / "first")
-    answers = ask(api(server, concurrency=1), chats_of("a", "b", "c"), tmp_path / "second")
-    assert [reply and reply.text for (reply, ) in answers.replies] == [
-        answer_to("a"), None, answer_to("c")
-    ]
-    assert (answers.lost, answers.retries) == (1, 0)
+        '{"error": "filtered"}', status=400) if question in "bd" else handler.good(question))
+    for number, asked in enumerate(["bac", "bdac", "abc"]):  # also if it is the first one
+        answers = ask(api(server, concurrency=1), chats_of(*asked), tmp_path / str(number))
+        assert [reply and reply.text for (reply, ) in answers.replies] == [
+            None if question in "bd" else answer_to(question) for question in asked]
+        assert (answers.lost, answers.retries) == (sum(map("bd".count, asked)), 0)
+    with pytest.raises(UserError, match="400 filtered"):  # none is answered
+        ask(api(server, concurrency=1), chats_of("b", "d"), tmp_path / "last")
 
 
 def test_a_server_that_never_answers_is_given_up_before_all_is_asked(serve, tmp_path):

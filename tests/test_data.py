@@ -513,3 +513,25 @@ def test_a_chat_comes_back_from_its_record(tmp_path):
                                 {"role": "assistant", "content": "#### 2"}]
     }
     assert data.to_record(parse_record(record, "here")) == record
+
+
+@pytest.mark.parametrize("number", ["0.00001", "1e22", "1.50", "12345678901234567890.5", "-0.0"])
+def test_a_gold_number_keeps_its_spelling(number, tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"problem": "a", "answer": ' + number + "}\n")
+    assert read_problems(path)[0].answer == number
+    data.write_problems(path, read_problems(path))
+    assert read_problems(path)[0].answer == number
+
+
+@pytest.mark.parametrize("text, said", [
+    ('{"problem": "a", "answer": 1}\n{"problem": "NaN", "answer": NaN}', ":2: not valid JSON"),
+    ('[{"problem": "a", "answer": 1},\n{"problem": "b", "answer": -Infinity}]', ":2: not valid"),
+    ('{"problem": "a", "answer": 1}\n{"question": " ", "answer": "2"}', ":2: question is empty"),
+    ('{"problem": "", "answer": 1}', ":1: question is empty"),
+])
+def test_no_numbers_and_blank_questions_are_errors_with_their_line(text, said, tmp_path):
+    path = tmp_path / "set.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="set.json" + said):
+        read_problems(path)

@@ -42,7 +42,16 @@ X, Y = ("name", "x"), ("name", "y")
     (r"\log_2 x", ("quotient", ("call", "ln", [X]), ("call", "ln", [n(2)]))),
     ("x_1", ("name", "x_1")), (r"x_{12}", ("name", "x_12")),
     (r"\binom52", ("call", "binomial", [n(5), n(2)])), ("e^{x}", ("power", ("name", "e"), X)),
-    (r"\lfloor x \rfloor", ("call", "floor", [X])), (r"\gcd(4, 6)", ("call", "gcd", [n(4), n(6)])),
+    # A function takes the factors up to the next function, bracket or sum.
+    (r"\sin x(1-x)", ("product", [("call", "sin", [X]), ("sum", [n(1), ("negative", X)])])),
+    (r"\sin xe^y", ("product", [("call", "sin", [X]), ("power", ("name", "e"), Y)])),
+    (r"\sin{x}y", ("product", [("call", "sin", [X]), Y])),
+    (r"\cos 2\pi/3", ("call", "cos", [("quotient", ("product", [n(2), ("name", "pi")]), n(3))])),
+    (r"\sin x/3", ("quotient", ("call", "sin", [X]), n(3))),
+    (r"\coth^{-1} x", ("call", "arcoth", [X])), (r"\ln^{-1} x", ("power", ("name", "e"), X)),
+    (r"{1 \over x}", ("quotient", n(1), X)), (r"{x \choose 2}", ("call", "binomial", [X, n(2)])),
+    ("x'", ("name", "x'")), ("x^*", ("name", "x*")), ("5 million", ("product", [n(5), n(10**6)])),
+    ("1.5e3", n(1500)), (r"\lfloor x \rfloor", ("call", "floor", [X])), (r"\gcd(4, 6)", ("call", "gcd", [n(4), n(6)])),
 ])  # fmt: skip
 def test_expressions(text, expression):
     assert plain(read(text)) == expression
@@ -56,9 +65,9 @@ def test_a_number_keeps_how_it_is_written(text, decimals, significant):
     assert read(text)[2:] == (decimals, significant)
 
 
-def test_a_plus_or_minus_gives_two_values():
-    assert plain(read(r"x \pm 1")) == ("sum", [X, ("either", n(1))])
-    assert plain(read(r"x \mp 1")) == ("sum", [X, ("neither", n(1))])
+def test_each_plus_or_minus_has_a_number():
+    assert plain(read(r"x \pm 1")) == ("sum", [X, ("either", 0, n(1))])
+    assert plain(read(r"x \mp 1")) == ("sum", [X, ("neither", 0, n(1))])
 
 
 def test_degrees_are_an_angle_inside_a_function_and_a_unit_elsewhere():
@@ -67,7 +76,7 @@ def test_degrees_are_an_angle_inside_a_function_and_a_unit_elsewhere():
     assert plain(read(r"30^\circ")) == n(30)
 
 
-@pytest.mark.parametrize("text", ["", "x = 1", "1, 2", "1 2", r"\text{yes}", r"\gcd(4"])
+@pytest.mark.parametrize("text", ["", "x = 1", "1, 2", "1 2", r"7 - \text{that}", r"\gcd(4"])
 def test_what_is_no_expression(text):
     with pytest.raises(Unreadable):
         read(text)

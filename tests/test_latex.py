@@ -41,18 +41,28 @@ def value(expression: tuple) -> tuple:
     ("12_5", ("based", "12", 5)), ("-12_{5}", ("based", "-12", 5)),
     (r"\{1\} \cup \{x\}", ("union", [("set", [value(n(1))]), ("set", [value(X)])])),
     (r"\begin{pmatrix} 1 & x \\ y & 1 \end{pmatrix}", ("matrix", [[n(1), X], [Y, n(1)]])),
-    (r"\text{Evelyn}", ("words", "evelyn")), ("Evelyn", ("words", "evelyn")),
+    (r"\text{Evelyn}", ("words", "evelyn", "")), ("Evelyn", ("words", "evelyn", "Evelyn")),
     (r"\text{(C)}", value(("name", "C"))), ("(C)", value(("name", "C"))),
-    (r"x \pm 1", ("values", ("sum", [X, ("either", n(1))]), None)),
+    (r"x \pm 1", ("list", [value(("sum", [X, n(1)])), value(("sum", [X, ("negative", n(1))]))])),
+    ("x > 1 and x < y", ("all", [("relation", [">"], [value(X), value(n(1))]),
+                                 ("relation", ["<"], [value(X), value(Y)])])),
+    ("x < 1 or x > y", ("any", [("relation", ["<"], [value(X), value(n(1))]),
+                                ("relation", [">"], [value(X), value(Y)])])),
+    ("f(2) = x", ("relation", ["="], [value(("name", "f(2)")), value(X)])),
+    ("1 : x", ("ratio", [value(n(1)), value(X)])), ("5 R 2", ("remainder", [value(n(5)),
+                                                                           value(n(2))])),
+    (r"\text{The answer is } 1", value(n(1))), ("x where x > 1", value(X)),
+    (r"\begin{cases} 1 & x \\ 2 & \text{if } y \end{cases}",
+     ("cases", [("row", [value(n(1)), value(X)]), ("row", [value(n(2)), value(Y)])])),
 ])  # fmt: skip
 def test_answers(text, tree):
     assert plain(read(text)) == tree
 
 
 @pytest.mark.parametrize("text", [
-    "", "(", "1 +", "+ +", r"\frac{1}", r"\sqrt", r"x^", "1 2", "0x10", "1e5", "1_000", "2.0.1",
-    r"\unknown{5}", "5 # 3", "4:30", "(1, 2", r"\gcd(\pm 4, 6)", r"\text{open",
-    r"\begin{pmatrix} 1", r"\begin{cases} 1 \end{cases}", r"\sqrt12", "__import__('os')", "x2",
+    "", "(", "1 +", "+ +", r"\frac{1}", r"\sqrt", r"x^", "1 2", "0x10", "1_000", "2.0.1",
+    r"\unknown{5}", "5 # 3", "4:05", "2 if even", "5 below zero", "5 or x and y > 1", "(1, 2", r"\gcd(\pm 4, 6)", r"\text{open",
+    r"\begin{pmatrix} 1", r"\begin{cases} 1", r"\sqrt12", "__import__('os')", "x2",
     "1" * 2000,
 ])  # fmt: skip
 def test_unreadable(text):

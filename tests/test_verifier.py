@@ -179,7 +179,8 @@ def samples(tiny_folder, tmp_path, monkeypatch) -> tuple[list[str], str]:
     graded = evaluate.record_of
 
     def half(problem, number, sample, *rest):
-        return graded(problem, number, sample, f"It is {sample}.\n#### {sample % 2}", *rest[1:])
+        return graded(problem, number, sample, f"It is {sample}.\n#### {sample % 2}\n",
+                      *rest[1:])
 
     monkeypatch.setattr(evaluate, "record_of", half)
     common = ["--model", str(tiny_folder), "--dataset", str(data), "--samples", "4",

@@ -34,12 +34,30 @@ def test_clusters(answers, ids):
 
 @pytest.mark.parametrize("answers, ids", [
     (["0", "1", "2"], [0, 0, 1]),  # 2 is near 1, but 0 speaks for the cluster
-    (["1", "0", "2"], [0, 0, 0]),
+    (["1", "0", "2"], [0, 0, 1]),
+    (["2", "1", "0"], [0, 1, 1]),
     (["0", "2", "1", "2"], [0, 1, 0, 1]),  # near both: to the first cluster
+    (["10", "9", "8"], [0, 1, 1]),  # 8 and 9 are shorter than 10
 ])
 def test_an_answer_is_compared_with_the_first_member(answers, ids, monkeypatch):
+    """Of the shortest text, then the first by alphabet: in whatever order the samples come."""
     monkeypatch.setattr(vote, "equivalent", lambda a, b: abs(int(a) - int(b)) <= 1)
     assert cluster(answers) == ids
+
+
+def test_clusters_do_not_depend_on_the_order_of_the_samples():
+    """Equality need not be transitive: two decimals may both stand for one third."""
+    answers = ["0.333333", "1/3", "0.3333333", "1/3", "0.333333", "2", "2.0", N]
+    groups = set()
+    for turned in itertools.islice(itertools.permutations(range(8)), 0, None, 97):
+        ids = cluster([answers[i] for i in turned])
+        groups.add(frozenset(frozenset(answers[i] for i, number in zip(turned, ids)
+                                       if number == wanted) for wanted in set(ids) - {N}))
+        if len(groups) > 1:
+            break
+    assert groups == {frozenset({frozenset({"0.333333", "1/3", "0.3333333"}),
+                                 frozenset({"2", "2.0"})})}
+    assert cluster(["1/2", "x", "0.5"]) == [0, 1, 0], "numbered as first seen"
 
 
 def test_one_text_is_compared_once(monkeypatch):

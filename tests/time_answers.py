@@ -20,13 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import answers  # noqa: E402
 from answer_pairs import HOSTILE, PAIRS  # noqa: E402
+from grader.verdict import read  # noqa: E402
 
 
 def measure(name: str, pairs: list[tuple[str, str]]) -> None:
     """Print the times of one verdict on each pair, in microseconds of processor time."""
     times = []
     for gold, answer in pairs:
-        answers._read.cache_clear()
+        read.cache_clear()
         start = time.process_time_ns()
         answers.equivalent(gold, answer)
         times.append((time.process_time_ns() - start) / 1000)
