@@ -39,8 +39,8 @@ from methods import (METHODS, check_args, find_method, history_of, merged_run, r
                      result_folder)
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
-                     dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib, pick_device,
-                     pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
+                     dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib,
+                     pick_device, pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
                      whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
@@ -359,8 +359,9 @@ def continued(words: dict) -> tuple[dict, str]:
 def start_folder(args: Flags, data: dict, *own: object) -> Path:
     """Make the folder of a new run with its args.json, whole or not at all.
 
-    `data` is what `describe_examples` says of the training data. If the run starts from the adapter of another method, that adapter is merged, and the merged
-    model is written to `base/`: it is this run's --model.
+    `data` is what `describe_examples` says of the training data. If the run starts from the adapter
+    of another method, that adapter is merged, and the merged model is written to `base/`: it is
+    this run's --model.
     """
     earlier = Path(args.from_run) if args.from_run else None
     merged = merged_run(earlier, find_method(args.method)) if earlier else None
