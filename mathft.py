@@ -14,6 +14,7 @@ after, the result.
 """
 
 import dataclasses
+import hashlib
 import shutil
 import signal
 import sys
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -38,8 +40,8 @@ from methods import (METHODS, check_args, find_method, history_of, merged_run, r
                      result_folder)
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
-                     keep_freed_memory, locked, new_directory, peak_memory_mib, pick_device,
-                     pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
+                     dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib,
+                     pick_device, pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
                      whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
@@ -94,9 +96,9 @@ DEFAULTS = {
              "max_new_tokens": 1024},
 }
 LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
-# What may differ if a run goes on; every other setting is the run's own.
-FREE_ON_RESUME = (*LENGTHS, "resume", "device", "model", "dataset", "eval_dataset", "plain",
-                  "debug")
+# What may differ if a run goes on, and is then the run's own; and what is not stored.
+STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset")
+FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "plain", "debug")
 WRONG_SHOWN = 3
 MOST_STEPS = 10**7  # of a run; a larger number is a slip
 
@@ -305,8 +307,8 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
     kinds = flag_kinds([saved.get("objective", Flags.objective)])
     check_stored(kinds, saved, path)
     others = saved.keys() - {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    lacking = [] if others - {"history"} else lacking_in(saved, check_args(path, saved))
-    if others - {"history"} or lacking:
+    lacking = [] if others - {"history", "data"} else lacking_in(saved, check_args(path, saved))
+    if others - {"history", "data"} or lacking:
         odd = f"it lacks {lacking[0]}" if lacking else f"it also holds {min(others)}"
         raise UserError(f"{path}: not the settings of a run of this version: {odd}")
     method, objective = find_method(saved["method"]), objective_of(saved)
@@ -357,11 +359,12 @@ def continued(words: dict) -> tuple[dict, str]:
 # -------------------------------------------------------------------------------------------- model
 
 
-def start_folder(args: Flags, *own: object) -> Path:
+def start_folder(args: Flags, data: dict, *own: object) -> Path:
     """Make the folder of a new run with its args.json, whole or not at all.
 
-    If the run starts from the adapter of another method, that adapter is merged, and the merged
-    model is written to `base/`: it is this run's --model.
+    `data` is what `describe_examples` says of the training data. If the run starts from the adapter
+    of another method, that adapter is merged, and the merged model is written to `base/`: it is
+    this run's --model.
     """
     earlier = Path(args.from_run) if args.from_run else None
     merged = merged_run(earlier, find_method(args.method)) if earlier else None
@@ -375,12 +378,45 @@ def start_folder(args: Flags, *own: object) -> Path:
                 dtype = pick_dtype(args.dtype, pick_device(args.device))
                 save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype)
             settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
-            settings |= {"output_dir": str(folder), "history": history}
+            settings |= {"output_dir": str(folder), "history": history, "data": data}
             write_json(temporary / "args.json", settings)
     except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
         folder.rmdir()
         raise
     return folder
+
+
+def go_on_in(folder: Path, args: Flags, data: dict, steps: int) -> None:
+    """Store what the command changes of the run in `folder`, so that the next --resume does it too.
+
+    Raises UserError if the training data is not what the run began with, or if more steps are done
+    than are asked for.
+    """
+    path = folder / "args.json"
+    saved = read_json(path)
+    began = saved.get("data", data)  # an older run does not say
+    if began != data:
+        before = began.get("examples") if isinstance(began, dict) else None
+        how = (f"{data['examples']} training examples, not {before}"
+               if before != data["examples"] else "as many training examples, others")
+        raise UserError(f"{args.dataset}: gives {how} as when {folder} began; give the data that "
+                        "it began with, or start a run with --from")
+    done = max(map(step_of, checkpoints(folder)), default=0)
+    if steps < done:
+        raise UsageError(f"the run in {folder} has {done} steps behind it, and {steps} are asked "
+                         "for; give more --steps")
+    changes = {name: getattr(args, name) for name in STORED_ON_RESUME}
+    if any(saved.get(name) != value for name, value in changes.items()):
+        write_json(path, saved | changes)
+
+
+def describe_examples(examples: list[Example]) -> dict:
+    """How many training examples there are, and a hash of their ids and targets."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for row in (example.ids, example.is_target):
+            digest.update(np.array([len(row), *row], np.int64).tobytes())
+    return {"examples": len(examples), "sha256": digest.hexdigest()}
 
 
 def goes_on_training(args: Flags) -> bool:
@@ -580,12 +616,14 @@ def run(job: Job, model: Qwen2) -> None:
         if args.eval_limit == 0:
             return None
         prefix = tuning.prefix().detach() if tuning and tuning.prefix else None
-        begun_with = read_json(job.folder / "args.json")["model"]  # the folder may have moved since
+        folder = job.folder / "evals" / label
+        begun = folder / "args.json"  # the model's folder may have moved since
+        model_name = read_json(begun).get("model") if begun.exists() else args.model
         return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems,
-                        job.folder / "evals" / label, dataset=args.eval_dataset or args.dataset,
+                        folder, dataset=args.eval_dataset or args.dataset,
                         system=args.system, prefix=prefix, max_new_tokens=args.max_new_tokens,
-                        seed=args.seed, calculator=args.calculator,
-                        about={"model": begun_with, "dtype": job.machine["dtype"]})
+                         seed=args.seed, calculator=args.calculator,
+                         about={"model": model_name, "dtype": job.machine["dtype"]})
 
     total = sum(parameter.numel() for parameter in model.parameters())
     print_start(job, total)
@@ -615,6 +653,7 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
+    args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
     args.system = tokenizer.default_system if args.system is None else args.system
@@ -629,7 +668,8 @@ def main(argv: list[str]) -> None:
     weight_dtype = torch.float32 if find_method(args.method).PEFT_TYPE is None else dtype
     model = load_model(source, device, dtype, weight_dtype, args.plain)
     # Only now, so that a model that cannot be loaded leaves no folder behind.
-    folder = Path(args.resume) if args.resume else start_folder(args, own, goals)
+    data = describe_examples(examples)
+    folder = Path(args.resume) if args.resume else start_folder(args, data, own, goals)
     if find_model(args.model) != source:  # an earlier adapter was merged
         source = find_model(args.model)
         model = load_model(source, device, dtype, weight_dtype, args.plain)
@@ -640,6 +680,7 @@ def main(argv: list[str]) -> None:
         with locked(folder):
             remove_leftovers(folder)
             remove_leftovers(folder / "checkpoints")
+            go_on_in(folder, args, data, job.steps)
             write_json(folder / "env.json", machine)
             run(job, model)
     except KeyboardInterrupt:

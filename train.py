@@ -286,12 +286,18 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
     `batch_at(step)` gives the examples of a step, a function of the step alone; `prefix()` gives
     [L, 2, P, K, h]. `on_log` receives a record every `log_every` steps, `on_step` the number of
     finished steps after each. Raises UserError that names the step if loss or gradient is no finite
-    number; the parameters are then those of the step before.
+    number; the parameters are then those of the step before, and a checkpoint of them is there.
     """
     device = model.head_weight.device
     optimizer = make_optimizer(trainable, settings, rate_factors)
     totals = load_checkpoint(resume_from, trainable, optimizer) if resume_from else TrainTotals()
     totals.interrupted, since_log = False, TrainTotals()
+
+    def save(step: int) -> None:
+        path = folder / "checkpoints" / f"step-{step}"
+        if step and not path.exists():
+            save_checkpoint(path, trainable, optimizer, totals)
+            drop_old_checkpoints(folder, settings.keep)
 
     while totals.steps < settings.steps and not totals.interrupted:
         started = clock(device)
@@ -300,7 +306,11 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
         mean = accumulate_gradient(model, trainable, examples, settings.micro_batch_tokens, prefix,
                                    loss)
         grad_norm = nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
-        check_finite(mean, grad_norm, totals.steps + 1, examples)
+        try:
+            check_finite(mean, grad_norm, totals.steps + 1, examples)
+        except UserError:  # nothing has been updated: the state is that of the step before
+            save(totals.steps)
+            raise
         update(optimizer, rate)
 
         seconds = clock(device) - started
@@ -313,9 +323,7 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
             since_log = TrainTotals()
         on_step(totals.steps)
         if ended or settings.save_every and totals.steps % settings.save_every == 0:
-            path = folder / "checkpoints" / f"step-{totals.steps}"
-            save_checkpoint(path, trainable, optimizer, totals)
-            drop_old_checkpoints(folder, settings.keep)
+            save(totals.steps)
     return totals
 
 
@@ -323,8 +331,9 @@ def check_finite(loss: float, grad_norm: float, step: int, examples: list[Exampl
     """Raise UserError that names the step and its problems if one of the two is not finite."""
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         names = ", ".join(example.name for example in examples)
+        kept = f"; the state after step {step - 1} is kept" if step > 1 else ""
         raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}; lower "
-                        f"--lr, or look at the problems of this batch: {names}")
+                        f"--lr, or look at the problems of this batch: {names}{kept}")
 
 
 def update(optimizer: torch.optim.AdamW, rate: float) -> None:

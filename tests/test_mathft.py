@@ -6,15 +6,14 @@ steps.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -387,18 +386,27 @@ def test_sigterm_saves_too(step, steps, common, tmp_path, capsys, monkeypatch):
     assert read(tmp_path / "run" / "result.json")["steps"] == steps
 
 
+# Makes its stdin the terminal that controls it, and becomes the command that it is given.
+AT_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of Unix")
 def test_a_terminal_that_closes_is_like_sigterm(common, tmp_path, capsys):
     """The step ends, the checkpoint is written although nothing can be printed any more."""
     folder = tmp_path / "run"
     argv = lora(common, folder, "--steps", "400", "--eval-limit", "0", "--log-every", "1")
     leader, terminal = pty.openpty()
-    run = subprocess.Popen([sys.executable, "mathft.py", *argv], cwd=ROOT, stdin=terminal,
-                           stdout=terminal, stderr=terminal, start_new_session=True,
-                           preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    run = subprocess.Popen([sys.executable, "-c", AT_TERMINAL, sys.executable, "mathft.py", *argv],
+                           cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal,
+                           start_new_session=True)
     os.close(terminal)
     seen = b""
     while b"step    3/400" not in seen:
+        assert select.select([leader], [], [], 60)[0], seen
         seen += os.read(leader, 4096)
     os.close(leader)  # the window is closed
     assert run.wait(60) == 143
@@ -835,8 +843,8 @@ def test_a_resumed_run_keeps_its_settings(common, tmp_path, capsys):
     folder = tmp_path / "run"
     assert command(lora(common, folder, "--steps", "2", "--eval-limit", "0"), capsys)[0] == 0
     before = (folder / "args.json").read_text()
-    for more, said in [(("--lr", "0.5"),
-                        f"error: --learning-rate 0.5: the run in {folder} has 0.03; leave it out"),
+    for more, said in [(("--warmup", "0.5"),
+                        f"error: --warmup 0.5: the run in {folder} has 0.03; leave it out"),
                        (("--method", "sft"), "--method sft: the run in"),
                        (("--seed", "7"), "--seed 7: the run in"), ]:
         code, _, err = command(["--resume", str(folder), *more], capsys)
@@ -845,6 +853,57 @@ def test_a_resumed_run_keeps_its_settings(common, tmp_path, capsys):
     same, own, _ = read_flags(words)
     assert (same.method, same.learning_rate, same.steps, own.lora_rank) == ("lora", 0.03, 4, 16)
     assert (folder / "args.json").read_text() == before
+
+
+def test_what_a_resume_changes_is_kept_for_the_next_one(ended, tmp_path, capsys):
+    """The printed way on is the whole way on."""
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    moved = tmp_path / "elsewhere.jsonl"
+    shutil.copy(read(folder / "args.json")["dataset"], moved)
+    more = ["--steps", "3", "--lr", "0.02", "--dataset", str(moved)]
+    assert command(["--resume", str(folder), *more], capsys)[0] == 0
+    args = read(folder / "args.json")
+    assert (args["steps"], args["epochs"], args["dataset"]) == (3, None, str(moved))
+    assert args["learning_rate"] == 0.02 and args["dtype"] == "fp32" and args["history"] == []
+    assert command(["--resume", str(folder)], capsys)[0] == 0
+    assert read(folder / "result.json")["steps"] == 3
+
+
+def test_fewer_steps_than_are_done_is_one_line(ended, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    before = (folder / "args.json").read_bytes()
+    code, _, err = command(["--resume", str(folder), "--steps", "1"], capsys)
+    assert code == 2 and "has 2 steps behind it, and 1 are asked for; give more --steps" in err
+    assert err.count("\n") == 1 and (folder / "args.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("count, said", [
+    (11, "gives 11 training examples, not 12 as when"), (12, "gives as many training examples, ot")])
+def test_training_data_that_changed_is_refused(count, said, ended, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    other = write_problems(tmp_path / "other.jsonl", count, first=1)
+    code, _, err = command(["--resume", str(folder), "--dataset", other, "--steps", "3"], capsys)
+    assert code == 1 and said in err and err.count("\n") == 1
+    assert read(folder / "args.json") == read(ended / "args.json")
+
+
+def test_after_a_nan_the_last_good_state_goes_on_with_another_rate(common, tmp_path, capsys,
+                                                                   monkeypatch):
+    folder = tmp_path / "run"
+    check = train.check_finite
+    monkeypatch.setattr(train, "check_finite", lambda loss, norm, step, examples: check(
+        float("nan") if step == 4 else loss, norm, step, examples))
+    argv = lora(common, folder, "--steps", "6", "--eval-limit", "0")
+    code, _, err = command(argv, capsys)
+    assert code == 1 and "step 4: the loss is nan" in err and "state after step 3 is kept" in err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-3"]
+    monkeypatch.undo()
+    assert command(["--resume", str(folder), "--lr", "0.001"], capsys)[0] == 0
+    assert read(folder / "args.json")["learning_rate"] == 0.001
+    assert read(folder / "result.json")["steps"] == 6
 
 
 def test_resuming_what_is_no_run(tmp_path, capsys):
