@@ -87,6 +87,8 @@ class Line:
             low, high = (self._place(end) for end in tree[2])
             # A square bracket takes the end itself, a round one begins behind it.
             low, high = low + (tree[1][0] == "("), high - (tree[1][1] == ")")
+            if low > high:  # (2, 0) is a point
+                raise Unreadable("an interval without a number")
             return [low <= place <= high for place in range(count)]
         if kind == "set":
             members = {self._place(member) for member in tree[1]}
