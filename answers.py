@@ -46,6 +46,7 @@ HEADINGS = {"answer", "final answer", "the answer", "the final answer"}
 BREAKS = (" (", ", ", " - ", " – ", " — ", ": ", " for ", " as ", " which ", " when ", " in ",
           " and ", " or ", " out of ", " of ", " is ", " are ", " was ", " = ", "，")
 FRACTIONS = (r"\frac", r"\dfrac", r"\tfrac")
+LINES_WITH_DIGITS = 8  # at the end, in which the last number is looked for
 NUMERAL_WINDOW = 300  # characters before the last digit in which its numeral begins
 
 
@@ -287,17 +288,25 @@ def _joined_formulas(rest: str, opening: str, closing: str) -> str:
 
 
 def _last_number(text: str) -> str | None:
-    """The last number in a text, or the formula that ends with it; None without a digit."""
+    """The last number in a text, or the formula that ends with it; None without one.
+
+    An exponent is no number of its own: `12 cm^2` says 12. Only the last lines with a digit count.
+    """
     if not text.isascii():
         text = _plain_spelling(text[-LONGEST_ANSWER:])
-    end = max(text.rfind(digit) for digit in digits) + 1
-    if end == 0:
-        return None
-    formula = _formula_around(text, end)
-    if formula:
-        return formula
-    begin = text.rfind("\n", 0, end) + 1
-    return list(_numerals(text[max(begin, end - NUMERAL_WINDOW) : end + 40]))[-1]
+    for _ in range(LINES_WITH_DIGITS):
+        end = max(text.rfind(digit) for digit in digits) + 1
+        if end == 0:
+            return None
+        formula = _formula_around(text, end)
+        if formula:
+            return formula
+        begin = text.rfind("\n", 0, end) + 1
+        found = list(_numerals(text[max(begin, end - NUMERAL_WINDOW) : end + 40]))
+        if found:
+            return found[-1]
+        text = text[:begin]
+    return None
 
 
 def _formula_around(text: str, at: int) -> str:
@@ -315,10 +324,15 @@ def _formula_around(text: str, at: int) -> str:
 
 def _numerals(text: str) -> Iterator[str]:
     r"""The numerals of a text with signs, decimals, fractions and powers of ten: `-1,234.5`,
-    `5 1/2`, `\frac34`, `1.5 \times 10^3`, `50%`, `3:4`. Of a date or a version, each part is one.
+    `5 1/2`, `\frac34`, `1.5 \times 10^3`, `2^5`, `50%`, `3:4`. Of a date or a version, each part is
+    one; the exponent of a letter is none.
     """
     at = 0
     while at < len(text):
+        end = _end_of_exponent(text, at)
+        if end > at:
+            at = end
+            continue
         end = _end_of_numeral(text, at)
         if end == at:
             at += 1
@@ -350,7 +364,18 @@ def _end_of_numeral(text: str, at: int) -> int:
         end = bottom if top > end + 1 and bottom > top + 1 else end
     elif text.startswith(FRACTIONS, end):
         end = _end_of_fraction(text, end) or end
-    return _end_of_power(text, end)
+    return _end_of_exponent(text, end) if text[end : end + 1] == "^" else _end_of_power(text, end)
+
+
+def _end_of_exponent(text: str, at: int) -> int:
+    """The end of `^5` or `^{-5}` at a place; the place itself if none stands there."""
+    if text[at : at + 1] != "^":
+        return at
+    begin = at + 1 + text.startswith("{", at + 1)
+    end = begin + text.startswith("-", begin)
+    while text[end : end + 1] in [*digits]:
+        end += 1
+    return end + text.startswith("}", end) if end > begin else at
 
 
 def _end_of_decimal(text: str, at: int) -> int:
@@ -387,12 +412,7 @@ def _end_of_power(text: str, at: int) -> int:
     sign = next((sign for sign in (r"\times", r"\cdot", "x", "*") if rest.startswith(sign)), "")
     power = rest[len(sign) :].lstrip()
     if sign and power.startswith("10^"):
-        begin = at + len(text[at : at + 30]) - len(rest) + len(rest) - len(power) + 3
-        end = begin + text.startswith("{", begin)
-        end += text.startswith("-", end)
-        while text[end : end + 1] in [*digits]:
-            end += 1
-        return end + text.startswith("}", end)
+        return _end_of_exponent(text, at + len(text[at : at + 30]) - len(power) + 2)
     percent = next((sign for sign in ("%", r"\%") if text.startswith(sign, at)), "")
     return at + len(percent)
 

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from adapters import Tuning, adapted_maps, without_adapters
 from checkpoint import as_saved
-from data import Example, Problem, split_by_tokens
+from data import Example, Problem, prompt_of, split_by_tokens
 from evaluate import grade
 from flags import flag
 from generate import generate, is_sampled, open_calculator
@@ -106,7 +106,7 @@ def prompts(tokenizer: Tokenizer, problems: list[Problem], args) -> tuple[list[Q
     made = []
     for problem in problems:
         if problem.answer and problem.question:
-            ids = tokenizer.prompt(problem.question, args.system)
+            ids = prompt_of(tokenizer, problem, args.system)
             made.append(Question(ids, [False] * len(ids), problem.id, problem=problem))
     short = [question for question in made if len(question.ids) <= args.max_length]
     return short, len(made) - len(short)

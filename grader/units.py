@@ -4,6 +4,7 @@ r"""Read what stands behind a number: a unit, a plain noun, or a word that multi
 
     quantity = scale word ... [unit]            million dollars, tenths of a mile
     unit     = term [*] term / term per term    km/h, m s^{-2}, dollars per hour, red apples
+             | term / (term term)               J/(mol K)
     term     = [square | cubic] name [^ whole number | squared | cubed]
 
 A name is a unit of tables.UNITS or a plain noun. A word of tables.NO_UNITS changes what the number
@@ -84,12 +85,26 @@ class UnitReader(Cursor):
                 self.take()
             if self._is_word("of") and powers:
                 self._skip_nouns()
+            elif sign < 0 and self.accept("("):
+                below: dict[str, int] = {}
+                self._below(below)
+                for name, power in below.items():
+                    powers[name] = powers.get(name, 0) - power
             elif self.next.kind == "word" or self._is_unit_letter() or self.next.kind in CURRENCIES:
                 self._term(sign, powers)
             elif sign < 0:
                 raise Unreadable("a unit that ends too early")
             else:
                 return
+
+    def _below(self, powers: dict[str, int]) -> None:
+        """Take the terms of a denominator up to its closing bracket; no bracket stands in it."""
+        while not self.accept(")"):
+            self.budget.take()
+            self.accept("*")
+            if not (self.next.kind == "word" or self._is_unit_letter()):
+                raise Unreadable("a denominator that is no product of units")
+            self._term(1, powers)
 
     def _is_unit_letter(self) -> bool:
         return self.next.kind == "letter" and self.next.text in UPRIGHT_UNITS

@@ -30,6 +30,7 @@ REPORTED["words that change a number"] = ([
 ])
 
 REPORTED["units"] = ([
+    (r"5\text{ kg/(m s)}", r"5"), (r"8.31\,\mathrm{J/(mol\,K)}", r"8.31\,\mathrm{J\,mol^{-1}\,K^{-1}}"),
     (r"29", r"$29.00"), (r"30", r"30^\circ"), (r"12", r"\text{12 cm}"), (r"18", r"\text{\$18}"),
     (r"25", r"\text{25\%}"), (r"30", r"30 km/h"), (r"15", r"$15/hour"), (r"18", r"$18 per day"),
     (r"10", r"10 in."), (r"24", r"24 m^2"), (r"24", r"24 sq cm"), (r"9.8", r"9.8 m/s^2"),
@@ -303,6 +304,10 @@ REPORTED["characters"] = ([
 
 # (text, why it ended, the answer that it gives or None)
 TEXTS: list[tuple[str, str, str | None]] = [
+    # An exponent is no number of its own.
+    ("There are roughly $10^5$ of them.", "stop", "10^5"), ("That is 8 = 2^3.", "stop", "2^3"),
+    ("The area is 12 cm^2.", "stop", "12"), ("The area is 12\nin cm^2.", "stop", "12"),
+    ("So we have x^2.", "stop", None),
     ('the sum is 2,552,004. The last three digits are 004, so \\boxed{004}.\n\n**Final An'
      'swer**\n\\boxed{004}',
      'stop', '4'),
