@@ -332,8 +332,8 @@ def check_finite(loss: float, grad_norm: float, step: int, examples: list[Exampl
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         names = ", ".join(example.name for example in examples)
         kept = f"; the state after step {step - 1} is kept" if step > 1 else ""
-        raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}; lower "
-                        f"--lr, or look at the problems of this batch: {names}{kept}")
+        raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}{kept}; "
+                        f"lower --lr, or look at the problems of this batch: {names}")
 
 
 def update(optimizer: torch.optim.AdamW, rate: float) -> None:

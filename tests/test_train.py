@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import train as module
@@ -372,8 +373,8 @@ def test_the_loss_on_one_batch_falls_and_the_frozen_rest_stays(method, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_and_names_step_and_batch(tmp_path):
-    """The third batch meets a broken weight: no parameter is touched in that step, and nothing is
-    saved of it.
+    """The third batch meets a broken weight: no parameter is touched in that step, and what is
+    saved is the state before it.
     """
     model, trainable, _ = prepare("lora")
     kept = {}
@@ -389,7 +390,10 @@ def test_a_loss_that_is_no_number_stops_and_names_step_and_batch(tmp_path):
     assert str(error.value).startswith("step 3: the loss is nan")
     assert str(error.value).endswith("this batch: problem 4, problem 5")
     assert all(torch.equal(kept[name], p) for name, p in trainable.items())
-    assert checkpoints(tmp_path) == []
+    (saved,) = checkpoints(tmp_path)
+    state = load_file(saved / "state.safetensors")
+    assert saved.name == "step-2"
+    assert all(torch.equal(kept[name], state[f"param.{name}"]) for name in trainable)
 
 
 def test_a_gradient_that_overflows_stops_too(tmp_path):
