@@ -28,8 +28,8 @@ CONTENTS = {
     "c.json": LINES.encode(),
     "d.json": json.dumps({"data": ROWS}).encode(),
     "e.json": json.dumps({"version": 1, "data": ROWS}, indent=2).encode(),
-    "f.jsonl.gz": gzip.compress(LINES.encode()),
-    "g.json.gz": gzip.compress(json.dumps(ROWS, indent=1).encode()),
+    "f.jsonl.gz": gzip.compress(LINES.encode(, mtime=0)),
+    "g.json.gz": gzip.compress(json.dumps(ROWS, indent=1, mtime=0).encode()),
     "h": b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n\r\n").encode(),
     "i.jsonl": b"\n \n[\n" + json.dumps(ROWS)[1:].encode(),
 }
@@ -43,7 +43,7 @@ def test_files_of_every_kind_hold_the_same_records(name, tmp_path):
 
 def test_places_name_the_line(tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n\n{"a": 2}')
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n'))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n', mtime=0))
     (tmp_path / "b.json").write_text('[{"a": 1}]')
     places = [where for name in ("a.jsonl", "a.jsonl.gz", "b.json")
               for where, _ in read_records(tmp_path / name)]
@@ -60,7 +60,7 @@ def test_places_name_the_line(tmp_path):
     ("a.jsonl", b'{"a": 1}\n{"a": -Infinity}\n', "a.jsonl:2: not valid JSON (-Infinity is no JSON"),
     ("a.jsonl", b'{"a": 1}\n\xff\n', "a.jsonl:2: cannot be read as UTF-8 text"),
     ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read (Not a gzipped file"),
-    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "a.jsonl.gz: cannot be read"),
+    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "a.jsonl.gz: cannot be read"),
 ])
 def test_what_is_not_read_is_one_line(name, content, said, tmp_path):
     (tmp_path / name).write_bytes(content)
@@ -83,7 +83,7 @@ def test_rows_lines_and_bytes_are_bounded(tmp_path, monkeypatch, capsys):
     files = {"rows.jsonl": b"1\n" * 11, "list.json": json.dumps([1] * 11).encode(),
              "newlines.jsonl": b"\n" * 21, "line.jsonl": b"1" * 1001,
              "whole.json": b"[" + b" " * 3000 + b"]",
-             "bomb.jsonl.gz": gzip.compress((b" " * 900 + b"\n") * 10**4)}
+             "bomb.jsonl.gz": gzip.compress((b" " * 900 + b"\n", mtime=0) * 10**4)}
     said = {"rows": "10 rows are read at most", "list": "10 rows are read at most",
             "newlines": "20 lines are read at most", "line": "a line of more than 1,000 bytes",
             "whole": "more than 2,000 bytes in one JSON value",
