@@ -322,7 +322,7 @@ BAD_SETTINGS = {
     "no rank": ({"r": None}, "r is None"),
     "another rank": ({"r": 8}, r"is \[4, 64\], not \[8, 64\]"),
     "no alpha": ({"lora_alpha": None}, "lora_alpha is None"),
-    "an endless alpha": ({"lora_alpha": math.inf}, "lora_alpha is inf"),
+    "an endless alpha": ({"lora_alpha": math.inf}, "Infinity is no JSON"),
     "rsLoRA, or not": ({"use_rslora": "no"}, "use_rslora is 'no'"),
     "no targets": ({"target_modules": None}, "target_modules is None"),
     "a pattern": ({"target_modules": ".*q_proj"}, "target_modules is"),

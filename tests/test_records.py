@@ -28,8 +28,8 @@ CONTENTS = {
     "c.json": LINES.encode(),
     "d.json": json.dumps({"data": ROWS}).encode(),
     "e.json": json.dumps({"version": 1, "data": ROWS}, indent=2).encode(),
-    "f.jsonl.gz": gzip.compress(LINES.encode(, mtime=0)),
-    "g.json.gz": gzip.compress(json.dumps(ROWS, indent=1, mtime=0).encode()),
+    "f.jsonl.gz": gzip.compress(LINES.encode(), mtime=0),
+    "g.json.gz": gzip.compress(json.dumps(ROWS, indent=1).encode(), mtime=0),
     "h": b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n\r\n").encode(),
     "i.jsonl": b"\n \n[\n" + json.dumps(ROWS)[1:].encode(),
 }
@@ -83,7 +83,7 @@ def test_rows_lines_and_bytes_are_bounded(tmp_path, monkeypatch, capsys):
     files = {"rows.jsonl": b"1\n" * 11, "list.json": json.dumps([1] * 11).encode(),
              "newlines.jsonl": b"\n" * 21, "line.jsonl": b"1" * 1001,
              "whole.json": b"[" + b" " * 3000 + b"]",
-             "bomb.jsonl.gz": gzip.compress((b" " * 900 + b"\n", mtime=0) * 10**4)}
+             "bomb.jsonl.gz": gzip.compress((b" " * 900 + b"\n") * 10**4, mtime=0)}
     said = {"rows": "10 rows are read at most", "list": "10 rows are read at most",
             "newlines": "20 lines are read at most", "line": "a line of more than 1,000 bytes",
             "whole": "more than 2,000 bytes in one JSON value",
