@@ -91,6 +91,8 @@ class _Group:
         inside = offsets < torch.tensor(lengths)[:, None]  # [b, S]: not padding
         # The cell of each token [t], found on the CPU: CUDA would wait for their number.
         self.cells = inside.flatten().nonzero().squeeze(1).to(device)
+        if self.cells.is_cuda:  # the fused kernel needs no mask
+            return
         # A query sees all F keys, and in its document no later token: the causal triangle is at the
         # right of [S, F + S].
         hidden = torch.arange(front + longest) > front + offsets[:, None]
@@ -169,10 +171,11 @@ def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tenso
 
 
 def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """What grouped_attention computes, by torch's fused kernel: CUDA never holds the scores.
+    """What grouped_attention computes, by torch's fused kernel.
 
     queries [B, S, H, h], keys and values [B, F + S, K, h] -> [B, S, H, h]. In bf16 this is
-    FlashAttention-2 (Dao 2023, arXiv 2307.08691), whose heads share keys without a copy.
+    FlashAttention-2 (Dao 2023, arXiv 2307.08691), which never holds the scores, and whose heads
+    share keys without a copy. In fp32, torch holds them.
     """
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, n, tokens, h]
     triangle = causal_lower_right(q.shape[2], k.shape[2])

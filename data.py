@@ -262,7 +262,7 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
 def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: bool = True,
                    columns: dict[str, str] | None = None, left_out: Counter[str] | None = None
                    ) -> tuple[list[Problem], list[Problem], set[str]]:
-    """Training problems, test problems, and the ids of the former that repeat one of the latter.
+    """Training problems, test problems, and the keys of the former that repeat one of the latter.
 
     Without an `eval_dataset`, embedded sets have their own test split, and of a file a tenth is
     held out. Of an embedded test set, whose templates repeat, only the same question is a
@@ -283,9 +283,9 @@ def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: 
         left_out.update({"the same question as a held-out problem": copies} if copies else {})
     tested = {problem.key for problem in tests}
     if made:
-        return problems, tests, {p.id for p in problems if p.key in tested}
+        return problems, tests, {p.key for p in problems if p.key in tested}
     kinds_of = overlap_with({tested_on: [problem.question for problem in tests]})
-    return problems, tests, {problem.id for problem in problems if kinds_of(problem)}
+    return problems, tests, {problem.key for problem in problems if kinds_of(problem)}
 
 
 def overlap_with(tests: dict[str, Iterable[str]]) -> Callable[[Problem], dict[str, str]]:

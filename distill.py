@@ -90,13 +90,18 @@ def examples(tokenizer: Tokenizer, problems: list[Problem], args,
 
 def weighted(tokenizer: Tokenizer, example: Example, solution: str, share: float,
              answer_weight: float) -> Example:
-    """The example with weights: `share` for each target, times `answer_weight` in the last line."""
+    """The example with weights: `share` for each target, times `answer_weight` in the last line.
+
+    `solution` is the last answer of a chat; if it is no target, no line is the last.
+    """
     if share == answer_weight == 1.0:
         return example
-    targets = sum(example.is_target)
-    before = len(tokenizer.encode(solution[: solution.rstrip().rfind("\n") + 1]))
-    weights = [share] * before + [share * answer_weight] * (targets - before)
-    return replace(example, weights=tuple(weights[:targets]))
+    targets, last = sum(example.is_target), solution.rstrip().rfind("\n") + 1
+    ids = len(tokenizer.encode(solution)) + 1  # and the token that ends it
+    line = ids - len(tokenizer.encode(solution[:last])) if example.is_target[-1] else 0
+    line = min(line, targets)
+    weights = [share] * (targets - line) + [share * answer_weight] * line
+    return replace(example, weights=tuple(weights))
 
 
 # --------------------------------------------------------------------------------------------- loss

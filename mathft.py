@@ -13,13 +13,14 @@ All that a run does is in its folder: settings, machine, loss by step, every com
 after, the result.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -381,13 +382,17 @@ def start_folder(args: Flags, data: dict, *own: object) -> Path:
             settings |= {"output_dir": str(folder), "history": history, "data": data}
             write_json(temporary / "args.json", settings)
     except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
-        folder.rmdir()
+        with contextlib.suppress(OSError):  # what has been written stays
+            folder.rmdir()
         raise
     return folder
 
 
-def go_on_in(folder: Path, args: Flags, data: dict, steps: int) -> None:
+@contextlib.contextmanager
+def going_on(folder: Path, args: Flags, data: dict, steps: int) -> Iterator[None]:
     """Store what the command changes of the run in `folder`, so that the next --resume does it too.
+
+    If an error ends the command before its first step, the run's settings stay as they were.
 
     Raises UserError if the training data is not what the run began with, or if more steps are done
     than are asked for.
@@ -406,8 +411,15 @@ def go_on_in(folder: Path, args: Flags, data: dict, steps: int) -> None:
         raise UsageError(f"the run in {folder} has {done} steps behind it, and {steps} are asked "
                          "for; give more --steps")
     changes = {name: getattr(args, name) for name in STORED_ON_RESUME}
-    if any(saved.get(name) != value for name, value in changes.items()):
+    changed = any(saved.get(name) != value for name, value in changes.items())
+    if changed:
         write_json(path, saved | changes)
+    try:
+        yield
+    except UserError:
+        if changed and max(map(step_of, checkpoints(folder)), default=0) == done:
+            write_json(path, saved)
+        raise
 
 
 def describe_examples(examples: list[Example]) -> dict:
@@ -558,7 +570,7 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
     problems, tests, repeated = train_and_test(
         args.dataset, args.eval_dataset, args.seed, args.eval_limit != 0,
         read_columns(args.columns), left_out)
-    clean = [problem for problem in problems if problem.id not in repeated]
+    clean = [problem for problem in problems if problem.key not in repeated]
     if repeated and not clean and not args.train_on_overlap:
         raise UserError(f"{args.dataset}: all {len(problems)} problems repeat test problems; "
                         "--train-on-overlap keeps them")
@@ -680,9 +692,9 @@ def main(argv: list[str]) -> None:
         with locked(folder):
             remove_leftovers(folder)
             remove_leftovers(folder / "checkpoints")
-            go_on_in(folder, args, data, job.steps)
-            write_json(folder / "env.json", machine)
-            run(job, model)
+            with going_on(folder, args, data, job.steps):
+                write_json(folder / "env.json", machine)
+                run(job, model)
     except KeyboardInterrupt:
         print(f"to go on:  python mathft.py --resume {folder}")
         raise

@@ -28,6 +28,7 @@ from tools.download import UNPACKED, zip_lines
 LONGEST_LINE = 2**24  # bytes
 LARGEST_WHOLE = 2**29  # bytes of a file that cannot be read line by line
 MOST_ROWS = 10**6  # a problem takes about a kilobyte of memory
+BLANK_LINES = 100  # at the beginning of a file that is one JSON value
 SLOW = 2**26  # bytes; reading more takes more than a few seconds, and is told
 READ = ".jsonl and .json (also .gz), .zip of .jsonl, and .parquet with pyarrow"
 NOT_READ = {".csv", ".tsv", ".txt", ".md", ".xls", ".xlsx", ".arrow", ".feather", ".yaml", ".yml",
@@ -132,15 +133,12 @@ def _json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, object]
 def _is_whole(path: Path) -> bool:
     """Whether a file is one JSON value over several lines: a list, or an object in a .json file."""
     with _opened(path) as stream:
-        first = b""
-        while not first.strip().removeprefix(b"\xef\xbb\xbf"):
-            first = stream.readline(LONGEST_LINE)
-            if not first:
-                return False
-    first = first.strip().removeprefix(b"\xef\xbb\xbf")
+        lines = (stream.readline(LONGEST_LINE) for _ in range(BLANK_LINES))
+        texts = (line.strip().removeprefix(b"\xef\xbb\xbf") for line in lines)
+        first = next((text for text in texts if text), b"")
     if first.startswith(b"["):
         return True
-    if ".json" not in path.suffixes:
+    if not first or ".json" not in path.suffixes:
         return False
     try:
         found = parse_json(first.decode("utf-8", "replace"))

@@ -535,3 +535,12 @@ def test_no_numbers_and_blank_questions_are_errors_with_their_line(text, said, t
     path.write_text(text)
     with pytest.raises(UserError, match="set.json" + said):
         read_problems(path)
+
+
+def test_overlap_is_told_by_the_question_and_not_by_the_id(tmp_path):
+    rows = [{"id": "1", "question": q, "answer": "#### 1"} for q in ("one?", "two?")]
+    for name, row in zip("ab", rows):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    both = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}"
+    problems, _, repeated = data.train_and_test(both, str(tmp_path / "a.jsonl"), 0)
+    assert [problem.key in repeated for problem in problems] == [True, False]

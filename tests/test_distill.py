@@ -14,8 +14,8 @@ import distill
 import mathft
 from checkpoint import load_model, save_model
 from conftest import small_model, some_examples
-from data import Problem
-from distill import Flags, distillation_loss, divergences
+from data import Example, Problem
+from distill import Flags, distillation_loss, divergences, weighted
 from fast import accelerate
 from flags import run_command
 from methods import Run
@@ -93,6 +93,16 @@ def test_alpha_mixes_divergence_and_supervised_loss(alpha, quick):
 
 
 # ----------------------------------------------------------------------------------------- examples
+
+
+def test_the_answers_line_is_that_of_the_last_turn(tiny_folder):
+    tokenizer = Tokenizer(tiny_folder)
+    turns = [("user", "q"), ("assistant", "one two three"), ("user", "r"), ("assistant", "s\nA: 4")]
+    ids, targets = tokenizer.chat([{"role": role, "content": text} for role, text in turns])
+    example = weighted(tokenizer, Example(ids, targets, "chat"), "s\nA: 4", 1.0, 5.0)
+    heavy = [token for token, weight in
+             zip([t for t, wanted in zip(ids, targets) if wanted], example.weights) if weight == 5]
+    assert tokenizer.decode(heavy[:-1]) == "A: 4" and heavy[-1] == tokenizer.end_id
 
 
 def test_weights_of_the_answers_line_and_of_wrong_solutions(tiny_folder):

@@ -890,6 +890,15 @@ def test_training_data_that_changed_is_refused(count, said, ended, tmp_path, cap
     assert read(folder / "args.json") == read(ended / "args.json")
 
 
+def test_what_a_resume_asks_in_vain_does_not_become_the_runs(ended, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    code, _, err = command(["--resume", str(folder), "--model", "tiny-large", "--steps", "9"],
+                           capsys)
+    assert code == 1 and err.count("\n") == 1
+    assert read(folder / "args.json") == read(ended / "args.json")
+
+
 def test_after_a_nan_the_last_good_state_goes_on_with_another_rate(common, tmp_path, capsys,
                                                                    monkeypatch):
     folder = tmp_path / "run"

@@ -97,6 +97,14 @@ def test_rows_lines_and_bytes_are_bounded(tmp_path, monkeypatch, capsys):
     assert f"reading {tmp_path / 'newlines.zip'}, 0 MB" in capsys.readouterr().err
 
 
+def test_blank_lines_at_the_beginning_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MOST_ROWS", 100)
+    path = tmp_path / "blank.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n" * 10**6 + b"{}\n", mtime=0))
+    with pytest.raises(UserError, match="200 lines are read at most"):
+        list(read_records(path))
+
+
 def test_a_part_of_a_large_file_is_read_alone(tmp_path, monkeypatch):
     from data import read_problems
 

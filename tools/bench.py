@@ -317,7 +317,7 @@ def write_work(flags: Flags, tokenizer: Tokenizer, config: Config, folder: Path)
     size, steps = flags.batch_size, timed_steps(flags, TRAINING[0]) + 1  # one to warm up
     tested_on = flags.eval_dataset or usual_test_set(flags.dataset)
     problems, tests, repeated = train_and_test(flags.dataset, tested_on, flags.seed)
-    problems, tests = [p for p in problems if p.id not in repeated], tests[:most]
+    problems, tests = [p for p in problems if p.key not in repeated], tests[:most]
     room = config.max_position_embeddings - ROOM_FOR_PREFIX
     examples, _ = chat_examples(tokenizer, problems, None, room)
     if not examples:
