@@ -256,8 +256,7 @@ def _next_tokens(model: Qwen2, cache: KVCache, how: _Sampling, ids: Tensor, posi
 def _decode_step(steps: RecordedSteps, cache: KVCache, live: list[_Row],
                  how: _Sampling) -> tuple[list[int], list[float]]:
     """The next token of each row, and its log-probability under the model at temperature 1."""
-    _, most, _, _, _ = cache.layers[0].shape
-    device = cache.layers[0].device
+    most, device = cache.layers[0].shape[1], cache.layers[0].device  # rows of the cache
     cuda, count = device.type == "cuda", len(live)
     # Unused rows of the cache fill up the shape: each new shape is planned or recorded first.
     wanted = 1 << max(3, (count - 1).bit_length()) if cuda else round_up(count, 8)
@@ -266,7 +265,9 @@ def _decode_step(steps: RecordedSteps, cache: KVCache, live: list[_Row],
     ids, positions = (torch.tensor(numbers + free, device=device) for numbers in
                       ([row.token for row in live], [row.position for row in live]))
     uniforms = [row.random.random() if how.temperature else 0.0 for row in live]
-    uniforms = torch.tensor(uniforms + free * cuda, dtype=torch.float64, device=device)
+    if cuda:  # a recorded step has one shape: it chooses for unused rows too
+        uniforms += free
+    uniforms = torch.tensor(uniforms, dtype=torch.float64, device=device)
     tokens, log_probs = steps((cache.slots,), ids, positions, uniforms)[:, :count].tolist()
     return list(map(int, tokens)), log_probs
 

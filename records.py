@@ -29,7 +29,7 @@ LONGEST_LINE = 2**24  # bytes
 LARGEST_WHOLE = 2**29  # bytes of a file that cannot be read line by line
 MOST_ROWS = 10**6  # a problem takes about a kilobyte of memory
 BLANK_LINES = 100  # at the beginning of a file that is one JSON value
-SLOW = 2**26  # bytes; reading more takes more than a few seconds, and is told
+SLOW = 2**26  # bytes; reading more takes more than a few seconds, so a line says it
 READ = ".jsonl and .json (also .gz), .zip of .jsonl, and .parquet with pyarrow"
 NOT_READ = {".csv", ".tsv", ".txt", ".md", ".xls", ".xlsx", ".arrow", ".feather", ".yaml", ".yml",
             ".xml", ".tar", ".tgz", ".zst", ".bz2", ".xz", ".7z", ".db", ".sqlite", ".pkl", ".pt",
