@@ -528,9 +528,10 @@ def _intervals(rng: random.Random, largest: int) -> tuple[tuple, dict]:
 TOPICS = (_fractions, _powers, _roots, _linear, _gcd, _modulus, _intervals)
 
 
-if __name__ == "__main__":
-    description = "Print problems of an embedded data set as JSON lines."
-    parser = argparse.ArgumentParser(description=description)
+def command_parser() -> argparse.ArgumentParser:
+    """The flags of `python synthetic.py`."""
+    parser = argparse.ArgumentParser(
+        description="Print problems of an embedded data set as JSON lines.")
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=int, default=5, help="number of problems (default: 5)")
@@ -543,7 +544,11 @@ if __name__ == "__main__":
     parser.add_argument("--style", choices=STYLES, default="steps",
                         help="of a word problem's solution: its steps, the equations alone, or "
                         "each sentence before what it means (default: steps)")
-    flags = parser.parse_args()
+    return parser
+
+
+if __name__ == "__main__":
+    flags = command_parser().parse_args()
     for record in problems(flags.dataset, flags.split, flags.count, flags.seed, flags.difficulty,
                            flags.style):
         print(json.dumps(record, ensure_ascii=False))

@@ -1,0 +1,179 @@
+"""The study's commands as jobs. The programs here are stand-ins of a few lines that write down
+how they are called, so that every law takes milliseconds.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import jobs
+from jobs import Jobs
+
+PROGRAM = """import json, pathlib, signal, sys
+words = sys.argv[1:]
+with open(CALLS, "a") as file:
+    file.write(json.dumps([NAME, *words]) + "\\n")
+folder = pathlib.Path(words[words.index("--output-dir") + 1] if "--output-dir" in words
+                      else words[words.index("--resume") + 1])
+folder.mkdir(exist_ok=True)
+(folder / "args.json").write_text("{}")
+if "--broken" in words:
+    print("error: this flag breaks | it", file=sys.stderr)
+    sys.exit(1)
+if "--slow" in words and "--resume" not in words:
+    def save(number, frame):
+        with open(CALLS, "a") as file:
+            file.write(json.dumps(["signal", number]) + "\\n")
+        sys.exit(130)
+    signal.signal(signal.SIGINT, save)
+    (folder / "ready").touch()
+    signal.pause()
+steps = int(words[words.index("--steps") + 1]) if "--steps" in words else 10
+(folder / "result.json").write_text(json.dumps(
+    {"steps": steps, "train_seconds": steps * 2.0, "train_tokens": 77 * steps}))
+"""
+RUNS = {
+    "gold": "synthetic.py mini-gsm --count {count}",
+    "one": "mathft.py --method sft --dataset {gold}/data.jsonl",
+    "same": "mathft.py --method sft --dataset {gold}/data.jsonl",
+    "two": "mathft.py --method lora --dataset {gold}/data.jsonl {model}",
+    "measured": "evaluate.py --run {one}",
+    "broken": "mathft.py --method sft --broken",
+    "after": "evaluate.py --run {broken}",
+    "slow": "mathft.py --slow",
+    "paced": "mathft.py --steps {steps:one@seconds}",
+    "as-long": "mathft.py --steps {steps:one@paced}",
+    "as-much": "mathft.py --tokens {tokens:one}",
+}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Jobs over the stand-ins; `study.calls()` lists the words of every call."""
+    calls = tmp_path / "calls"
+    head = f"CALLS = {str(calls)!r}\n"
+    for name in ("mathft.py", "evaluate.py"):
+        (tmp_path / name).write_text(f"{head}NAME = {name!r}\n{PROGRAM}")
+    (tmp_path / "synthetic.py").write_text(
+        f"{head}open(CALLS, 'a').write('[\"synthetic.py\"]\\n'); print('{{\"question\": 1}}')\n")
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+
+    def begin(**settings) -> Jobs:
+        made = Jobs(RUNS, {"count": "3", "model": "", "seconds": "30", **settings},
+                    tmp_path / "study")
+        made.calls = lambda: [json.loads(line) for line in
+                              (calls.read_text().splitlines() if calls.exists() else [])]
+        return made
+
+    return begin
+
+
+def test_a_run_and_what_it_needs_are_computed_once(study):
+    first = study()
+    assert first.do("measured", 0)["error"] == ""
+    assert [call[0] for call in first.calls()] == ["synthetic.py", "mathft.py", "evaluate.py"]
+    assert first.do("one", 0)["error"] == first.do("same", 0)["error"] == ""  # shared by two names
+    second = study()  # another process
+    second.do("measured", 0)
+    second.do("same", 0)
+    assert len(second.calls()) == 3
+    second.do("one", 1)  # another seed: its own data, its own run
+    assert len(second.calls()) == 5
+
+
+def test_a_folder_is_named_after_the_settings(study):
+    plain, larger = study(), study(count="4")
+    assert plain.name("one", 0) == plain.name("same", 0)
+    assert plain.name("one", 0).startswith("mathft-sft-")
+    names = {jobs_.name(run, seed) for jobs_ in (plain, larger) for run in ("gold", "one")
+             for seed in (0, 1)}
+    assert len(names) == 8  # also that of a run whose need alone has other settings
+
+
+def test_a_record_says_what_a_run_took(study):
+    record = study().do("one", 0)
+    assert record["command"].startswith("python mathft.py --method sft --dataset ")
+    assert record["seconds"] > 0 and record["seed"] == 0
+
+
+def test_what_fails_stops_nothing_else_and_is_tried_again(study):
+    first = study()
+    assert first.do("broken", 0)["error"] == "exit code 1: error: this flag breaks | it"
+    assert first.do("after", 0)["error"] == "needs broken, which failed"
+    assert first.do("one", 0)["error"] == ""
+    first.do("broken", 0)
+    assert sum("--broken" in call for call in first.calls()) == 1  # once in one study
+    study().do("broken", 0)
+    assert first.calls()[-1][:2] == ["mathft.py", "--resume"]  # what it has left is gone on with
+
+
+def test_an_interruption_reaches_the_program_once_and_the_next_study_goes_on(study, monkeypatch):
+    first, wait = study(), jobs.wait_for
+    folder = first.job("slow", 0).folder
+
+    def press(child):
+        while not (folder / "ready").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "wait_for", press)
+    with pytest.raises(KeyboardInterrupt):
+        first.do("slow", 0)
+    assert first.calls()[1:] == [["signal", signal.SIGINT]]
+    assert json.loads((folder.parent / f"{folder.name}.json").read_text())["error"] == "interrupted"
+    monkeypatch.setattr(jobs, "wait_for", wait)
+    assert study().do("slow", 0)["error"] == ""
+    assert first.calls()[-1] == ["mathft.py", "--resume", str(folder)]
+
+
+def test_half_of_the_made_data_is_not_taken_for_all_of_it(study):
+    first = study()
+    folder = first.job("gold", 0).folder
+    folder.mkdir(parents=True)
+    (folder / "data.jsonl").write_text("half")
+    first.do("gold", 0)
+    assert (folder / "data.jsonl").read_text() == '{"question": 1}\n'
+
+
+def test_numbers_come_from_runs_that_have_ended(study):
+    """Run `one` takes 2 seconds a step, and 770 tokens: 30 seconds are 15 steps."""
+    first = study()
+    assert "N" in first.job("paced", 0).words
+    for run, words in (("paced", ["--steps", "15"]), ("as-long", ["--steps", "15"]),
+                       ("as-much", ["--tokens", "770"])):
+        first.do(run, 0)
+        assert first.calls()[-1][1:3] == words
+
+
+def test_a_users_words_stay_words(study):
+    name = "a {gold}; rm -rf $HOME"
+    job = study(model=("--model", name)).job("two", 0)
+    assert name in job.words and len(job.needs) == 1
+
+
+def test_an_unknown_name_is_an_error_of_the_table():
+    with pytest.raises(KeyError):
+        Jobs({"one": "mathft.py {nothing}"}, {}, jobs.ROOT / "study").job("one", 0)
+
+
+@pytest.mark.parametrize("code, text, told", [
+    (0, "error: none", ""),
+    (1, "warm\nerror: a file: mend it\nbye", "exit code 1: error: a file: mend it"),
+    (-9, "", "signal 9: "),
+    (1, "\x1b[2Jred", "exit code 1:  [2Jred"),
+])
+def test_why_a_program_has_failed(tmp_path, code, text, told):
+    (tmp_path / "log").write_text(text)
+    assert jobs.error_of(code, tmp_path / "log") == told
+
+
+def test_memory_is_that_of_the_program_and_not_of_its_parent():
+    codes = ["x = bytearray(200 << 20); x[::4096] = b'1' * len(x[::4096]); import time; "
+             "time.sleep(1)", "import time; time.sleep(1)"]
+    high, low = (jobs.wait_for(subprocess.Popen([sys.executable, "-c", code]))[1] for code in codes)
+    if high is not None:
+        assert high > 200 and 1 < low < 100  # this process has torch in it
