@@ -11,7 +11,7 @@
    says of two rows; study.py holds ours against it.
 
 To add a row: write its command into `RUNS` and its name into the `rows` of a table. docs/lessons.md
-(lesson 10) is a worked example.
+(lesson 5) is a worked example.
 
 The papers. A: Empowering Reasoning through Efficient Fine-Tuning, Augmentation, and Multi-Round
 Voting. B: 通过高效微调与数据增强提高大语言模型数学推理能力 (better mathematics by efficient tuning
