@@ -158,3 +158,19 @@ def test_a_tiny_study_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert cell["command"].startswith("python mathft.py --method sft --dataset study/synthetic-")
     study.main(["--quick", "--only", "second"])
     assert len(started) == 4
+
+
+def test_a_study_ends_with_a_page_of_its_trainings_where_there_is_such_a_program(monkeypatch,
+                                                                                tmp_path):
+    made = filled(ENDED, monkeypatch, tmp_path / "study")
+    for run in ("one", "two"):
+        made.do(run, 0)
+    (made.job("one", 0).folder / "metrics.jsonl").write_text("{}\n")
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    study.write_page(made)
+    assert not (tmp_path / "study" / "report.out").exists()
+    (tmp_path / "report.py").write_text("import sys; print(*sys.argv[1:])")
+    study.write_page(made)
+    said = (tmp_path / "study" / "report.out").read_text()
+    assert said == f"{made.job('one', 0).folder}\n"  # of `two` there is no training
