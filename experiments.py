@@ -41,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper has row `above` over row `below` in a column; `columns` if the two are unlike."""
+    """The paper says, or lets one expect, that row `above` is above row `below` in a column."""
 
     above: str
     below: str

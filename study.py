@@ -179,7 +179,7 @@ def direction(rows: dict, claim: Claim) -> str:
     said = f"{names[0]} above {names[1]}"
     said += f" in {claim.column}" if claim.above != claim.below else f" of {claim.above}"
     figures = (above["paper"], below["paper"])
-    paper = f"paper {figures[0]} and {figures[1]}" if all(figures) else "the paper in words"
+    paper = f"paper {figures[0]} and {figures[1]}" if all(figures) else "the paper without figures"
     if above["value"] is None or below["value"] is None:
         return f"{said}: {paper}; not measured here"
     ours = f"here {shown(above)} and {shown(below)}"

@@ -91,7 +91,7 @@ def test_each_table_says_whether_the_direction_is_the_papers(monkeypatch, tmp_pa
     assert same == ("one above two in accuracy: paper 30 and 20; here 61.0 % (60.0 to 62.0) and "
                     "52.5 % (50.0 to 55.0): the same direction")
     assert other.endswith(": the other direction")
-    assert none == "one above broken in accuracy: the paper in words; not measured here"
+    assert none == "one above broken in accuracy: the paper without figures; not measured here"
     single = study.table_of(made, TABLE, range(1))["directions"][0]
     assert single.endswith("the same direction, and the brackets overlap: it may be chance")
 
