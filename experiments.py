@@ -76,12 +76,12 @@ EMBEDDED = {
 }
 SETTINGS = {
     "quick": EMBEDDED | {
-        "length": "--steps 16", "more": "--steps 8", "judged": "--steps 24",
+        "length": "--steps 16 --log-every 4", "more": "--steps 8", "judged": "--steps 24",
         "rewarded": "--steps 3", "read": "--tokens 60000", "few_steps": "--steps 8",
         "tests": "--eval-limit 100", "problems": "--limit 100", "test_count": "100",
         "sampled": "--limit 150", "many": "8", "seconds": "8"},
     "full": EMBEDDED | {
-        "length": "--steps 30", "more": "--steps 15", "judged": "--steps 60",
+        "length": "--steps 30 --log-every 6", "more": "--steps 15", "judged": "--steps 60",
         "rewarded": "--steps 6", "read": "--tokens 150000", "few_steps": "--steps 12",
         "tests": "--eval-limit 200", "problems": "--limit 200", "test_count": "200",
         "sampled": "--limit 400", "many": "16", "seconds": "15"},
@@ -239,7 +239,7 @@ EXPERIMENTS = (
         {"plain": "sft-gold", "augmented": "sft-perturbed"}, LEARNT,
         {"plain": {"accuracy": "27.75", "training": "1054"},
          "augmented": {"accuracy": "42.99", "training": "2438"}},
-        (Claim("augmented", "plain", "accuracy"), Claim("augmented", "plain", "training")),
+        (Claim("augmented", "plain", "accuracy"),),
         "The paper trains longer on more data (on MATH 9.80 and 12.00 % in 839 and 2,099 s). The "
         "embedded model has the same steps on both; its new problems have new numbers."),
     Experiment(
