@@ -19,6 +19,7 @@ the range of several seeds. The seeds say how much a training differs from anoth
 are too few for an interval.
 """
 
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -297,6 +298,17 @@ def write_page(jobs: Jobs) -> None:
         run_child(["report.py", *runs], jobs.folder / "report.out", jobs.folder / "report.log")
 
 
+def make_tables(jobs: Jobs, experiments: list[Experiment], seeds: range, kind: str) -> None:
+    """Print each table as its runs are there, and write all that have been made so far."""
+    tables = []
+    for experiment in experiments:
+        tables.append(table_of(jobs, experiment, seeds))
+        print(*table_lines(tables[-1]), sep="\n", flush=True)
+        write_json(jobs.folder / "tables.json", {"form": kind, "tables": tables})
+        write_text(jobs.folder / "tables.md",
+                   "\n".join(line for table in tables for line in table_lines(table)))
+
+
 def main(argv: list[str]) -> None:
     """Compute what is missing, and print and write the tables."""
     flags = parse_flags(Flags, argv, __doc__)
@@ -309,16 +321,13 @@ def main(argv: list[str]) -> None:
         print(*list_lines(jobs, experiments, seeds), sep="\n")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    tables = []
-    with locked(folder):
-        for experiment in experiments:
-            tables.append(table_of(jobs, experiment, seeds))
-            lines = table_lines(tables[-1])
-            print(*lines, sep="\n", flush=True)
-            write_json(folder / "tables.json", {"form": kind, "tables": tables})
-            write_text(folder / "tables.md",
-                       "\n".join(line for table in tables for line in table_lines(table)))
-        write_page(jobs)
+    try:
+        with locked(folder):
+            make_tables(jobs, experiments, seeds, kind)
+            write_page(jobs)
+    except KeyboardInterrupt:
+        jobs.tell(f"to go on:  {shlex.join(['python', 'study.py', *argv])}")
+        raise
 
 
 if __name__ == "__main__":
