@@ -76,15 +76,15 @@ EMBEDDED = {
 }
 SETTINGS = {
     "quick": EMBEDDED | {
-        "length": "--steps 16 --log-every 4", "more": "--steps 8", "judged": "--steps 24",
+        "length": "--steps 12 --log-every 3", "more": "--steps 6", "judged": "--steps 16",
         "rewarded": "--steps 3", "read": "--tokens 60000", "few_steps": "--steps 8",
         "tests": "--eval-limit 100", "problems": "--limit 100", "test_count": "100",
-        "sampled": "--limit 150", "many": "8", "seconds": "10"},
+        "sampled": "--limit 150", "many": "8", "seconds": "8"},
     "full": EMBEDDED | {
-        "length": "--steps 30 --log-every 6", "more": "--steps 15", "judged": "--steps 60",
+        "length": "--steps 24 --log-every 4", "more": "--steps 12", "judged": "--steps 60",
         "rewarded": "--steps 6", "read": "--tokens 150000", "few_steps": "--steps 12",
         "tests": "--eval-limit 200", "problems": "--limit 200", "test_count": "200",
-        "sampled": "--limit 400", "many": "16", "seconds": "20"},
+        "sampled": "--limit 400", "many": "16", "seconds": "12"},
     "real": {
         "train": "{data}", "copies": "2",
         "room": "--max-new-tokens 1024", "short": "256", "middle": "1024", "long": "8192",
