@@ -29,7 +29,7 @@ from checkpoint import size_of
 from data import has_split, usual_test_set
 from experiments import EXPERIMENTS, FOR_ALL, RUNS, SEEDS, SETTINGS, Claim, Column, Experiment
 from flags import flag, parse_flags, run_command
-from jobs import ROOT, Jobs, run_child
+from jobs import ROOT, Jobs, error_of, run_child
 from runtime import UsageError, UserError, locked, parse_json, read_json, write_json, write_text
 from stats import wilson
 
@@ -289,13 +289,15 @@ def jobs_of(jobs: Jobs, experiment: Experiment, seeds: Iterable[int]) -> list:
 
 
 def write_page(jobs: Jobs) -> None:
-    """report.py's page of all trained models of the study, where that program is."""
-    if not (ROOT / "report.py").exists():
-        return
+    """report.py's page of all trainings of the study, where that program is."""
     runs = [str(folder) for folder in jobs.records
             if jobs.stored(folder) and (folder / "metrics.jsonl").exists()]
-    if runs:
-        run_child(["report.py", *runs], jobs.folder / "report.out", jobs.folder / "report.log")
+    if not runs or not (ROOT / "report.py").exists():
+        return
+    page, log = jobs.folder / "report.html", jobs.folder / "report.log"
+    code, _ = run_child(["report.py", *runs, "--output", str(page)], jobs.folder / "report.out",
+                        log)
+    jobs.tell(f"page       {error_of(code, log) or page}")
 
 
 def make_tables(jobs: Jobs, experiments: list[Experiment], seeds: range, kind: str) -> None:
