@@ -30,7 +30,8 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     rough = (high - low) / most
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * size for size in (1, 2, 5, 10) if unit * size >= rough * 0.999)
-    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [n * step for n in range(first, last + 1)]
 
 
 def widened(values: Iterable[float]) -> tuple[float, float]:

@@ -123,7 +123,8 @@ def read_subjects(folders: Sequence[Path]) -> list[Subject]:
 
 def _evaluations_in(folder: Path) -> Iterator[Path]:
     """The folders of evaluations: this one, those of a run, and a greedy one beside samples."""
-    for place in (folder, *sorted(folder.glob("evals/*"))):
+    inside = sorted(folder.glob("evals/*"), key=lambda place: (place.name != "before", place.name))
+    for place in (folder, *inside):
         for inner in (place, place / "greedy"):
             if (inner / "generations.jsonl").exists():
                 check_regular(inner / "generations.jsonl")
@@ -198,9 +199,10 @@ def all_figures(subjects: list[Subject]) -> str:
     cost = [("training time, seconds", "train_seconds"), ("peak memory, MiB", "peak_memory_mib")]
     return "".join((
         rows("accuracy", "with its 95 % interval", accuracy, percent=True),
-        *(curves(f"{name} by step", f"of a training batch; {name} at each step of the log",
-                 {s.name: curve_of(s.log, name) for s in subjects})
-          for name in ("loss", "reward")),
+        curves("loss by step", "of a training batch; unlike objectives have unlike losses",
+               {s.name: curve_of(s.log, "loss") for s in subjects}),
+        curves("reward by step", "the mean of the rollouts of a step",
+               {s.name: curve_of(s.log, "reward") for s in subjects}),
         curves("accuracy by samples k", "pass@k: one of k is right; the others: what is voted is "
                "right", votes, percent=True),
         curves("right by confidence", f"{GROUPS} groups of equally many completions; confidence is "
@@ -316,7 +318,7 @@ def page(subjects: list[Subject]) -> str:
         f"<h1>mathft: {escape(names)}</h1>\n"
         f"{run_table(subjects)}\n<h2>Figures</h2><div class=\"figures\">{all_figures(subjects)}"
         f"</div>\n<h2>Evaluations</h2>{evaluation_table(subjects)}\n"
-        "<p class=\"soft\">Accuracy is the flexible one, with its 95 % interval; strict counts only "
+        '<p class="soft">Accuracy is the flexible one, with its 95 % interval; strict counts only '
         "marked answers. With several samples accuracy is the mean of single ones, majority is "
         "their vote, greedy the one completion beside them.</p>\n"
         f"{browser}\n<p class=\"soft\">Written by mathft {VERSION}: python report.py</p>\n"
