@@ -29,7 +29,6 @@ from flags import flag, parse_flags, run_command
 from generate import MAX_NEW_TOKENS
 from runtime import VERSION, UserError, whole_folder, write_text
 from synthetic import DATASETS
-from tokenizer import MARKERS
 
 HERE = Path(__file__).resolve().parent
 GRADER = "grader_of_mathft"  # a name that shadows no other package in lm_eval's process

@@ -261,8 +261,8 @@ def table(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def run_table(subjects: list[Subject]) -> str:
     """Each run with its settings, its cost and its gain."""
-    words, numbers = ("method", "objective", "model", "dataset"), (
-        "seed", "steps", "trainable_params", "train_seconds", "peak_memory_mib")
+    words = ("method", "objective", "model", "dataset")
+    numbers = ("seed", "steps", "trainable_params", "train_seconds", "peak_memory_mib")
     lines = [
         [s.name, *(_word(s.args.values.get(name)) for name in words),
          *(_cell(s.result.number(name)) for name in numbers),
