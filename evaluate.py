@@ -550,6 +550,7 @@ def main(argv: list[str]) -> None:
     if other:
         print(*versus_lines(flags.versus, compare_evaluations(other, report.records)), sep="\n")
     print(f"files      {folder}")
+    print(f"next       python report.py {folder}    # a page with the figures and all answers")
 
 
 if __name__ == "__main__":

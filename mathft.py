@@ -551,6 +551,7 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
         print(*(f"  | {printable(line)}" for line in record["text"].splitlines()), sep="\n")
     print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, evals/)")
     print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7")
+    print(f"           python report.py {job.folder}    # a page with the figures and all answers")
 
 
 # --------------------------------------------------------------------------------------------- main

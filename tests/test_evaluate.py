@@ -583,7 +583,8 @@ def test_regrading_by_the_command(argv, tmp_path, capsys, monkeypatch):
     assert err == ""
     assert f"graded     {folder / 'generations.jsonl'} again: 20 completions of 5 problems" in out
     assert "majority beside greedy" in out and "0 gained, 0 lost" in out and out.endswith(
-        f"files      {new}\n")
+        f"files      {new}\n"
+        f"next       python report.py {new}    # a page with the figures and all answers\n")
     assert lines_of(new) == lines_of(folder) and lines_of(new / "greedy") == lines_of(
         folder / "greedy")
     assert read(new / "result.json")["votes"] == read(folder / "result.json")["votes"]

@@ -113,7 +113,7 @@ def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
         "accuracy ", "95 % interval", "McNemar p =", "trained ", "peak memory",
         f"files      {folder}"
     ]
-    seen += [f"next       python evaluate.py --run {folder}"]
+    seen += [f"next       python evaluate.py --run {folder}", f"python report.py {folder}"]
     places, start = [], 0
     for text in seen:
         start = out.index(text, start)
