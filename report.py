@@ -8,8 +8,8 @@
 2. Draw the figures (SVG) and the tables.
 3. Put all completions beside them as data, and a script that filters them and steps through them.
 
-The page is one file that loads nothing. Its style and its script stand in page/. A question or a
-completion may hold anything, `<script>` too: it lies in the page as JSON in which every `<` is
+The page is one file that loads nothing. Its style and its script stand in show/page/. A question
+or a completion may hold anything, `<script>` too: it lies in the page as JSON in which every `<` is
 escaped, and the script shows it as text. The page itself forbids every other script and all
 loading (Content-Security-Policy).
 """
@@ -23,14 +23,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from charts import curves, escape, rows, shown
 from flags import flag, parse_flags, run_command
-from runtime import (VERSION, UsageError, UserError, check_regular, json_fault, parse_json,
-                     read_json, write_text)
+from runtime import (
+    VERSION,
+    UsageError,
+    UserError,
+    check_regular,
+    json_fault,
+    parse_json,
+    read_json,
+    write_text,
+)
 from score import read_records
+from show.charts import curves, escape, rows, shown
 from vote import confidence
 
-PAGE = Path(__file__).resolve().parent / "page"
+PAGE = Path(__file__).resolve().parent / "show" / "page"
 BEGINS = "<!doctype html>\n<!-- a report of mathft -->"  # so that only a report is written over
 LARGEST = 2**27  # bytes of all completions on one page, about 200,000 of them
 GROUPS = 10  # of equally many completions, by confidence
@@ -332,7 +340,7 @@ def _hash(text: str) -> str:
 
 
 def browser_data(subjects: list[Subject]) -> str:
-    """What page/script.js reads: all problems once, and of each evaluation its records as lists.
+    """What the page's script reads: all problems once, and of each evaluation its records as lists.
 
     A record is [problem, sample, text, answer, right, cut, tokens, confidence]. In the text of the
     JSON each `<` is written as an escape, so that nothing in it can end the element it stands in.

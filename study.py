@@ -6,8 +6,8 @@
     python study.py --list               # every table with its commands, and what is done already
     python study.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset gsm8k --only methods
 
-1. experiments.py lists the tables: which runs, which rows and columns, what the papers say.
-2. jobs.py computes each run that is not in study/ yet, once for all tables.
+1. show/experiments.py lists the tables: which runs, which rows and columns, what the papers say.
+2. show/jobs.py computes each run that is not in study/ yet, once for all tables.
 3. Each table is printed as Markdown when its runs are there, and study/tables.md and
    study/tables.json hold all that have been made so far, with the command of every cell.
 
@@ -27,10 +27,10 @@ from pathlib import Path
 
 from checkpoint import size_of
 from data import has_split, usual_test_set
-from experiments import EXPERIMENTS, FOR_ALL, RUNS, SEEDS, SETTINGS, Claim, Column, Experiment
 from flags import flag, parse_flags, run_command
-from jobs import ROOT, Jobs, error_of, run_child
 from runtime import UsageError, UserError, locked, parse_json, read_json, write_json, write_text
+from show.experiments import EXPERIMENTS, FOR_ALL, RUNS, SEEDS, SETTINGS, Claim, Column, Experiment
+from show.jobs import ROOT, Jobs, error_of, run_child
 from stats import wilson
 
 SECOND_SETS = {"tiny": ("mini-math", "mini-math"), "real": ("math", "math500")}

@@ -5,7 +5,19 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from charts import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, curves, rows, shown, thinned, ticks, widened
+from show.charts import (
+    BOTTOM,
+    LEFT,
+    MOST_POINTS,
+    RIGHT,
+    TOP,
+    curves,
+    rows,
+    shown,
+    thinned,
+    ticks,
+    widened,
+)
 
 
 @pytest.mark.parametrize("low, high, expected", [

@@ -9,10 +9,10 @@ import evaluate
 import mathft
 import study
 import synthetic
-from experiments import EXPERIMENTS, RUNS
 from flags import given_flags, parse_flags
-from jobs import UNKNOWN, Job, Jobs
 from methods import METHODS, find_method
+from show.experiments import EXPERIMENTS, RUNS
+from show.jobs import UNKNOWN, Job, Jobs
 
 FORMS = {"quick": study.Flags(quick=True), "full": study.Flags(),
          "another set": study.Flags(dataset="mini-math"),

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-import jobs
-from jobs import Jobs
+from show import jobs
+from show.jobs import Jobs
 
 PROGRAM = """import json, pathlib, signal, sys
 words = sys.argv[1:]

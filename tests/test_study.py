@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-import jobs
 import study
-from experiments import Claim, Column, Experiment
-from jobs import Jobs
 from runtime import UsageError
+from show import jobs
+from show.experiments import Claim, Column, Experiment
+from show.jobs import Jobs
 
 TABLE = Experiment(
     "small", "paper A, table 9", "Two and a broken one",

@@ -1,6 +1,6 @@
 """Lesson 5: the study's first table has a row for rsLoRA."""
 
-from experiments import EXPERIMENTS, RUNS
+from show.experiments import EXPERIMENTS, RUNS
 
 TABLE = next(experiment for experiment in EXPERIMENTS if experiment.name == "full-lora")
 

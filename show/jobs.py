@@ -2,7 +2,8 @@
 
     python study.py --only votes         # runs what that table needs and is not there yet
 
-1. A run of experiments.py becomes a command: its settings and the folders of other runs are put in.
+1. A run of show/experiments.py becomes a command: its settings and the folders of other runs are
+   put in.
 2. The command's words name its folder, LABEL-HASH. So tables share a run, and a run with other
    settings is another run. Beside the folder stand LABEL-HASH.out and .log, which are the
    command's stdout and stderr, and LABEL-HASH.json, its record: command, seconds, memory, error.
@@ -28,7 +29,7 @@ from pathlib import Path
 from flags import Terminated
 from runtime import one_line, read_json, remove_leftovers, write_json
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 UNKNOWN = "N"  # a number that another run will give
 DATA = "data.jsonl"  # what the makers of data leave last
 INTERRUPTED = "interrupted"

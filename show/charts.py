@@ -1,9 +1,9 @@
 """Figures as SVG, written by hand: curves over steps, and rows of values with their intervals.
 
-    python charts.py > figure.html       # a small page that shows both kinds
+    python -m show.charts > figure.html   # a small page that shows both kinds
 
-A figure is one <figure> element of text; page/style.css of the report gives its colours. Names may
-come from files: they are escaped, and none can open an element.
+A figure is one <figure> element of text; show/page/style.css of the report gives its colours. Names
+may come from files: they are escaped, and none can open an element.
 
     place of a value v on an axis = start + (end - start) · (v - low) / (high - low)
 """
@@ -128,9 +128,9 @@ def figure(title: str, caption: str, parts: list[str], height: float) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """`python charts.py`: a curve and two rows, as HTML."""
+    """`python -m show.charts`: a curve and two rows, as HTML."""
     if argv:
-        raise UsageError("usage: python charts.py > figure.html")
+        raise UsageError("usage: python -m show.charts > figure.html")
     print(curves("squares", "y = x²", {"x²": [(x, x * x) for x in range(20)]}))
     print(rows("accuracy", "81 of 263 right", [("one", 0.308, (0.255, 0.366), 0)], percent=True))
 
