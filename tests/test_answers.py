@@ -85,7 +85,7 @@ from score import verdict as verdict_of_text
     ("The answer is $\\frac{3}{4}$, or $0.75$.", "\\frac{3}{4}"),
     ("The answer is 18 (10 + 8).", "18"),
     ("The answer to the question is 42, that is 6 times 7.", "42"),
-    ("The correct option is B, as 5 > 3.", "B"),
+    ("The correct option is B because 5 > 3.", "B"),
     # What stands in the last tag.
     ("<answer>12</answer> I hope 3 people read it.", "12"),
     ("<answer>$x=5$</answer>", "x=5"),
