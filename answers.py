@@ -47,7 +47,7 @@ HEADINGS = {"answer", "final answer", "the answer", "the final answer"}
 BREAKS = (" (", ", ", " - ", " – ", " — ", ": ", " for ", " as ", " which ", " when ", " in ",
           " and ", " or ", " out of ", " of ", " is ", " are ", " was ", " = ", "，")
 # Words before a formula that is the value of what they speak about.
-VALUE_FOLLOWS = ("is", "are", "be", "equals", "to", "get", "have", "gives", "yields", "as", ":", "=")
+VALUE_FOLLOWS = ("is", "are", "be", "equals", "to", "get", "have", "gives", "yields", "as", "=")
 FRACTIONS = (r"\frac", r"\dfrac", r"\tfrac")
 LINES_WITH_DIGITS = 8  # at the end, in which the last number is looked for
 NUMERAL_WINDOW = 300  # characters before the last digit in which its numeral begins
@@ -251,7 +251,7 @@ def _after_words(text: str) -> str:
     line = rest.partition("\n")[0].replace("**", "").replace("`", "").replace(r"\! ", r"\!")
     for end in (". ", "! ", "? ", "; ", "。", " because ", " since ", "|"):
         line = line.partition(end)[0] or line
-    return _first_value(line.strip(" \t\r:*").rstrip(".*!"))
+    return _first_value(line.strip(" \t\r:*").rstrip(".*!,"))
 
 
 def _place_after_words(text: str) -> int:

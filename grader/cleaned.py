@@ -8,7 +8,7 @@ mathematics are compared here too.
 
 import sys
 from collections.abc import Iterator
-from string import ascii_uppercase, digits
+from string import ascii_letters, ascii_uppercase, digits
 
 from grader.scanner import plain_spelling
 
@@ -103,8 +103,18 @@ def without_period(text: str) -> str:
 
 def same_words(a: str, b: str) -> bool:
     """Whether texts without mathematics, as `4:30 p.m.`, differ only in capitals and points."""
+    if a != b and "{" in a + b and _without_braces(a) == _without_braces(b):
+        return True
     a, b = (_without_points(text.translate(LOWER)) for text in (a, b))
     return a == b and not any(c in a for c in r"\^_={}()[]<>")
+
+
+def _without_braces(text: str) -> str:
+    """`_{1}^{n}` -> `_1^n`: an index or exponent of one sign needs no braces."""
+    for mark in "_^":
+        for sign in {*text} & {*ascii_letters, *digits}:
+            text = text.replace(f"{mark}{{{sign}}}", mark + sign)
+    return text
 
 
 def _without_points(text: str) -> str:

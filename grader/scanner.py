@@ -96,7 +96,7 @@ class Cursor:
 
 def scan(text: str, budget: Budget) -> list[Token]:
     """The tokens of a text, with two of kind END behind the last. Raises Unreadable."""
-    text = plain_spelling(text)
+    text = _priced(plain_spelling(text))
     budget.take(len(text))
     scanner = Scanner()
     scanner.read(text, 0)
@@ -118,6 +118,15 @@ def plain_spelling(text: str) -> str:
             inside = mark
         pieces.append(RAISED.get(character) or LOWERED.get(character) or character)
     return "".join([*pieces, "}" if inside else ""]).translate(UNICODE)
+
+
+def _priced(text: str) -> str:
+    r"""The text with a lone dollar sign as the currency that it is: `$5` is `\$5`."""
+    at = text.find("$")
+    if at < 0 or text.find("$", at + 1) >= 0 or text[at - 1 : at] == "\\":
+        return text
+    price = text[at + 1 :].lstrip("-. ")[:1] in DIGITS or text[at - 1 : at] in DIGITS
+    return f"{text[:at]}\\{text[at:]}" if price else text
 
 
 class Scanner:
@@ -158,9 +167,14 @@ class Scanner:
                 at += 3
             elif character == "." and self.last.kind == "word" and text[at + 1 : end].strip(" .}"):
                 at += 1  # sq. units
+            elif text.startswith("+/-", at):
+                self.add("pm")
+                at += 3
             else:
                 pair = text[at : at + 2]
                 kind = pair if pair in ("<=", ">=", "!=", "**") else character
+                if kind == "!=" and self.last.kind == "number" and not self.spaced:
+                    kind = character  # 5!=120
                 self.add("^" if kind == "**" else kind)
                 at += len(kind)
 
