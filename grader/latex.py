@@ -446,7 +446,9 @@ def _end_of_group(tokens: list[Token], at: int) -> int:
 def _collections(tokens: list[Token]) -> set[int]:
     """The places of the brackets that hold a separator: they open a collection, not a group."""
     opened: list[int] = []
-    found = set()
+    found: set[int] = set()
+    if not SEPARATORS & {token.kind for token in tokens}:
+        return found
     for at, token in enumerate(tokens):
         if token.kind in OPEN or token.kind == "{":
             opened.append(at)
