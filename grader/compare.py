@@ -92,6 +92,10 @@ class Comparison:
 
         Their sides must agree. Raises Unreadable if they do not. Inequalities are solved.
         """
+        if tree[0] == "all" and tree[1][0][:2] == ("relation", ["!="]):  # x != 0, 1
+            name = tree[1][0][2][0]
+            tree = ("all", [("relation", ["!="], [name, item]) if item[0] == "value" else item
+                            for item in tree[1]])
         if tree[0] in ("list", "set", "all", "any"):
             return (tree[0], [self._plain(item) for item in tree[1]])
         if tree[0] != "relation":

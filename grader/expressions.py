@@ -395,9 +395,8 @@ class ExpressionReader(UnitReader):
         name = self._environment()
         if name not in MATRICES:
             raise Unreadable(f"environment {name}")
-        if name == "array" and self.accept("{"):
-            while not self.accept("}"):
-                self.take()
+        if name == "array":
+            self._columns()
         rows: list[list[tuple]] = [[]]
         signs = self.signs
         while not self.accept("end"):
@@ -410,6 +409,12 @@ class ExpressionReader(UnitReader):
         if self._environment() != name or self.signs > signs:
             raise Unreadable("the end is not that of its begin, or a cell has two values")
         return ("matrix", rows)
+
+    def _columns(self) -> None:
+        """Take the columns `{cc}` of an array."""
+        if self.accept("{"):
+            while not self.accept("}"):
+                self.take()
 
     def _environment(self) -> str:
         self.expect("{")

@@ -239,6 +239,10 @@ class AnswerReader(ExpressionReader):
         while self.accept("cup") or parts[-1][0] in ("tuple", "set") and self._typed_union():
             parts.append(self.part())
         tree = parts[0] if len(parts) == 1 else ("union", parts)
+        if self.next.kind == "cap" and len(parts) == 1:
+            while self.accept("cap"):
+                parts.append(self.part())
+            tree = ("all", parts)
         while self.next.kind == "setminus" or self._typed_minus(tree):
             self.take()
             tree = ("minus", tree, self.part())
@@ -274,6 +278,8 @@ class AnswerReader(ExpressionReader):
             return REALS
         if kind == r"\{":
             self.take()
+            if self.next.kind == "begin" and self.tokens[self.at + 2].text == "array":
+                return self._cases("array")
             return self._set_of_all() or ("set", self.several((r"\}",))[0])
         if self.at in self.collections:
             return self._collection()
@@ -340,10 +346,13 @@ class AnswerReader(ExpressionReader):
         plain = len(pieces) == 1 and not pieces[0].upright
         return _known_set(text) or ("words", text, pieces[0].text if plain else "")
 
-    def _cases(self) -> tuple:
-        """Rows of a value and its condition between `\\begin{cases}` and `\\end{cases}`."""
+    def _cases(self, name: str = "cases") -> tuple:
+        """Rows of a value and its condition between `\\begin{cases}` and `\\end{cases}`, or in an
+        array behind an open brace."""
         self.take()
         self._environment()
+        if name == "array":
+            self._columns()
         rows: list[list[tuple]] = [[]]
         while True:
             while self.next.text.lower() in ("if", "when", "for"):
@@ -355,8 +364,10 @@ class AnswerReader(ExpressionReader):
                 break
             if end == "\\\\":
                 rows.append([])
-        if self._environment() != "cases":
+        if self._environment() != name:
             raise Unreadable("the end is not that of its begin")
+        if name == "array":
+            self.accept(".")  # \right.
         if all(len(row) == 1 and row[0][0] == "relation" for row in rows if row):
             return ("list", [row[0] for row in rows if row])  # a system: x = 1, y = 2
         return ("cases", [("row", row) for row in rows if row])

@@ -44,7 +44,7 @@ FULL_WIDTH = {0xFEE0 + code: chr(code) for code in range(0x21, 0x7F)}  # full-wi
 UNICODE = FULL_WIDTH | {ord(character): spelling for character, spelling in SPELLINGS.items()}
 UNICODE |= {ord(one): rf" \frac{two}" for one, two in FRACTIONS.items()} | dict.fromkeys(VANISHING)
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", digits + "-+n"))
-LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", digits))
+LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉ₙₖᵢⱼₘ", digits + "nkijm"))
 
 # ---------------------------------------------------------------------- commands, without backslash
 
