@@ -556,7 +556,7 @@ def _verdict(gold: str, answer: str | None) -> tuple[bool, int]:
 
 def _plain_integer(text: str) -> int | None:
     """The value of `72`, `-5`, `1,072` or `$18.`; None for any text that needs the parser."""
-    if len(text) > LONGEST_PLAIN:
+    if len(text) > LONGEST_PLAIN or "\\" in text:
         return None
     written = text.strip()
     if written.endswith("..."):  # 333... has no end
