@@ -3,12 +3,12 @@ r"""Find the final answer in a completion, and decide whether it equals the gold
     python answers.py '\dfrac{3}{4}' 'So the answer is $0.75$.'        # 0.75: equal
 
 Find: take the first of these that the completion has. What a model thinks in <think>...</think>
-counts only if nothing follows.
+counts only if nothing follows. Of a completion with <answer>...</answer>, only what stands there.
 
 1. The last box, as in MATH: `\boxed{...}`.
 2. The rest of the line after the last `####`, as in GSM8K. A heading `#### Step 2` is none.
 3. The first value after the last "answer is" or "answer:".
-4. The last number.
+4. The last number, or the formula that it stands in.
 
 Compare:
 
@@ -40,11 +40,14 @@ SEPARATORS = {",", ";", "and", "or"}
 FORMULAS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 # Words that name the answer, and what must follow them.
 NAMES_OF_ANSWER = {"answer": ("is", "are", ":", "=", "|"),
+                   "correct option": ("is", ":"), "correct choice": ("is", ":"),
                    "答案": ("是", "为", "為", ":", "=")}
 HEADINGS = {"answer", "final answer", "the answer", "the final answer"}
 # What may end the value in a sentence that goes on.
 BREAKS = (" (", ", ", " - ", " – ", " — ", ": ", " for ", " as ", " which ", " when ", " in ",
           " and ", " or ", " out of ", " of ", " is ", " are ", " was ", " = ", "，")
+# Words before a formula that is the value of what they speak about.
+VALUE_FOLLOWS = ("is", "are", "be", "equals", "to", "get", "have", "gives", "yields", "as", "=")
 FRACTIONS = (r"\frac", r"\dfrac", r"\tfrac")
 LINES_WITH_DIGITS = 8  # at the end, in which the last number is looked for
 NUMERAL_WINDOW = 300  # characters before the last digit in which its numeral begins
@@ -64,13 +67,42 @@ def extract_answer(text: str, strict: bool = False, cut: bool = False) -> str | 
     """
     _, _, rest = text.rpartition("</think>")
     text = rest if rest.strip() else text
+    tagged = _in_tags(text)
+    if tagged:
+        text, cut = tagged, False
     box = _last_boxes(text, cut)
     if box:
         return box
     marked = _after_mark(text, cut)
+    if tagged and not marked:
+        marked = _bare_formula(tagged) or (tagged if _is_readable(tagged) else "")
     if marked or strict:
         return marked or None
     return _after_words(text) or _last_number(text)
+
+
+def _in_tags(text: str) -> str:
+    """What stands in the last <answer>...</answer> that is not empty, or ""."""
+    end = len(text)
+    for _ in range(MOST_JOINED):
+        end = text.rfind("</answer>", 0, end)
+        begin = text.rfind("<answer>", 0, max(end, 0))
+        if begin < 0:
+            return ""
+        content = text[begin + len("<answer>") : end].strip()
+        if content:
+            return content
+        end = begin
+    return ""
+
+
+def _bare_formula(text: str) -> str:
+    """The formula that a text is, without its dollar signs, or ""."""
+    for opening, closing in FORMULAS:
+        if text.startswith(opening) and _end_of_formula(text, closing, len(opening)) == len(
+                text) - len(closing):
+            return _formula(text, opening, closing)
+    return ""
 
 
 # -- boxes
@@ -193,12 +225,17 @@ def _after_mark(text: str, cut: bool) -> str:
 
 def _is_value(text: str) -> bool:
     """Whether a text is mathematics, and not words."""
+    return _is_readable(text, words=False)
+
+
+def _is_readable(text: str, words: bool = True) -> bool:
+    """Whether a text is mathematics or, if `words`, words alone."""
     if _plain_integer(text) is not None:
         return True
     from grader.verdict import read  # only now: see _verdict
     tree = read(text)[0] if len(text) <= LONGEST_ANSWER else None
-    return tree is not None and not (tree[0] == "words" or tree[0] == "list" and any(
-        item[0] == "words" for item in tree[1]))
+    return tree is not None and (words or not (tree[0] == "words" or tree[0] == "list" and any(
+        item[0] == "words" for item in tree[1])))
 
 
 def _after_words(text: str) -> str:
@@ -211,10 +248,10 @@ def _after_words(text: str) -> str:
     for opening, closing in FORMULAS:
         if rest.startswith(opening) and _formula(rest, opening, closing):
             return _joined_formulas(rest, opening, closing)
-    line = rest.partition("\n")[0].replace("**", "").replace("`", "")
+    line = rest.partition("\n")[0].replace("**", "").replace("`", "").replace(r"\! ", r"\!")
     for end in (". ", "! ", "? ", "; ", "。", " because ", " since ", "|"):
         line = line.partition(end)[0] or line
-    return _first_value(line.strip(" \t\r:*").rstrip(".*!"))
+    return _first_value(line.strip(" \t\r:*").rstrip(".*!,"))
 
 
 def _place_after_words(text: str) -> int:
@@ -231,6 +268,10 @@ def _place_after_words(text: str) -> int:
             begin = at + len(name) + lower.startswith("s", at + len(name))
             behind = lower[begin : begin + 40].replace("：", ":")
             blank = len(behind) - len(behind.lstrip(" \t*_"))
+            if behind.startswith((" to ", " for ")):  # the answer to the question is
+                verb = lower.find(" is", begin, begin + 60)
+                if verb >= 0 and not {*"\n.:"} & {*lower[begin:verb]}:
+                    begin, blank, behind = verb, 1, lower[verb : verb + 40]
             said = next((word for word in followers if behind.startswith(word, blank)), "")
             heading = lower[lower.rfind("\n", 0, at) + 1 : begin].strip(" *#_>") in HEADINGS
             if said or heading and behind.lstrip(" *#_").startswith("\n"):
@@ -251,6 +292,9 @@ def _first_value(line: str) -> str:
     parts = sorted({line.partition(mark)[0].strip() for mark in BREAKS}, key=len)
     from grader.verdict import read
     tree = read(line)[0]
+    number, bracket, inside = line.partition(" (")
+    if bracket and inside.endswith(")") and equivalent(number, inside[:-1]):
+        return number  # 18 (10 + 8)
     if tree is not None and (tree[0] == "words" or _is_value(line)):
         # "3/4, or 0.75" says one value twice.
         twice = len(parts[0]) < len(line) and tree[0] == "list" and equivalent(
@@ -264,21 +308,39 @@ def _first_value(line: str) -> str:
 
 def _formula(rest: str, opening: str, closing: str) -> str:
     """The formula at the beginning of a text, or "": `$18 and $20` are two amounts of money."""
-    content, closed, _ = rest[len(opening) :].partition(closing)
+    end = _end_of_formula(rest, closing, len(opening))
+    content = rest[len(opening) : max(end, 0)]
     money = opening == "$" and (content[:1] == " ") != (content[-1:] == " ")
-    if not closed or money or len(content) > LONGEST_ANSWER or content[-1:] in [*"-+(,"]:
+    if end < 0 or money or len(content) > LONGEST_ANSWER or content[-1:] in [*"-+(,"]:
         return ""
     return content.strip()
 
 
+def _end_of_formula(text: str, closing: str, begin: int) -> int:
+    r"""The place of the sign that closes a formula, or -1; `\$` closes none."""
+    end = text.find(closing, begin)
+    for _ in range(MOST_JOINED):
+        if end < 0 or closing[0] != "$" or text[end - 1 : end] != "\\":
+            return end
+        end = text.find(closing, end + 1)
+    return -1
+
+
 def _joined_formulas(rest: str, opening: str, closing: str) -> str:
-    """`$1$, $2$ and $3$ are ...`: the formulas at the beginning of a line that are joined."""
-    formulas = []
+    """`$1$, $2$ and $3$ are ...`: the formulas at the beginning of a line that are joined.
+
+    `$\\frac12$, or $0.5$` says one value twice.
+    """
+    formulas: list[str] = []
+    sign = ""
     while rest.startswith(opening) and (formula := _formula(rest, opening, closing)):
-        formulas.append(formula)
-        rest = rest[len(opening) :].partition(closing)[2].partition("\n")[0]
+        if not (sign.endswith("or") and equivalent(formulas[-1], formula)):
+            formulas.append(formula)
+        end = _end_of_formula(rest, closing, len(opening)) + len(closing)
+        rest = rest[end:].partition("\n")[0]
         begin = rest.find(opening)
-        if begin < 0 or rest[:begin].strip() not in (",", "and", ", and", "or", ", or", ";"):
+        sign = rest[: max(begin, 0)].strip()
+        if begin < 0 or sign not in (",", "and", ", and", "or", ", or", ";"):
             break
         rest = rest[begin:]
     return ", ".join(formulas)
@@ -294,6 +356,9 @@ def _last_number(text: str) -> str | None:
     """
     if not text.isascii():
         text = _plain_spelling(text[-LONGEST_ANSWER:])
+    closing_formula = _closing_formula(text)
+    if closing_formula:
+        return closing_formula
     for _ in range(LINES_WITH_DIGITS):
         end = max(text.rfind(digit) for digit in digits) + 1
         if end == 0:
@@ -309,16 +374,50 @@ def _last_number(text: str) -> str | None:
     return None
 
 
+def _closing_formula(text: str) -> str:
+    """The formula that ends a text, if "is" or a word like it says that it is the value."""
+    text = text[-LONGEST_ANSWER:].rstrip(" \n.!*")
+    for opening, closing in FORMULAS:
+        if text.endswith(closing):
+            begin = text.rfind(opening, 0, len(text) - len(closing))
+            while opening == "$" and text[begin - 1 : begin] == "\\" and begin > 0:
+                begin = text.rfind(opening, 0, begin)
+            before = text[:begin].rstrip(" \n*") if begin >= 0 else ""
+            said = before.endswith(":") or before.rpartition(" ")[2].lower() in VALUE_FOLLOWS
+            if begin >= 0 and (said or "=" in text[begin:]):
+                return _side(_bare_formula(text[begin:]))
+    return ""
+
+
 def _formula_around(text: str, at: int) -> str:
-    """The right side of the formula in LaTeX that a place stands in, if it can be read."""
-    for opening, closing in FORMULAS[1:]:
-        end = text.find(closing, at, at + 100)
-        begin = text.rfind(opening, max(0, at - NUMERAL_WINDOW), at) + len(opening)
-        content = text[begin:end] if end >= 0 and begin >= len(opening) else ""
-        if "\\" in content.replace(r"\$", "") and closing not in content:
-            value = content.rpartition("=")[2].strip(" \n.,")
-            if _is_value(value):
+    """The right side of the formula that a place stands in, if it can be read."""
+    for opening, closing in FORMULAS:
+        end = _end_of_formula(text, closing, at)
+        begin = text.rfind(opening, max(0, at - NUMERAL_WINDOW), at)
+        content = text[begin + len(opening) : end] if 0 <= begin < end < at + NUMERAL_WINDOW else ""
+        money = opening == "$" and (content[:1] == " " or content[-1:] in (" ", "-", "+", "("))
+        if content and not money and closing not in content.replace(r"\$", ""):
+            value = _side(content)
+            if value:
                 return value
+    return ""
+
+
+def _side(formula: str) -> str:
+    """What a formula says about its left side, or "" if it cannot be read: of `a + b = 7`, 7.
+
+    An equation whose right side is zero is itself the answer, as that of a plane.
+    """
+    formula = formula.strip().rstrip(" \n.,")
+    at, depth = len(formula), 0
+    for place, character in enumerate(formula):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "=" and depth == 0 and formula[place - 1 : place] not in [*"<>!"]:
+            at = place
+    right = formula[at + 1 :].strip()
+    for value in (right, formula) if right not in ("", "0") else (formula,):
+        if _is_readable(value, words=value.startswith(r"\text{")):
+            return value
     return ""
 
 
@@ -457,7 +556,7 @@ def _verdict(gold: str, answer: str | None) -> tuple[bool, int]:
 
 def _plain_integer(text: str) -> int | None:
     """The value of `72`, `-5`, `1,072` or `$18.`; None for any text that needs the parser."""
-    if len(text) > LONGEST_PLAIN:
+    if len(text) > LONGEST_PLAIN or "\\" in text:
         return None
     written = text.strip()
     if written.endswith("..."):  # 333... has no end

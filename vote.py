@@ -11,8 +11,9 @@ the numbers of the clusters. There are three kinds of vote:
     weighted    the cluster of the highest sum of weights
     best        best of n: the one sample of highest weight
 
-Which answers make a cluster does not depend on the order of the samples. If there is still a tie
-between clusters, the one seen first wins. Weights are the scores of a verifier, say, or
+Nothing depends on the order of the samples: not which answers make a cluster, nor which one is
+chosen. If there is still a tie between clusters, the one of the shortest text wins, or of the first
+by alphabet. Weights are the scores of a verifier, say, or
 `confidence`. They are at least 0, so that one more vote never counts against an answer: with sums
 of log-probabilities the largest cluster would lose.
 
@@ -49,7 +50,7 @@ def cluster(answers: Sequence[str | None]) -> list[int | None]:
     taken from the shortest to the longest, and by alphabet among those of one length; a text joins
     the first cluster whose first text it equals, or begins a new one.
 
-    Clusters are numbered from 0, in the order first seen.
+    Clusters are numbered from 0, in the order of their first texts.
     """
     firsts: list[str] = []
     clusters: dict[str, int] = {}  # by text: no text is compared twice
@@ -58,11 +59,7 @@ def cluster(answers: Sequence[str | None]) -> list[int | None]:
         clusters[answer] = next(equal, len(firsts))
         if clusters[answer] == len(firsts):
             firsts.append(answer)
-    seen: dict[int, int] = {}  # the number of each cluster, by its place among `firsts`
-    for answer in answers:
-        if answer is not None:
-            seen.setdefault(clusters[answer], len(seen))
-    return [None if answer is None else seen[clusters[answer]] for answer in answers]
+    return [None if answer is None else clusters[answer] for answer in answers]
 
 
 def _rank(answer: str) -> tuple[int, str]:
@@ -82,24 +79,26 @@ def choose(ids: Sequence[int | None], weights: Sequence[float] | None = None,
            kind: str = "majority") -> int | None:
     """Index of the winning sample, the first of its cluster; None if no sample has an answer.
 
-    `ids` are the numbers that `cluster` gives. Raises ValueError unless `weights` are finite
-    numbers from 0 up, one a sample. Only a majority does without weights.
+    `ids` are the numbers that `cluster` gives. Of tied clusters, that of the lowest number wins.
+    Raises ValueError unless `weights` are finite numbers from 0 up, one a sample. Only a majority
+    does without weights.
     """
     array = _checked_weights(len(ids), weights, kind)
     if kind == "best":
         return max((i for i, number in enumerate(ids) if number is not None),
-                   key=lambda i: array[i], default=None)
-    winners = _winners(np.ones((1, len(ids))), ids, array, kind)[0]
-    return int(winners.argmax()) if winners.any() else None  # argmax: the first of equals
+                   key=lambda i: (array[i], -ids[i]), default=None)
+    winners = np.flatnonzero(_winners(np.ones((1, len(ids))), ids, array, kind)[0])
+    return int(min(winners, key=lambda i: ids[i])) if len(winners) else None
 
 
 def keep_largest(ids: Sequence[int | None], most: int) -> list[int | None]:
     """The same numbers, but None for members of all but the `most` largest clusters.
 
-    Of clusters of the same size, the one first seen counts as larger.
+    Of clusters of the same size, the one of the lower number counts as larger.
     """
-    # most_common keeps the order first seen among equals
-    kept = {number for number, _ in Counter(n for n in ids if n is not None).most_common(most)}
+    # most_common keeps the order among equals
+    counts = Counter(sorted(number for number in ids if number is not None))
+    kept = {number for number, _ in counts.most_common(most)}
     return [number if number in kept else None for number in ids]
 
 
@@ -126,8 +125,8 @@ def maj_at_k(ids: Sequence[int | None], right: Sequence[bool], k: int,
     problems answers it.) If each problem has its own seed, the error of a mean over P problems is
     sqrt(sum of squared errors) / P.
 
-    A subset counts as the mean over all orders of its samples; otherwise the first sample would win
-    every tie. In random order each member of the tied clusters is equally likely to be the first.
+    In a tie, a subset counts as the mean over all members of the tied clusters: `choose` must name
+    one of them, an estimate need not favour the shortest text.
     Raises ValueError as `choose` does, and unless 1 <= k <= samples.
     """
     n = len(ids)
@@ -184,7 +183,7 @@ def _best_at_k(ids: Sequence[int | None], right: Sequence[bool], k: int,
                     if number is not None)
     lower, total = len(ids) - len(ranked), 0.0  # a sample without an answer is below all others
     for _, level in itertools.groupby(ranked, key=lambda pair: pair[0]):
-        # Of equal weights each is equally likely to be the first seen.
+        # Of equal weights each counts the same.
         verdicts = [verdict for _, verdict in level]
         subsets = math.comb(lower + len(verdicts), k) - math.comb(lower, k)
         total += sum(verdicts) / len(verdicts) * (subsets / math.comb(len(ids), k))

@@ -8,7 +8,7 @@ mathematics are compared here too.
 
 import sys
 from collections.abc import Iterator
-from string import ascii_uppercase, digits
+from string import ascii_letters, ascii_uppercase, digits
 
 from grader.scanner import plain_spelling
 
@@ -30,6 +30,8 @@ def normalise(text: str) -> str:
     stays: `1 3/4`). `\dfrac` becomes `\frac`, and full-width digits and U+2212 become ASCII.
     A text of more than LONGEST_ANSWER characters loses only dollar signs and white space.
     """
+    if text.isascii() and text.isdigit():
+        return text
     spelled = plain_spelling(text[: LONGEST_ANSWER + 1])
     if len(spelled) > LONGEST_ANSWER:
         return "".join(text.replace("$", "").split())
@@ -85,15 +87,20 @@ def _join_thousands(text: str) -> str:
 
 def _tokens(text: str) -> Iterator[str]:
     r"""LaTeX from left to right: commands (`\frac`), escaped characters (`\{`) and characters."""
-    at = 0
-    while at < len(text):
-        end = at + 1
-        if text[at] == "\\":
-            while end < len(text) and text[end].isascii() and text[end].isalpha():
-                end += 1
-            end = max(end, at + 2)  # without letters, the backslash takes one character
-        yield text[at:end]
-        at = end
+    plain, *rest = text.split("\\")
+    yield from plain
+    pieces = iter(rest)
+    for piece in pieces:
+        if piece:
+            behind = piece.lstrip(ascii_letters)
+            # without letters, the backslash takes one character
+            name = piece[: len(piece) - len(behind) or 1]
+            yield "\\" + name
+            yield from piece[len(name) :]
+        else:  # a backslash behind a backslash, or at the end
+            following = next(pieces, None)
+            yield "\\" if following is None else "\\\\"
+            yield from following or ""
 
 
 def without_period(text: str) -> str:
@@ -103,8 +110,18 @@ def without_period(text: str) -> str:
 
 def same_words(a: str, b: str) -> bool:
     """Whether texts without mathematics, as `4:30 p.m.`, differ only in capitals and points."""
+    if a != b and "{" in a + b and _without_braces(a) == _without_braces(b):
+        return True
     a, b = (_without_points(text.translate(LOWER)) for text in (a, b))
     return a == b and not any(c in a for c in r"\^_={}()[]<>")
+
+
+def _without_braces(text: str) -> str:
+    """`_{1}^{n}` -> `_1^n`: an index or exponent of one sign needs no braces."""
+    for mark in "_^":
+        for sign in {*text} & {*ascii_letters, *digits}:
+            text = text.replace(f"{mark}{{{sign}}}", mark + sign)
+    return text
 
 
 def _without_points(text: str) -> str:

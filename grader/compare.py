@@ -8,7 +8,7 @@ r"""Decide whether two answers are equal, by their kinds: values, tuples, lists,
 3. Equations are equal up to a factor, as `2x + 4y = 6` and `x + 2y = 3`; inequalities are equal
    up to a positive factor.
 4. Then the names before the answers are left out: `x = 5` is 5, and is not `y = 5`.
-5. Then subsets of the line are compared as sets (line.py).
+5. Then inequalities are solved (solve.py), and subsets of the line are compared as sets (line.py).
 6. Expressions are compared by value (exact.py, identity.py), and units only if both have one.
 7. A decimal of six significant digits or more equals an exact value if it is that value, cut or
    rounded.
@@ -24,6 +24,7 @@ from grader.identity import PRECISION, real_value, same
 from grader.latex import INFINITY, REALS, is_name, parse
 from grader.line import KINDS, same_on_the_line
 from grader.scanner import Budget, Unreadable, is_like_a_product
+from grader.solve import solved
 from grader.units import has_names, same_units, singular
 
 SIGNIFICANT = 6  # a decimal of as many digits may stand for an exact value
@@ -89,12 +90,18 @@ class Comparison:
     def _plain(self, tree: tuple) -> tuple:
         r"""The tree with equations of numbers as their value: `\frac12 = 0.5`, `x = 2 + 3 = 5`.
 
-        Their sides must agree. Raises Unreadable if they do not.
+        Their sides must agree. Raises Unreadable if they do not. Inequalities are solved.
         """
+        if tree[0] == "all" and tree[1][0][:2] == ("relation", ["!="]):  # x != 0, 1
+            name = tree[1][0][2][0]
+            tree = ("all", [("relation", ["!="], [name, item]) if item[0] == "value" else item
+                            for item in tree[1]])
         if tree[0] in ("list", "set", "all", "any"):
             return (tree[0], [self._plain(item) for item in tree[1]])
-        if tree[0] != "relation" or {*tree[1]} != {"="}:
+        if tree[0] != "relation":
             return tree
+        if {*tree[1]} != {"="}:
+            return solved(tree, self.algebra)
         sides = tree[2]
         known = [side for side in sides if side[0] == "value" and not has_names(side[1])]
         if any(not self._value(known[0], side) for side in known[1:]):

@@ -27,7 +27,7 @@ from fractions import Fraction
 
 from grader.scanner import END, Budget, Token, Unreadable, scan
 from grader.tables import (AGGREGATES, ANGLES, CURRENCIES, FUNCTIONS, GREEK, INVERSES, NO_UNITS,
-                           TEMPERATURES)
+                           TEMPERATURES, UNIT_COMMANDS)
 from grader.units import UnitReader
 
 DEEPEST_NESTING = 40  # levels
@@ -42,7 +42,7 @@ CLOSED_BY = {"(": ")", "[": "]", "{": "}", "|": "|", "lfloor": "rfloor", "lceil"
 MATRICES = {"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"}
 FACTOR_STARTS = {"number", "letter", "(", "[", "{", "frac", "sqrt", "surd", "binom", "reals",
                  "lfloor", "lceil", "begin", "dots"} | FUNCTIONS | GREEK | MARKS
-UNIT_STARTS = {"word", "letter", "/", "(", *CURRENCIES}
+UNIT_STARTS = {"word", "letter", "/", "(", "mu", *UNIT_COMMANDS, *CURRENCIES}
 # A function without brackets takes no factor that begins so, unless it is the first one.
 ARGUMENT_ENDS = {"(", "[", "{", "|", "sqrt", "surd", "lfloor", "lceil", "begin"} | FUNCTIONS
 
@@ -143,7 +143,8 @@ class ExpressionReader(UnitReader):
 
     def _scaled(self, value: tuple) -> tuple | None:
         """The value times the scale words of the unit that is next; None if it is no unit."""
-        letter, begin, unit = self.next.kind in ("letter", "/"), self.at, self.unit
+        letter = self.next.kind in ("letter", "/", "mu", *UNIT_COMMANDS)
+        begin, unit = self.at, self.unit
         try:
             factor = self.read_unit()
         except Unreadable:
@@ -181,7 +182,8 @@ class ExpressionReader(UnitReader):
         while self.next.kind in SUFFIXES:
             kind = self.take().kind
             if kind == "!":
-                value = ("call", "factorial", [value])
+                double = self.next.kind == "!" and not self.next.spaced and bool(self.take())
+                value = ("call", "double factorial" if double else "factorial", [value])
             elif kind == "^":
                 value = self._raised(value)
             elif kind == "'":
@@ -393,9 +395,8 @@ class ExpressionReader(UnitReader):
         name = self._environment()
         if name not in MATRICES:
             raise Unreadable(f"environment {name}")
-        if name == "array" and self.accept("{"):
-            while not self.accept("}"):
-                self.take()
+        if name == "array":
+            self._columns()
         rows: list[list[tuple]] = [[]]
         signs = self.signs
         while not self.accept("end"):
@@ -408,6 +409,12 @@ class ExpressionReader(UnitReader):
         if self._environment() != name or self.signs > signs:
             raise Unreadable("the end is not that of its begin, or a cell has two values")
         return ("matrix", rows)
+
+    def _columns(self) -> None:
+        """Take the columns `{cc}` of an array."""
+        if self.accept("{"):
+            while not self.accept("}"):
+                self.take()
 
     def _environment(self) -> str:
         self.expect("{")

@@ -121,7 +121,7 @@ def _names_in(atom: tuple, whole: bool) -> set[str]:
     """The variables in an atom that stand in factorials and binomials; all, if `whole`."""
     if atom[0] == "name":
         return {atom[1]} if whole else set()
-    whole = whole or atom[0] in ("factorial", "binomial")
+    whole = whole or atom[0] in ("factorial", "double factorial", "binomial")
     return {found for key in atom[1:] if isinstance(key, tuple) for part in key
             for mono, _ in part for inner, _ in mono for found in _names_in(inner, whole)}
 
@@ -287,11 +287,11 @@ def _whole(z: Numeric) -> int:
     return int(x)
 
 
-def _factorial(z: Numeric) -> Numeric:
+def _factorial(z: Numeric, step: int = 1) -> Numeric:
     n = _whole(z)
     if n < 0:
         raise Unreadable("the factorial of a negative number")
-    return Numeric(Decimal(math.factorial(n)))
+    return Numeric(Decimal(math.prod(range(n, 0, -step))))
 
 
 def _arsinh(z: Numeric) -> Numeric:
@@ -312,6 +312,7 @@ def _root(z: Numeric) -> Numeric:
 
 NUMERIC = {
     "factorial": _factorial,
+    "double factorial": lambda z: _factorial(z, step=2),
     "ln": _ln,
     "sin": _sin,
     "cos": _cos,

@@ -36,10 +36,10 @@ compared as text.
 import itertools
 import sys
 
-from grader.expressions import RELATIONS, SEPARATORS, ExpressionReader
+from grader.expressions import MARKS, RELATIONS, SEPARATORS, ExpressionReader
 from grader.scanner import CLOSE, END, OPEN, Budget, Token, Unreadable, scan
-from grader.tables import (FUNCTIONS, GREEK, LEAD_INS, OPTIONS, QUANTIFIED, TEXT, TRAILERS,
-                           TYPED_NAMES, WHOLE_LINE)
+from grader.tables import (EMPTY_SET, FUNCTIONS, GREEK, LEAD_INS, NO_UNITS, OPTIONS, QUANTIFIED,
+                           TEXT, TRAILERS, TYPED_NAMES, WHOLE_LINE)
 
 MATHEMATICAL = {*"0123456789+*/=<>^_|&%[]:"}  # an answer of words has none of them
 MEASURE_SIGNS = {"(", "[", "'", "_", "^"}  # behind the letter
@@ -56,8 +56,8 @@ def parse(text: str, budget: Budget) -> tuple:
     words = _only_words(text)
     if words:
         plain = "\\" not in text and words.isalpha()
-        letters = "".join(filter(str.isalpha, text)) if plain else ""
-        return REALS if words in WHOLE_LINE else ("words", words, letters)
+        letters = "".join(filter(str.isalpha, text)) if plain and words not in NO_UNITS else ""
+        return _known_set(words) or ("words", words, letters)
     return AnswerReader(_trimmed(scan(text, budget)), budget).answers((END,))
 
 
@@ -83,6 +83,11 @@ def _only_words(text: str) -> str:
     return "" if option else words
 
 
+def _known_set(words: str) -> tuple | None:
+    """The set that words name: all real numbers, the empty set."""
+    return REALS if words in WHOLE_LINE else ("set", []) if words in EMPTY_SET else None
+
+
 def _trimmed(tokens: list[Token]) -> list[Token]:
     """The tokens without words that say nothing about the answer: `the answer is`, `where ...`."""
     if not {token.kind for token in tokens} & {"word", "approx"}:
@@ -98,6 +103,8 @@ def _trimmed(tokens: list[Token]) -> list[Token]:
         label += 1
     if tokens[label].kind == ":" and label > begin:
         begin = label + 1
+    elif label > begin + 1 and spelled[label - 1 : label] == ["is"] and tokens[label].kind != END:
+        begin = label  # the area is 12
     elif label == begin + 1 and spelled[begin : label] and spelled[begin] in OPTIONS:
         begin = label
     if tokens[begin].kind == END:
@@ -115,7 +122,7 @@ def _is_trailer(tokens: list[Token], at: int) -> bool:
     if word == "for" and not any(token.kind in RELATIONS.keys() - {"in"} for token in tokens[at:]):
         return tokens[at + 1].text.lower() in QUANTIFIED or any(
             token.kind == "in" for token in tokens[at:])
-    return word in TRAILERS
+    return word in TRAILERS or tokens[at].kind == "(" and tokens[at + 1].text.lower() in TRAILERS
 
 
 class AnswerReader(ExpressionReader):
@@ -232,7 +239,11 @@ class AnswerReader(ExpressionReader):
         while self.accept("cup") or parts[-1][0] in ("tuple", "set") and self._typed_union():
             parts.append(self.part())
         tree = parts[0] if len(parts) == 1 else ("union", parts)
-        while self.next.kind == "setminus":
+        if self.next.kind == "cap" and len(parts) == 1:
+            while self.accept("cap"):
+                parts.append(self.part())
+            tree = ("all", parts)
+        while self.next.kind == "setminus" or self._typed_minus(tree):
             self.take()
             tree = ("minus", tree, self.part())
         return tree
@@ -240,6 +251,11 @@ class AnswerReader(ExpressionReader):
     def _typed_union(self) -> bool:
         """Take the U of `(1, 2) U (3, 4)`."""
         return self.next.kind == "letter" and self.next.text == "U" and bool(self.take())
+
+    def _typed_minus(self, tree: tuple) -> bool:
+        r"""Whether the minus of `\mathbb{R} - \{1\}` is next."""
+        return (self.next.kind == "-" and tree[0] in ("tuple", "union", "minus", "set")
+                and self.tokens[self.at + 1].kind == r"\{")
 
     def ratio(self) -> tuple:
         """A part, or parts with colons between them: 3 : 4. A time of day is compared as text."""
@@ -262,6 +278,8 @@ class AnswerReader(ExpressionReader):
             return REALS
         if kind == r"\{":
             self.take()
+            if self.next.kind == "begin" and self.tokens[self.at + 2].text == "array":
+                return self._cases("array")
             return self._set_of_all() or ("set", self.several((r"\}",))[0])
         if self.at in self.collections:
             return self._collection()
@@ -326,12 +344,15 @@ class AnswerReader(ExpressionReader):
             pieces.append(self.take())
         text = " ".join(piece.text for piece in pieces).lower()
         plain = len(pieces) == 1 and not pieces[0].upright
-        return REALS if text in WHOLE_LINE else ("words", text, pieces[0].text if plain else "")
+        return _known_set(text) or ("words", text, pieces[0].text if plain else "")
 
-    def _cases(self) -> tuple:
-        """Rows of a value and its condition between `\\begin{cases}` and `\\end{cases}`."""
+    def _cases(self, name: str = "cases") -> tuple:
+        """Rows of a value and its condition between `\\begin{cases}` and `\\end{cases}`, or in an
+        array behind an open brace."""
         self.take()
         self._environment()
+        if name == "array":
+            self._columns()
         rows: list[list[tuple]] = [[]]
         while True:
             while self.next.text.lower() in ("if", "when", "for"):
@@ -343,8 +364,12 @@ class AnswerReader(ExpressionReader):
                 break
             if end == "\\\\":
                 rows.append([])
-        if self._environment() != "cases":
+        if self._environment() != name:
             raise Unreadable("the end is not that of its begin")
+        if name == "array":
+            self.accept(".")  # \right.
+        if all(len(row) == 1 and row[0][0] == "relation" for row in rows if row):
+            return ("list", [row[0] for row in rows if row])  # a system: x = 1, y = 2
         return ("cases", [("row", row) for row in rows if row])
 
 
@@ -365,19 +390,28 @@ def _names(tree: tuple) -> bool:
     kind = tree[0]
     if kind == "name":
         return tree[1] not in ("i", "e", "pi", "infty", "...")
-    if kind == "product":  # AB, a segment; xy is a product
-        return all(part[0] == "name" and part[1].isupper() for part in tree[1])
-    if kind == "quotient":  # dy/dx
-        return all(part[0] == "product" and len(part[1]) == 2 and part[1][0] == ("name", "d")
-                   and part[1][1][0] == "name" for part in tree[1:])
+    if kind == "product":  # AB, a segment, and \vec{a} \cdot \vec{b}; xy is a product
+        return all(part[0] == "name" and part[1].isupper() or _is_marked(part) for part in tree[1])
+    if kind == "quotient":  # dy/dx, AB/CD
+        return all(part[0] == "product" and (_names(part) or len(part[1]) == 2
+                   and part[1][0] == ("name", "d") and part[1][1][0] == "name")
+                   for part in tree[1:])
     if kind != "call" or len(tree[2]) != 1:
         return False
     inside, function = tree[2][0], tree[1]
     if function == "abs":  # |AB|, |z|, and not |x|, which is an equation
-        return _names(inside) and inside[1] not in [*"abcnpqrstuxy"]
+        terms = inside[1] if inside[0] == "sum" else []  # |\vec{a} + \vec{b}|
+        marked = terms and all(_is_marked(term[1] if term[0] == "negative" else term)
+                               for term in terms)
+        return marked or _names(inside) and inside[1] not in [*"abcnpqrstuxy"]
     if function in FUNCTIONS:  # \sin\theta, and not \ln x, which is an equation
         return function not in ("ln", "exp") and _names(inside)
     return function not in ("factorial", "floor", "ceil")  # marks: \vec{v}, \overline{AB}
+
+
+def _is_marked(tree: tuple) -> bool:
+    r"""Whether a tree is a name with a mark: \vec{a}."""
+    return tree[0] == "call" and tree[1] in MARKS and len(tree[2]) == 1 and tree[2][0][0] == "name"
 
 
 def _limits(tree: tuple) -> bool:
@@ -423,7 +457,9 @@ def _end_of_group(tokens: list[Token], at: int) -> int:
 def _collections(tokens: list[Token]) -> set[int]:
     """The places of the brackets that hold a separator: they open a collection, not a group."""
     opened: list[int] = []
-    found = set()
+    found: set[int] = set()
+    if not SEPARATORS & {token.kind for token in tokens}:
+        return found
     for at, token in enumerate(tokens):
         if token.kind in OPEN or token.kind == "{":
             opened.append(at)

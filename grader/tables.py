@@ -44,7 +44,7 @@ FULL_WIDTH = {0xFEE0 + code: chr(code) for code in range(0x21, 0x7F)}  # full-wi
 UNICODE = FULL_WIDTH | {ord(character): spelling for character, spelling in SPELLINGS.items()}
 UNICODE |= {ord(one): rf" \frac{two}" for one, two in FRACTIONS.items()} | dict.fromkeys(VANISHING)
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", digits + "-+n"))
-LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", digits))
+LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉ₙₖᵢⱼₘ", digits + "nkijm"))
 
 # ---------------------------------------------------------------------- commands, without backslash
 
@@ -90,7 +90,8 @@ TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}  # behind degrees
 TYPED_NAMES = {name: name for name in [*FUNCTIONS, "pi", "infty", "theta", "alpha", "beta", "and",
                                        "or"]}
 TYPED_NAMES |= {"sqrt": "surd", "infinity": "infty", "And": "and", "Or": "or",
-                "arcsinh": "arsinh", "arccosh": "arcosh", "arctanh": "artanh"}
+                "arcsinh": "arsinh", "arccosh": "arcosh", "arctanh": "artanh",
+                "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 
 # -------------------------------------------------------------------------------------------- words
 
@@ -105,7 +106,7 @@ UNIT_NAMES = {
     "degree": "deg", "celsius": "", "fahrenheit": "", "kelvin": "K", "dollar": "buck USD usd",
     "cent": "", "euro": "EUR eur", "yen": "JPY", "rupee": "", "%": "percent", "permille": "",
     "newton": "N", "joule": "J", "watt": "W", "volt": "V", "pascal": "Pa", "hertz": "Hz",
-    "kw": "kW", "unit": "", "square": "sq", "cubic": "cu", "acre": "", "kmh": "kph",
+    "kw": "kW", "ohm": "Ω", "unit": "", "square": "sq", "cubic": "cu", "acre": "", "kmh": "kph",
     "people": "person",
 }  # fmt: skip
 UNITS = {spelling: name for name, others in UNIT_NAMES.items()
@@ -114,6 +115,7 @@ AMBIGUOUS_UNITS = {"mi", "hr"}  # which are also products: 2mi, \\pi hr
 COMPOSED = {"mph": {"mile": 1, "hour": -1}, "kmh": {"km": 1, "hour": -1}}
 LETTER_UNITS = {"m", "g", "s", "h", "l", "L"}  # also behind a number and a space: 24 m^2
 UPRIGHT_UNITS = LETTER_UNITS | {"N", "J", "W", "V", "K"}  # upright letters behind a number
+UNIT_COMMANDS = {"Omega": "ohm"}  # behind a number: 6\\,\\Omega
 POWER_WORDS = {"square": 2, "cubic": 3}
 POWERED_WORDS = {"squared": 2, "cubed": 3}  # behind a unit: meters squared
 # Words behind a number that multiply it.
@@ -133,7 +135,7 @@ NO_UNITS = set(
     "without of out at about approximately nearly almost is are was were be equals equal either "
     "neither both but then else otherwise on as for with percentage power root modulus true false "
     "yes most least how what which that but solution solutions R r "
-    "million billion".split())
+    "million billion off".split())
 # Words behind a value that say nothing about it.
 IDLE_WORDS = {"each", "altogether", "apiece", "left", "remaining", "total", "only", "exactly"}
 # Words before an answer that say nothing about it, longest first. An answer must follow.
@@ -147,6 +149,7 @@ TRAILERS = {"where", "approximately", "approx"}
 QUANTIFIED = {"any", "all", "some", "every", "each", "constant", "arbitrary"}  # behind "for"
 WHOLE_LINE = {"all real numbers", "all reals", "the set of all real numbers", "real numbers",
               "all real x", "any real number", "the real numbers", "every real number"}
+EMPTY_SET = {"empty set", "the empty set", "null set"}
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:

@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from grader.scanner import CLOSE, END, Budget, Cursor, Token, Unreadable, scan
 from grader.tables import (COMPOSED, CURRENCIES, IDLE_WORDS, LETTER_UNITS, NO_UNITS, POWER_WORDS,
-                           POWERED_WORDS, SCALES, UNITS, UPRIGHT_UNITS)
+                           POWERED_WORDS, SCALES, UNIT_COMMANDS, UNITS, UPRIGHT_UNITS)
 
 # What may stand behind a value with its unit.
 UNIT_ENDS = {END, *CLOSE, *".,;:=<>}|&", "and", "or", "<=", ">=", "!=", "le", "ge", "ne", "approx",
@@ -45,6 +45,10 @@ class UnitReader(Cursor):
             return after.kind == "word" or unit_of_one and self.unit is not None
         if token.kind == "(":
             return token.spaced and after.kind == "word"
+        if token.kind in UNIT_COMMANDS:
+            return after.kind in UNIT_ENDS and not has_names(value)
+        if token.kind == "mu":  # a millionth of the unit behind it
+            return after.upright and not has_names(value)
         return token.kind in CURRENCIES
 
     def read_unit(self) -> int | Fraction:
@@ -90,7 +94,8 @@ class UnitReader(Cursor):
                 self._below(below)
                 for name, power in below.items():
                     powers[name] = powers.get(name, 0) - power
-            elif self.next.kind == "word" or self._is_unit_letter() or self.next.kind in CURRENCIES:
+            elif self.next.kind == "word" or self._is_unit_letter() or (
+                    self.next.kind in (*CURRENCIES, *UNIT_COMMANDS, "mu")):
                 self._term(sign, powers)
             elif sign < 0:
                 raise Unreadable("a unit that ends too early")
@@ -117,7 +122,13 @@ class UnitReader(Cursor):
 
     def _term(self, sign: int, powers: dict[str, int]) -> None:
         token = self.take()
-        name = CURRENCIES.get(token.kind) or unit_name(_checked(token.text))
+        if token.kind == "mu" or token.text in ("k", "M") and self.next.kind in UNIT_COMMANDS:
+            unit = self.take()
+            name = (token.text or token.kind) + (UNIT_COMMANDS.get(unit.kind)
+                                                 or unit_name(unit.text))
+        else:
+            name = (CURRENCIES.get(token.kind) or UNIT_COMMANDS.get(token.kind)
+                    or unit_name(_checked(token.text)))
         if name in IDLE_WORDS:
             return
         power = POWER_WORDS.get(name, 1)
@@ -147,6 +158,14 @@ def has_names(tree) -> bool:
     if isinstance(tree, tuple) and tree and tree[0] == "name":
         return tree[1] not in ("pi", "e", "i", "infty")
     return isinstance(tree, (tuple, list)) and any(map(has_names, tree))
+
+
+def names_in(tree) -> set[str]:
+    """The variables in a tree."""
+    if isinstance(tree, tuple) and tree and tree[0] == "name":
+        return {tree[1]} - {"pi", "e", "i", "infty"}
+    inner = tree if isinstance(tree, (tuple, list)) else ()
+    return {name for part in inner for name in names_in(part)}
 
 
 def _checked(word: str) -> str:

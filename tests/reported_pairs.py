@@ -302,6 +302,203 @@ REPORTED["characters"] = ([
     (r"x₁", r"x1"),
 ])
 
+REPORTED["inequalities and connectives"] = ([
+    (r"x>2 \text{ and } x<5", r"(2,5)"), (r"x>2 \text{ and } x<5", r"2<x<5"),
+    (r"x\ge1, x\le 4", r"[1,4]"), (r"x<1 \text{ or } x>4", r"(-\infty,1)\cup(4,\infty)"),
+    (r"x\le -1 or x\ge 1", r"(-\infty,-1]\cup[1,\infty)"), (r"x<0 \text{ and } x<5", r"x<0"),
+    (r"x<0 \text{ or } x<5", r"x<5"), (r"x>3 \land x<7", r"3<x<7"),
+    (r"x<3 \lor x>7", r"x>7 or x<3"), (r"-1<x\text{ and }x\le2", r"(-1,2]"),
+    (r"x\ne 2", r"(-\infty,2)\cup(2,\infty)"),
+    (r"x\ne1 and x\ne2", r"(-\infty,1)\cup(1,2)\cup(2,\infty)"),
+    (r"x\neq \pm1", r"x\ne1 and x\ne-1"), (r"x>0, x\ne 1", r"(0,1)\cup(1,\infty)"),
+    (r"1<x<2 \text{ or } 3<x<4", r"(1,2)\cup(3,4)"), (r"a<-2 or a>2", r"|a|>2"),
+    (r"|x|<3", r"(-3,3)"), (r"|x|\le 3", r"-3\le x\le 3"),
+    (r"|x|>2", r"(-\infty,-2)\cup(2,\infty)"), (r"|x-1|<2", r"(-1,3)"), (r"|x-1|<2", r"-1<x<3"),
+    (r"|x+3|\ge 1", r"(-\infty,-4]\cup[-2,\infty)"), (r"|2x-1|\le 3", r"[-1,2]"),
+    (r"x^2<4", r"(-2,2)"), (r"x^2\ge 9", r"(-\infty,-3]\cup[3,\infty)"), (r"2x>6", r"(3,\infty)"),
+    (r"2x+1\le5", r"(-\infty,2]"), (r"x\in(-\infty,1)\cup(4,\infty)", r"x<1 or x>4"),
+    (r"x \in [0,1]", r"0\le x\le 1"), (r"x>5", r"5<x"), (r"x\geq 5", r"[5,\infty)"),
+    (r"x ≥ 5", r"x\ge 5"), (r"k>4 or k<0", r"k<0 or k>4"),
+    (r"k<0 \text{ or } k>4", r"k \in (-\infty,0)\cup(4,\infty)"),
+], [
+    (r"x>2 and x<5", r"x>2 or x<5"), (r"x<2 and x>5", r"x<2 or x>5"),
+    (r"x>1 \text{ or } x<3", r"(1,3)"), (r"x>1 and x<3", r"(-\infty,\infty)"),
+    (r"x>1, x<3", r"x<1, x>3"), (r"x<1, x>3", r"x<1 or x>3"),
+    (r"a>0 \text{ and } b>0", r"a>0 \text{ or } b>0"), (r"x\ge 1 and x\le 4", r"(1,4)"),
+    (r"x\ne1 and x\ne2", r"x\ne1"), (r"x<1 \text{ and } x>4", r"(-\infty,1)\cup(4,\infty)"),
+    (r"|x|<3", r"(0,3)"), (r"|x|>2", r"(2,\infty)"), (r"|x|>2", r"(-2,2)"),
+    (r"|x|\ge 2", r"(-\infty,-2)\cup(2,\infty)"), (r"|x-1|<2", r"(-2,2)"), (r"x^2>4", r"x>2"),
+    (r"x=1 and y=2", r"x=1 or x=2"), (r"x>0", r"y>0"), (r"x<3", r"x\le 3"),
+    (r"x\in[0,1]", r"x\in(0,1)"), (r"x>0 and y>0", r"x>0"), (r"0<x<1", r"0<x<2"),
+    (r"x=1 or x>2", r"x>2"),
+])  # fmt: skip
+
+REPORTED["signs, said again"] = ([
+    (r"\pm 3", r"3,-3"), (r"\pm 3", r"-3 \text{ and } 3"),
+    (r"x=\pm\sqrt{2}", r"x=\sqrt2, x=-\sqrt2"), (r"1\pm\sqrt{5}", r"1+\sqrt5, 1-\sqrt5"),
+    (r"\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2},\frac{1-\sqrt5}{2}"),
+    (r"\pm2\pm3i", r"2+3i,2-3i,-2+3i,-2-3i"), (r"\pm 1, \pm 2", r"1,-1,2,-2"),
+    (r"x=2\pm i", r"2+i, 2-i"), (r"±5", r"5 or -5"), (r"x = ±4", r"4, -4"), (r"+/-3", r"\pm 3"),
+    (r"(2,\pm1)", r"(2,1),(2,-1)"), (r"0,\pm1", r"-1,0,1"),
+    (r"y=\pm\frac{3}{4}x", r"y=\frac34x, y=-\frac34x"), (r"\pm\sqrt{3}", r"\mp\sqrt{3}"),
+    (r"\{\pm2\}", r"\{-2,2\}"),
+    (r"\frac{-3\pm\sqrt{17}}{4}", r"\frac{-3+\sqrt{17}}{4} \text{ or } \frac{-3-\sqrt{17}}{4}"),
+], [
+    (r"\pm 3", r"3"), (r"\pm2\pm3i", r"2+3i,-2-3i"), (r"\pm2\pm3i", r"2+3i,2-3i"),
+    (r"(\pm1,\mp2)", r"(1,2),(-1,-2)"), (r"\pm\sqrt2\pm\sqrt3", r"\sqrt2+\sqrt3,-\sqrt2-\sqrt3"),
+    (r"\pm3", r"-3"), (r"x=\pm2", r"x=2"), (r"1\pm\sqrt5", r"1+\sqrt5"),
+    (r"\pm\sqrt{3\pm\sqrt5}", r"\sqrt{3+\sqrt5},-\sqrt{3-\sqrt5}"), (r"(\pm3,0)", r"(0,\pm3)"),
+    (r"\pm 1, \pm 2", r"1,2"), (r"y=\pm 3x", r"y=3x"),
+])  # fmt: skip
+
+REPORTED["powers of ten"] = ([
+    (r"1e5", r"100000"), (r"2.5e-4", r"0.00025"), (r"3E-2", r"0.03"),
+    (r"6.02e23", r"6.02\times10^{23}"), (r"-1e-3", r"-0.001"), (r"1e0", r"1"), (r"e-5", r"-5+e"),
+    (r"2e", r"e+e"), (r"e^{-5}", r"\frac{1}{e^5}"), (r"3e-2", r"0.03"), (r"1.0e3", r"1000"),
+    (r"1e22", r"10^{22}"), (r"4.2e1", r"42"),
+], [
+    (r"1e-5", r"-5"), (r"2e-3", r"2e+3"), (r"1.5e3", r"1.5"), (r"1e3", r"e^3"), (r"2e", r"2"),
+    (r"1e5", r"5"), (r"1E5", r"E5"), (r"3e2", r"3e^2"), (r"1.5e+3", r"1.5e-3"), (r"2e+3", r"2e"),
+    (r"e^-5", r"e-5"),
+])  # fmt: skip
+
+REPORTED["inverse functions"] = ([
+    (r"\sin^{-1}x", r"\arcsin x"), (r"\cos^{-1}(0)", r"\frac{\pi}{2}"),
+    (r"\tan^{-1}(1)", r"\frac{\pi}{4}"), (r"\sec^{-1}(2)", r"\frac{\pi}{3}"),
+    (r"\csc^{-1}(2)", r"\frac{\pi}{6}"), (r"\cot^{-1}(1)", r"\frac{\pi}{4}"),
+    (r"\cot^{-1}x", r"\operatorname{arccot}x"), (r"\cosh^{-1}x", r"\operatorname{arcosh}x"),
+    (r"\csc^{-1}x", r"\arcsin\frac1x"), (r"\sec^{-1}x", r"\arccos\frac1x"),
+    (r"\sin^{-1}(\sin x)-\sin^{-1}(\sin x)", r"0"), (r"(\sin x)^{-1}", r"\csc x"),
+    (r"\sin^{-2}x", r"\csc^2x"), (r"\tanh^{-1}x", r"\operatorname{artanh} x"),
+    (r"\tanh^{-1}\frac12", r"\frac12\ln3"), (r"\coth^{-1}2", r"\frac12\ln3"),
+    (r"\operatorname{arcsec}(2)", r"\frac{\pi}{3}"), (r"\mathrm{arccot}(x)", r"\cot^{-1}(x)"),
+    (r"\sin^2x+\cos^2x", r"1"), (r"\text{arcsin}(x)", r"\sin^{-1}x"), (r"asin(x)", r"\arcsin x"),
+], [
+    (r"\sin^{-1}x", r"\frac{1}{\sin x}"), (r"\cos^{-1}x", r"\sec x"),
+    (r"\tanh^{-1}x", r"\frac{1}{\tanh x}"), (r"\sinh^{-1}x", r"\operatorname{csch}x"),
+    (r"\sech^{-1}x", r"\cosh x"), (r"\csc^{-1}(2)", r"\sin 2"), (r"\cot^{-1}(1)", r"\tan 1"),
+    (r"\coth^{-1}x", r"\tanh x"), (r"\ln^{-1}x", r"\frac{1}{\ln x}"),
+    (r"\log^{-1}x", r"\frac{1}{\log x}"), (r"\arcsin x", r"\arccos x"),
+])  # fmt: skip
+
+REPORTED["functions and their arguments"] = ([
+    (r"\sin x(1-x)", r"(1-x)\sin x"), (r"\cos 2\pi/3", r"-\frac12"),
+    (r"\sin\theta\,e^x", r"e^x\sin\theta"), (r"\sin 2x", r"2\sin x\cos x"),
+    (r"\sin x\cos y", r"\cos y\sin x"), (r"\tan x\sec x", r"\sec x\tan x"),
+    (r"x\sin x", r"x\cdot\sin(x)"), (r"\ln 2x", r"\ln 2+\ln x"), (r"\sin\pi/6", r"\frac12"),
+    (r"\sin \pi/2", r"1"), (r"\tan\pi/4", r"1"), (r"\log 1000", r"3"), (r"\ln e^3", r"3"),
+    (r"\sin^2 x", r"(\sin x)^2"), (r"\sin 3x\cos x", r"\cos x \sin(3x)"),
+    (r"\cos x\,(1+\sin x)", r"\cos x+\cos x\sin x"), (r"\tan x (x^2+1)", r"x^2\tan x+\tan x"),
+    (r"e^x(\cos x)", r"e^x\cos x"), (r"\ln|x|+C", r"C+\ln|x|"), (r"\cos^2 x-\sin^2 x", r"\cos 2x"),
+    (r"\ln x\ln y", r"\ln y\ln x"), (r"\sin\frac{\pi}{3}", r"\frac{\sqrt3}{2}"),
+    (r"\cos\theta\sin\phi", r"\sin\phi\cos\theta"),
+    (r"\sin\alpha\cos\beta+\cos\alpha\sin\beta", r"\sin(\alpha+\beta)"),
+    (r"\log x(x-1)", r"(x-1)\log x"), (r"\sin x \sqrt{x}", r"\sqrt{x}\sin x"),
+    (r"\cos 60^\circ", r"\frac12"), (r"\exp(x)", r"e^x"), (r"\sinh x", r"\frac{e^x-e^{-x}}{2}"),
+    (r"\ln\left(\frac{x}{y}\right)", r"\ln x-\ln y"), (r"\log_3 9x", r"2+\log_3 x"),
+    (r"2\cos^2\frac{x}{2}-1", r"\cos x"), (r"sin(x)", r"\sin x"), (r"2sin(x)cos(x)", r"\sin 2x"),
+], [
+    (r"\sin x(1-x)", r"\sin(x(1-x))"), (r"\ln x\,(x+1)", r"\ln(x(x+1))"),
+    (r"\cos x(2\sin x+1)", r"\cos(2x\sin x+x)"), (r"\cos 2\pi/3", r"\frac{1}{3}\cos 5"),
+    (r"\sin\theta\,e^x", r"\sin(\theta e^x)"), (r"\sin x+1", r"\sin(x+1)"),
+    (r"\ln x^2", r"(\ln x)^2"), (r"\sin x^2", r"\sin^2x"), (r"\log_2 8", r"\log 8"),
+    (r"\ln 10", r"\log 10"), (r"\cos x\sin y", r"\cos(x\sin y)"), (r"\tan 2x", r"2\tan x"),
+    (r"\sin x/2", r"\sin x"), (r"e^{2x}", r"e^{x^2}"),
+])  # fmt: skip
+
+REPORTED["products and words"] = ([
+    (r"3abc", r"3cba"), (r"2xyz^3", r"2z^3xy"), (r"mgh", r"m g h"),
+    (r"\frac12mv^2", r"\frac{mv^2}{2}"), (r"PV=nRT", r"nRT=PV"), (r"abcd", r"dcba"),
+    (r"\frac{abc}{d}", r"\frac{acb}{d}"), (r"xyz+1", r"1+zyx"), (r"lwh", r"whl"),
+    (r"-2pqr", r"-2rqp"), (r"x+abc", r"abc+x"), (r"uvw", r"wvu"), (r"abc^2", r"c^2ab"),
+    (r"\sqrt{abc}", r"\sqrt{bca}"), (r"kqr", r"rqk"), (r"(abc)^2", r"a^2b^2c^2"), (r"rst", r"tsr"),
+    (r"5xyz", r"5zyx"), (r"\text{even}", r"even"), (r"Monday", r"\text{Monday}"),
+    (r"no", r"\text{No}"), (r"NO", r"no"), (r"\text{CAT}", r"CAT"), (r"stop", r"\text{stop}"),
+    (r"east", r"East"), (r"\frac{4\pi abc}{3}", r"\frac43\pi abc"), (r"ab", r"ba"),
+    (r"12xy^2z", r"12zxy^2"), (r"bcd+1", r"dcb+1"),
+], [
+    (r"6abc", r"6ab"), (r"xyz", r"XYZ"), (r"mgh", r"mgH"), (r"2xyz^3", r"2xyz"),
+    (r"stop", r"pots"), (r"no", r"on"), (r"no", r"o\cdot n"), (r"EAT", r"TEA"), (r"abc", r"a+b+c"),
+    (r"ABC", r"BCA"), (r"cat", r"act"), (r"\text{abc}", r"cba"),
+    (r"\frac{abc}{4R}", r"\frac{ABC}{4R}"), (r"pqr", r"pq"), (r"-xyz", r"xyz"),
+    (r"abc^2", r"(abc)^2"), (r"even", r"odd"), (r"HTT", r"THT"), (r"a^2bc", r"abc"),
+    (r"True", r"False"),
+])  # fmt: skip
+
+REPORTED["equations and names"] = ([
+    (r"y=2x+1", r"2x+1"), (r"xy=6", r"yx=6"), (r"xy=6", r"6=xy"), (r"xy=6", r"2xy=12"),
+    (r"x+y=3", r"y+x=3"), (r"3x-2y=6", r"y=\frac32x-3"), (r"x^2+y^2=4", r"x^2+y^2-4=0"),
+    (r"P(X=2)=\frac15", r"0.2"), (r"\sin\theta=\frac35", r"\frac35"), (r"\tan\alpha=2", r"2"),
+    (r"AB:BC=3:4", r"3:4"), (r"\frac{AB}{BC}=2", r"2"), (r"AB=12", r"12"),
+    (r"\angle A=60^\circ", r"60^\circ"), (r"S_{\triangle ABC}=12", r"12"), (r"S_n=n^2", r"n^2"),
+    (r"a_n=2n-1", r"2n-1"), (r"a_{10}=19", r"19"), (r"f'(x)=2x", r"2x"),
+    (r"f^{-1}(x)=\frac{x-1}{2}", r"\frac{x-1}{2}"), (r"\frac12=0.5", r"1/2"), (r"2+3=5", r"5"),
+    (r"\frac{3}{4}=0.75=75\%", r"0.75"), (r"x=\pm3", r"x=3,x=-3"), (r"x\in\{1,2\}", r"x=1 or x=2"),
+    (r"x=1 or x=2", r"1,2"), (r"x=1\text{ or }2", r"1,2"),
+    (r"x=-5, p=\frac{14}3", r"-5,\frac{14}{3}"), (r"(x,y)=(2,3)", r"(2,3)"),
+    (r"x=2, y=3", r"y=3, x=2"), (r"x=\frac{3}{2}=1.5", r"1.5"), (r"x \approx 3.14", r"3.14"),
+    (r"about 3.14", r"3.14"), (r"\approx 12", r"12"),
+], [
+    (r"x+y=3", r"3"), (r"x^2+y^2=4", r"4"), (r"x=5", r"y=5"), (r"\frac12=0.4", r"1/2"),
+    (r"3\times4=13", r"13"), (r"P(X=2)=\frac15", r"2"), (r"x=1,2", r"x=1"), (r"AB=4,CD=5", r"4"),
+    (r"AB=5", r"BC=5"), (r"y=2x", r"y=2x+1"), (r"A:B=3:4", r"4:3"), (r"x^2+y^2=4", r"x^2+y^2=2"),
+    (r"\sin\theta=\frac35", r"\cos\theta=\frac35"), (r"\frac{x}{y}=2", r"2"), (r"3x=6", r"6"),
+    (r"-x=5", r"5"), (r"x-1=5", r"5"), (r"x=1=2", r"2"), (r"1=2", r"1"),
+])  # fmt: skip
+
+REPORTED["sets in words and signs"] = ([
+    (r"x\in(-\infty,\infty)", r"\mathbb{R}"), (r"\{x\mid x>0\}", r"(0,\infty)"),
+    (r"\{x|x\ge2\}", r"[2,\infty)"), (r"\{x: x\ne 3\}", r"(-\infty,3)\cup(3,\infty)"),
+    (r"\{x \in \mathbb{R} \mid x \neq 2\}", r"\mathbb{R}\setminus\{2\}"),
+    (r"\{x \mid -1\le x<4\}", r"[-1,4)"), (r"\{y \mid y \ge 1\}", r"[1,\infty)"),
+    (r"\{1,2,3\}", r"\{3,1,2\}"), (r"\{1,2\}", r"\{x: x=1 \text{ or } x=2\}"),
+    (r"\emptyset", r"\{\}"), (r"\varnothing", r"\text{empty set}"),
+    (r"no real solutions", r"\text{no real solution}"), (r"\mathbb{R}\setminus\{0\}", r"x\neq0"),
+    (r"\mathbb{R}-\{1\}", r"\mathbb{R}\setminus\{1\}"),
+    (r"\mathbb{R}\backslash\{1\}", r"\mathbb{R}\setminus\{1\}"), (r"ℝ", r"\mathbb{R}"),
+    (r"(-∞, 3]", r"x\le3"), (r"[0, ∞)", r"x\ge0"), (r"(−1, 1)", r"(-1,1)"),
+    (r"[1,3]\cup\{5\}", r"\{5\}\cup[1,3]"), (r"(0,1)\cup(1,2)", r"(0,2)\setminus\{1\}"),
+    (r"x \in \mathbb{Z}", r"\mathbb{Z}"), (r"\left\{\frac12,\frac13\right\}", r"\{1/3, 1/2\}"),
+    (r"1 \le x \le 3", r"x\in[1,3]"), (r"\{(1,2),(3,4)\}", r"(3,4),(1,2)"),
+    (r"\{x\in\mathbb R:x^2<4\}", r"(-2,2)"), (r"[2,\infty)", r"[2,+\infty)"),
+    (r"\begin{cases}x&x\ge0\\-x&x<0\end{cases}", r"\begin{cases}-x&x<0\\x&x\ge0\end{cases}"),
+    (r"\begin{cases}x=1\\y=2\end{cases}", r"x=1, y=2"),
+    (r"\begin{cases} 2x, & x>0 \\ 0, & x\le0 \end{cases}", r"\begin{cases} 2x & \text{if } x>0 \\ 0 & \text{if } x\le 0 \end{cases}"),
+], [
+    (r"\{x\mid x>0\}", r"[0,\infty)"), (r"[1,2)", r"(1,2]"), (r"\emptyset", r"\{0\}"),
+    (r"\emptyset", r"0"), (r"\{x: x\ne 3\}", r"\{3\}"), (r"[1,3]\cup\{5\}", r"[1,5]"),
+    (r"\begin{cases}x&x\ge0\\-x&x<0\end{cases}", r"x"),
+    (r"\begin{cases}x&x\ge0\\-x&x<0\end{cases}", r"\begin{cases}-x&x\ge0\\x&x<0\end{cases}"),
+    (r"\mathbb{N}", r"\mathbb{Z}"), (r"\{2\}", r"\{2,3\}"), (r"\text{no solution}", r"0"),
+    (r"[0,1]", r"[0,1)"), (r"(1,2,3)", r"(1,3,2)"), (r"\{1,1,2\}", r"\{1,2,3\}"),
+])  # fmt: skip
+
+REPORTED["units and words"] = ([
+    (r"2\mathrm{i}+1", r"1+2i"), (r"\mathrm{e}^{2}", r"e^2"), (r"2\mathrm{e}", r"2e"),
+    (r"5\,\mathrm{x}", r"5x"), (r"\text{x}=3", r"3"), (r"\mathrm{A}", r"A"),
+    (r"3\text{x}+2", r"3x+2"), (r"\frac{\mathrm{e}}{2}", r"\frac{e}{2}"), (r"-\mathrm{i}", r"-i"),
+    (r"\sqrt{2}\,\mathrm{i}", r"i\sqrt2"), (r"2\pi\mathrm{i}", r"2\pi i"),
+    (r"5\ \mathrm{km/h}", r"5"), (r"12\text{ cm}^2", r"12"), (r"3\text{ m/s}", r"3 m/s"),
+    (r"90^{\circ}", r"90"), (r"45^{o}", r"45"), (r"20°C", r"20"), (r"€20", r"20"), (r"50¢", r"50"),
+    (r"5 miles per hour", r"5 mph"), (r"60 km/hr", r"60 km/h"), (r"10 liters", r"10 L"),
+    (r"3\text{ hours}", r"3"), (r"7\text{ days}", r"7 days"), (r"4 apples", r"4"),
+    (r"15 students", r"15"), (r"2\sqrt{3}\text{ units}", r"2\sqrt{3}"),
+    (r"16\pi \text{ square inches}", r"16\pi"), (r"100\text{ sq ft}", r"100"),
+    (r"6 cubic feet", r"6"), (r"6\,\Omega", r"6"), (r"6\ \Omega", r"6"), (r"6\Omega", r"6"),
+    (r"6 ohms", r"6\,\Omega"),
+], [
+    (r"2\mathrm{i}", r"2"), (r"5\text{x}", r"5"), (r"5\mathrm{y}", r"5"), (r"7\text{ n}", r"7"),
+    (r"1+\mathrm{i}", r"1"), (r"3\,\mathrm{i}", r"3"), (r"4\text{k}", r"4"),
+    (r"5 million", r"5 thousand"), (r"15 hundredths", r"15"), (r"7 eighths", r"8"),
+    (r"3 tenths", r"3"), (r"2 thirds", r"2"), (r"3 quarters", r"3"), (r"4 dozen", r"4"),
+    (r"5 or fewer", r"5"), (r"5 or less", r"5"), (r"10 or greater", r"10"), (r"at most 3", r"3"),
+    (r"no more than 4", r"4"), (r"3 below zero", r"3"), (r"4 cubed", r"4"), (r"5 factorial", r"5"),
+    (r"5\text{ factorial}", r"5"), (r"3\text{ if odd}", r"3"), (r"6\text{ or more}", r"6"),
+    (r"6\text{ less}", r"5"), (r"twice 5", r"5"), (r"double 5", r"5"), (r"half 6", r"6"),
+    (r"minus 5", r"5"), (r"negative 5", r"5"), (r"5 hours", r"5 minutes"), (r"3 km", r"3 miles"),
+    (r"$5", r"5 cents"),
+])  # fmt: skip
+
 # (text, why it ended, the answer that it gives or None)
 TEXTS: list[tuple[str, str, str | None]] = [
     # An exponent is no number of its own.

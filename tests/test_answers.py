@@ -68,6 +68,31 @@ from score import verdict as verdict_of_text
     ("10-5", "5"),
     ("about .5", ".5"),
     ("the ５ of them", "5"),
+    # The formula that the last number stands in, or that "is" announces.
+    ("Therefore, the probability is $\\frac{3}{4}$.", "\\frac{3}{4}"),
+    ("So the root is $6 - 5i$.", "6 - 5i"),
+    ("The set is $\\{1, 2, 3\\}$.", "\\{1, 2, 3\\}"),
+    ("Hence $a + b = \\frac72$.", "\\frac72"),
+    ("the plane is $x + 2y - 4 = 0$.", "x + 2y - 4 = 0"),
+    ("3 steps later, the value is \\(\\pi\\).", "\\pi"),
+    ("so the fastest is $\\text{Evelyn}$.", "\\text{Evelyn}"),
+    ("There are 12 values of $n$.", "12"),
+    ("He pays $5 and she pays $6", "6"),
+    ("The final answer is $\\$36$.", "\\$36"),
+    ("Answer: \\(\\$18.90\\)", "\\$18.90"),
+    ("### Answer\n$\\frac{3}{4}$", "\\frac{3}{4}"),
+    ("**Final Answer**\n\n\\[\\frac{3}{4}\\]", "\\frac{3}{4}"),
+    ("The answer is $\\frac{3}{4}$, or $0.75$.", "\\frac{3}{4}"),
+    ("The answer is 18 (10 + 8).", "18"),
+    ("The answer to the question is 42, that is 6 times 7.", "42"),
+    ("The correct option is B because 5 > 3.", "B"),
+    # What stands in the last tag.
+    ("<answer>12</answer> I hope 3 people read it.", "12"),
+    ("<answer>$x=5$</answer>", "x=5"),
+    ("3 ways: <answer>\\frac{1}{2}</answer>", "\\frac{1}{2}"),
+    ("<answer>5</answer>. No: <answer>6</answer><answer></answer>", "6"),
+    ("<answer>\\boxed{6}</answer>", "6"),
+    ("<answer>The answer is 6 of 7</answer>", "6"),
     ("no number here", None),
     ("", None),
 ])  # fmt: skip
@@ -294,6 +319,20 @@ def test_math500_solutions_give_their_gold_answers():
         assert equivalent(problem["answer"], problem["answer"] + " ")
         assert not equivalent(problem["answer"], "-12345")
         assert not equivalent(problem["answer"], problem["answer"] + "7")
+
+
+@needs_data
+@pytest.mark.parametrize("form", [
+    "The final answer is ${}$.", "Answer: \\({}\\)", "Therefore, the value of it is ${}$.",
+    "3 + 4 = 7\n\n### Answer\n${}$", "3 + 4 = 7\n\n**Final Answer**\n\n${}$\n",
+    "3 + 4 = 7\n\n**Final Answer**\n\\[{}\\]", "3 + 4 = 7\n<answer>{}</answer>",
+    "Thus it equals\n\\[{}.\\]", "3 + 4 = 7\n#### {}",
+])
+def test_all_golds_of_math500_come_out_of_the_forms_of_a_final_answer(form):
+    golds = [problem["answer"] for problem in math500()]
+    wrong = [gold for gold in golds
+             if not equivalent(gold, extract_answer(form.replace("{}", gold)))]
+    assert wrong == []
 
 
 @needs_data

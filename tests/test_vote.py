@@ -23,9 +23,9 @@ N = None  # a sample without an answer
     [
         ([], []),
         ([N, N], [N, N]),
-        (["1/2", "3", "0.5", N, r"\frac12", "3.0"], [0, 1, 0, N, 0, 1
-                                                     ]),  # by value, numbered as first seen
-        (["2", "1", "2", "1"], [0, 1, 0, 1]),
+        # by value, numbered by the shortest text, 3 before 0.5
+        (["1/2", "3", "0.5", N, r"\frac12", "3.0"], [1, 0, 1, N, 1, 0]),
+        (["2", "1", "2", "1"], [1, 0, 1, 0]),
         (["", "0"], [0, 1]),  # an empty answer is an answer
     ])
 def test_clusters(answers, ids):
@@ -35,9 +35,9 @@ def test_clusters(answers, ids):
 @pytest.mark.parametrize("answers, ids", [
     (["0", "1", "2"], [0, 0, 1]),  # 2 is near 1, but 0 speaks for the cluster
     (["1", "0", "2"], [0, 0, 1]),
-    (["2", "1", "0"], [0, 1, 1]),
+    (["2", "1", "0"], [1, 0, 0]),
     (["0", "2", "1", "2"], [0, 1, 0, 1]),  # near both: to the first cluster
-    (["10", "9", "8"], [0, 1, 1]),  # 8 and 9 are shorter than 10
+    (["10", "9", "8"], [1, 0, 0]),  # 8 and 9 are shorter than 10
 ])
 def test_an_answer_is_compared_with_the_first_member(answers, ids, monkeypatch):
     """Of the shortest text, then the first by alphabet: in whatever order the samples come."""
@@ -57,7 +57,18 @@ def test_clusters_do_not_depend_on_the_order_of_the_samples():
             break
     assert groups == {frozenset({frozenset({"0.333333", "1/3", "0.3333333"}),
                                  frozenset({"2", "2.0"})})}
-    assert cluster(["1/2", "x", "0.5"]) == [0, 1, 0], "numbered as first seen"
+    assert cluster(["1/2", "x", "0.5"]) == [1, 0, 1], "numbered by their first texts"
+
+
+def test_a_vote_elects_the_same_whatever_the_order_of_the_samples():
+    """Also of tied clusters, and with weights."""
+    samples = [("0.5", 0.2), ("1/2", 0.3), ("7", 0.3), ("7.0", 0.2), ("10", 0.3), (N, 0.9)]
+    for kind in VOTE_KINDS:
+        elected = set()
+        for turned in itertools.permutations(samples):
+            answers, weights = zip(*turned)
+            elected.add(answers[choose(cluster(answers), weights, kind)].removesuffix(".0"))
+        assert elected == {"7"}, kind
 
 
 def test_one_text_is_compared_once(monkeypatch):
@@ -88,7 +99,7 @@ def test_two_spellings_of_a_synthetic_answer_outvote_a_wrong_one():
     ([0, 1, 0, 1], [0.1, 0.2, 0.5, 0.3], 0, 0, 2),  # two votes each: 0.6 > 0.5
     ([0, 1, 0, 1], [0.1, 0.4, 0.3, 0.1], 1, 1, 1),
     ([0, 1], [0.5, 0.500001], 1, 1, 1),
-    ([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5], 0, 0, 0),  # all tied: the first seen
+    ([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5], 0, 0, 0),  # all tied: the lowest number
     ([0, 1, 1, 0], [0.3, 0.1, 0.2, 0.0], 0, 0, 0),  # 0.1 + 0.2 is 0.3, whatever the rounding
     ([0, 1, 1, 0], [0.0, 0.0, 0.0, 0.0], 0, 0, 0),
     ([7, 3, 3], [0.9, 0.1, 0.1], 1, 0, 0),  # the numbers of some of the samples are enough
@@ -134,10 +145,10 @@ def by_definition(ids: list[int | None], weights: list[float], kind: str) -> int
 
     def rank(members: list[int]) -> tuple:
         total = sum(Fraction(str(weights[sample])) for sample in members)
-        return (len(members), total) if kind == "majority" else total
+        votes = len(members) if kind == "majority" else 0
+        return votes, total, -ids[members[0]]
 
-    return min(max(groups.values(), key=rank),
-               default=None) if groups else None  # max: the first of equals
+    return min(max(groups.values(), key=rank), default=None) if groups else None
 
 
 @pytest.mark.parametrize("kind", VOTE_KINDS)
@@ -225,7 +236,11 @@ def test_maj_at_k_is_the_mean_vote_over_all_orders_of_all_subsets(kind):
         for k in range(1, len(ids) + 1):
             outcomes = []
             for drawn in itertools.permutations(range(len(ids)), k):
-                chosen = choose([ids[i] for i in drawn], [weights[i] for i in drawn], kind)
+                # Numbered as first seen, each tied cluster wins in its share of the orders.
+                numbers: dict = {}
+                seen = [N if ids[i] is N else numbers.setdefault(ids[i], len(numbers))
+                        for i in drawn]
+                chosen = choose(seen, [weights[i] for i in drawn], kind)
                 outcomes.append(chosen is not None and right[drawn[chosen]])
             assert maj_at_k(ids, right, k, weights, kind) == (pytest.approx(np.mean(outcomes)), 0.0)
 
@@ -254,7 +269,7 @@ def test_laws_of_maj_at_k(kind, seed):
 
 @pytest.mark.parametrize("n", [2, 5, 16, 64])
 def test_two_unweighted_votes_are_one_sample(n):
-    """With two samples, both answering, the first seen is chosen whether they agree or not."""
+    """With two samples, both answering, each counts by half whether they agree or not."""
     rng = random.Random(n)
     answers = rng.choices("12345", k=n)
     right = [answer == "1" for answer in answers]
