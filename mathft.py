@@ -30,15 +30,15 @@ from tqdm import tqdm
 
 import fast
 from adapters import Tuning
-from checkpoint import (as_saved, checkpoints, find_model, load_model, save_model, size_of,
-                        step_of)
-from data import (Example, Problem, chat_examples, document_examples, read_columns, short_name,
-                  show, spells_marker, train_and_test, usual_test_set)
+from checkpoint import (as_saved, checkpoints, drop_old_checkpoints, find_model, load_model,
+                        save_model, size_of, step_of)
+from data import (Example, Problem, chat_examples, document_examples, is_embedded, keep_data,
+                  read_columns, short_name, show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
 from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, pick,
                    run_command, unread_output)
-from methods import (METHODS, check_args, find_method, history_of, merged_run, read_run,
-                     result_folder)
+from methods import (METHODS, check_args, find_method, goes_on_training, history_of, merged_run,
+                     read_run, result_folder, start_tuning)
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib,
@@ -47,9 +47,7 @@ from runtime import (VERSION, UsageError, UserError, append_metrics, describe_ma
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
-from train import Objective, TrainSettings, TrainTotals, train
-
-
+from train import Objective, TrainSettings, TrainTotals, best_step, in_order, mean_loss, train
 
 
 def supervised() -> Objective:
@@ -97,10 +95,14 @@ DEFAULTS = {
              "max_new_tokens": 1024},
 }
 LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
+OWN_EPOCHS = 5.0  # of an embedded model on data that are no embedded set, instead of its steps
 # What may differ if a run goes on, and is then the run's own; and what is not stored.
-STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset")
+STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset", "keep",
+                    "save_every", "save_minutes", "log_every")
 FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "plain", "debug")
 WRONG_SHOWN = 3
+FEW = 100  # test problems, of which an accuracy is told with a warning
+MOST_HELD_OUT = 200  # test problems whose loss --eval-every measures
 MOST_STEPS = 10**7  # of a run; a larger number is a slip
 
 
@@ -160,10 +162,14 @@ class Flags:
                      least=0)
     output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)")
     resume: str | None = flag(None, "go on with the run in this folder, with its settings")
-    keep: int = flag(1, "checkpoints kept", least=1)
-    save_every: int = flag(0, "steps between checkpoints; 0: at the end and when "
-                              "interrupted", least=0)
+    keep: int = flag(0, "checkpoints kept when the run has ended; before, the last one is always "
+                        "there", least=0)
+    save_minutes: float = flag(5.0, "minutes between checkpoints; 0: none by the clock", least=0)
+    save_every: int = flag(0, "steps between checkpoints, besides; 0: none", least=0)
     log_every: int = flag(10, "steps between lines of the log", least=1)
+    eval_every: int = flag(0, "steps between measurements of the loss on the test problems (at "
+                              f"most {MOST_HELD_OUT}); the checkpoint of the lowest is kept",
+                           least=0)
     dtype: str = flag("auto", "precision of products and frozen weights: auto, bf16 or fp32")
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     show_example: bool = flag(False, "print one training example with its targets marked, and exit")
@@ -210,7 +216,8 @@ class Job:
 
 def defaults_table() -> str:
     """What a flag that is not given means, as text for --help."""
-    lines = ["Defaults by model and method (--objective supervised):"]
+    lines = ["Defaults by model and method (--objective supervised; tiny on other than embedded "
+             f"sets: --epochs {OWN_EPOCHS:g}):"]
     for size in DEFAULTS:
         for name, method in METHODS.items():
             values = DEFAULTS[size] | method.DEFAULTS[size]
@@ -258,6 +265,9 @@ def read_flags(argv: list[str]) -> tuple[Flags, object, object]:
         raise UsageError(f"--{lengths[0]} says nothing about --objective {words['objective']}; "
                          f"give --{' or --'.join(objective.lengths)}")
     usual = usual_values(size, method, objective)
+    own_data = not is_embedded(words.get("dataset", Flags.dataset))
+    if own_data and size == "tiny" and "steps" not in objective.defaults[size]:
+        usual = usual | {"steps": None, "epochs": OWN_EPOCHS}
     usual["eval_dataset"] = usual_test_set(words.get("dataset", Flags.dataset))
     if lengths:
         usual = {name: value for name, value in usual.items() if name not in LENGTHS}
@@ -360,8 +370,9 @@ def continued(words: dict) -> tuple[dict, str]:
 # -------------------------------------------------------------------------------------------- model
 
 
-def start_folder(args: Flags, data: dict, *own: object) -> Path:
-    """Make the folder of a new run with its args.json, whole or not at all.
+def start_folder(args: Flags, data: dict, problems: list[Problem], tests: list[Problem],
+                 *own: object) -> Path:
+    """Make the folder of a new run with its args.json and its data, whole or not at all.
 
     `data` is what `describe_examples` says of the training data. If the run starts from the adapter
     of another method, that adapter is merged, and the merged model is written to `base/`: it is
@@ -380,6 +391,7 @@ def start_folder(args: Flags, data: dict, *own: object) -> Path:
                 save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype)
             settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
             settings |= {"output_dir": str(folder), "history": history, "data": data}
+            keep_data(temporary, problems, tests, earlier)
             write_json(temporary / "args.json", settings)
     except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
         with contextlib.suppress(OSError):  # what has been written stays
@@ -407,6 +419,9 @@ def going_on(folder: Path, args: Flags, data: dict, steps: int) -> Iterator[None
         raise UserError(f"{args.dataset}: gives {how} as when {folder} began; give the data that "
                         "it began with, or start a run with --from")
     done = max(map(step_of, checkpoints(folder)), default=0)
+    if not done and (folder / "result.json").exists():
+        raise UsageError(f"the run in {folder} has ended and kept no checkpoint (--keep 1 keeps "
+                         f"one); start a run at its end with --from {folder}")
     if steps < done:
         raise UsageError(f"the run in {folder} has {done} steps behind it, and {steps} are asked "
                          "for; give more --steps")
@@ -431,18 +446,6 @@ def describe_examples(examples: list[Example]) -> dict:
     return {"examples": len(examples), "sha256": digest.hexdigest()}
 
 
-def goes_on_training(args: Flags) -> bool:
-    """Whether the run starts from an adapter of its own method."""
-    return bool(args.from_run) and read_run(Path(args.from_run))[0]["method"] == args.method
-
-
-def start_tuning(job: Job, model: Qwen2) -> Tuning:
-    """What trains: fresh, or what an earlier run of the same method has trained."""
-    if goes_on_training(job.args):
-        return job.method.load(result_folder(Path(job.args.from_run), job.method), model, job.own)
-    return job.method.start(model, job.tokenizer, job.own, job.args.system, job.args.seed)
-
-
 # ----------------------------------------------------------------------------------------- training
 
 
@@ -462,11 +465,18 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
     settings = TrainSettings(
         steps=steps, learning_rate=args.learning_rate, warmup=args.warmup, clip=args.clip,
         weight_decay=tuning.weight_decay, micro_batch_tokens=args.micro_batch_tokens,
-        log_every=args.log_every, save_every=args.save_every, keep=args.keep)
+        log_every=args.log_every, save_every=args.save_every, save_minutes=args.save_minutes,
+        eval_every=args.eval_every, keep=max(1, args.keep))
     done = step_of(last) if last else 0
     trim_metrics(job.folder / "metrics.jsonl", done)
     if done < steps:  # then a second measurement that is there belongs to a shorter run
         shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
+
+    held_out = held_out_examples(job) if args.eval_every else []
+
+    def held_out_loss() -> float:
+        front = tuning.prefix() if tuning.prefix else None
+        return mean_loss(model, held_out, front, args.micro_batch_tokens)
 
     at_work = job.objective.begin(model, job.tokenizer, tuning, job.examples, args, job.goals,
                                   job.folder)
@@ -474,13 +484,12 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
     with deferred_interrupts() as received, bar:
         totals = train(
             model, tuning.trainable, at_work.batch_at, settings, job.folder,
-            loss=at_work.loss, prefix=tuning.prefix,
+            loss=at_work.loss, prefix=tuning.prefix, held_out_loss=held_out_loss,
             rate_factors=tuning.rate_factors, resume_from=last, stop=lambda: bool(received),
             on_log=lambda record: log(job, record | at_work.figures()),
             on_step=lambda step: bar.update(step - bar.n))
     if received:
-        print(f"stopped after step {totals.steps} of {steps}; "
-              f"the checkpoint is in {job.folder / 'checkpoints'}")
+        print(f"stopped after step {totals.steps} of {steps}")
         raise KeyboardInterrupt if signal.SIGINT in received else Terminated
     return totals
 
@@ -489,11 +498,26 @@ def log(job: Job, record: dict) -> None:
     """Write a logged step to metrics.jsonl and to stdout."""
     append_metrics(job.folder / "metrics.jsonl", record)
     speed = "{target_tokens_per_second:.0f} target tokens/s"
+    held_out = "  held out {eval_loss:.4f}" if "eval_loss" in record else ""
     line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
-            f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB")
+            f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB"
+            f"{held_out}")
     with unread_output(sys.stdout):
         tqdm.write(line.format(steps=job.steps, **record))
         sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
+
+
+def held_out_examples(job: Job) -> list[Example]:
+    """The test problems as examples, for a loss. Raises UsageError if there are none."""
+    if job.objective.begin is not in_order:
+        raise UsageError(f"--eval-every measures the loss of solutions or texts, which --objective "
+                         f"{job.args.objective} does not learn; leave it out")
+    examples, _ = job.objective.examples(job.tokenizer, job.test_problems[:MOST_HELD_OUT],
+                                         job.args, job.goals)
+    if not examples:
+        raise UsageError("--eval-every: no test problem has a solution, so there is no loss; give "
+                         "another --eval-dataset")
+    return examples
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -544,13 +568,19 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
     print(f"cost       {result['train_seconds']:.1f} s for {result['steps']} steps, "
           f"{result['target_tokens_per_second']:.0f} target tokens/s, "
           f"peak memory {result['peak_memory_mib']:.0f} MiB")
+    best = best_step(job.folder)
+    if best is not None:
+        print(f"held out   the lowest loss is that of step {best}: python evaluate.py --run "
+              f"{job.folder} --checkpoint step-{best}")
     wrong = [record for record in after.records if not record["correct"]] if after else []
     for record in wrong[:WRONG_SHOWN]:  # raw texts could move a terminal's cursor
         print(printable(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; "
                         "the model wrote:"))
         print(*(f"  | {printable(line)}" for line in record["text"].splitlines()), sep="\n")
     print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, evals/)")
-    print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7")
+    calculator = " --calculator" if job.args.calculator else ""
+    print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7"
+          f"{calculator}")
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -577,7 +607,7 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
     chosen = problems if args.train_on_overlap else clean
     count(left_out, "overlap the test problems", len(problems) - len(chosen))
     count(left_out, "beyond --limit", max(0, len(chosen) - (args.limit or len(chosen))))
-    return chosen[: args.limit], tests[: args.eval_limit], len(problems) - len(clean)
+    return chosen[: args.limit], tests[: args.eval_limit or None], len(problems) - len(clean)
 
 
 def count(left_out: Counter[str], reason: str, rows: int) -> None:
@@ -608,16 +638,31 @@ def print_start(job: Job, total: int) -> None:
     start = f", from {args.from_run}" if args.from_run else ""
     print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
           f"objective {args.objective}{start}")
+    measured = 0 if args.eval_limit == 0 else len(job.test_problems)
     overlap = (f" ({job.overlap} overlap the test problems and are trained on all the same)"
                if job.overlap and args.train_on_overlap else "")
     print(f"data       {args.dataset}: {len(job.examples)} training examples, "
-          f"{len(job.test_problems)} test problems{overlap}", flush=True)
+          f"{measured} test problems{overlap}", flush=True)
     if job.left_out:
         reasons = ", ".join(f"{rows} {reason}" for reason, rows in job.left_out.most_common())
         print(f"left out   {job.left_out.total()} rows: {reasons}", flush=True)
     if job.with_markers:
         print(f"note       {job.with_markers} rows spell a marker such as <|im_end|>: it stays "
               "text, and ends no turn", flush=True)
+    print_plan(job)
+
+
+def print_plan(job: Job) -> None:
+    """How long it trains, and what to think of the figures that come."""
+    args, measured = job.args, 0 if job.args.eval_limit == 0 else len(job.test_problems)
+    print(f"training   {job.steps} steps of {args.batch_size} examples, "
+          f"{job.steps * args.batch_size / len(job.examples):.3g} epochs", flush=True)
+    if 0 < measured < FEW:
+        print(f"note       {measured} test problems are few: an accuracy is known to about "
+              f"±{100 / measured ** 0.5:.0f} points; give an --eval-dataset, or more problems")
+    if job.source == find_model("tiny") and not is_embedded(args.dataset):
+        print("note       tiny is a toy that knows the stories of its own sets alone; for other "
+              "problems give --model Qwen/Qwen2.5-0.5B-Instruct")
 
 
 def run(job: Job, model: Qwen2) -> None:
@@ -634,16 +679,19 @@ def run(job: Job, model: Qwen2) -> None:
         return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems,
                         folder, dataset=args.eval_dataset or args.dataset,
                         system=args.system, prefix=prefix, max_new_tokens=args.max_new_tokens,
-                         seed=args.seed, calculator=args.calculator,
-                         about={"model": model_name, "dtype": job.machine["dtype"]})
+                        seed=args.seed, calculator=args.calculator,
+                        about={"model": model_name, "dtype": job.machine["dtype"]})
+
+    def begin_tuning() -> Tuning:
+        return start_tuning(job.method, job.own, vars(args), model, job.tokenizer)
 
     total = sum(parameter.numel() for parameter in model.parameters())
     print_start(job, total)
-    trained_before = start_tuning(job, model) if goes_on_training(args) else None
+    trained_before = begin_tuning() if goes_on_training(vars(args)) else None
     before = measure("before", trained_before)
     if before:
         print("before training", *report_lines(before.result), sep="\n  ", flush=True)
-    tuning = trained_before or start_tuning(job, model)
+    tuning = trained_before or begin_tuning()
     if args.grad_checkpoint:
         fast.checkpoint_layers(model)
     totals = run_training(job, model, tuning)
@@ -655,13 +703,35 @@ def run(job: Job, model: Qwen2) -> None:
     sizes = {"trainable_params": trained, "total_params": total}
     result = result_of(job, sizes, totals, before, after)
     write_json(job.folder / "result.json", result)
+    drop_old_checkpoints(job.folder, args.keep, best_step(job.folder))
     print_report(job, result, after, place)
+
+
+def print_way_on(folder: Path) -> None:
+    """What an interrupted run has saved, and the command that goes on."""
+    last = next(reversed(checkpoints(folder)), None)
+    print(f"saved      {last}" if last else "saved      no step of the training yet")
+    print(f"to go on:  python mathft.py --resume {folder}")
+
+
+def run_in_folder(job: Job, model: Qwen2, data: dict) -> None:
+    """Run, with the folder locked and cleaned."""
+    folder = job.folder
+    try:
+        with locked(folder):
+            remove_leftovers(folder)
+            remove_leftovers(folder / "checkpoints")
+            with going_on(folder, job.args, data, job.steps):
+                write_json(folder / "env.json", job.machine)
+                run(job, model)
+    except KeyboardInterrupt:
+        print_way_on(folder)
+        raise
 
 
 def main(argv: list[str]) -> None:
     """Read the flags and the data, make the run's folder, and run."""
     args, own, goals = read_flags(argv)
-    objective = objective_of(vars(args))
     keep_freed_memory()
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
@@ -681,23 +751,16 @@ def main(argv: list[str]) -> None:
     model = load_model(source, device, dtype, weight_dtype, args.plain)
     # Only now, so that a model that cannot be loaded leaves no folder behind.
     data = describe_examples(examples)
-    folder = Path(args.resume) if args.resume else start_folder(args, data, own, goals)
+    objective = objective_of(vars(args))
+    known = [] if objective.read else problems
+    begun = args.resume or start_folder(args, data, known, tests, own, goals)
     if find_model(args.model) != source:  # an earlier adapter was merged
         source = find_model(args.model)
         model = load_model(source, device, dtype, weight_dtype, args.plain)
-    machine = describe_machine(device, dtype)
-    job = Job(args, own, objective, goals, folder, device, machine, source, tokenizer, examples,
-              left_out, tests, overlap, 0 if objective.read else sum(map(spells_marker, problems)))
-    try:
-        with locked(folder):
-            remove_leftovers(folder)
-            remove_leftovers(folder / "checkpoints")
-            with going_on(folder, args, data, job.steps):
-                write_json(folder / "env.json", machine)
-                run(job, model)
-    except KeyboardInterrupt:
-        print(f"to go on:  python mathft.py --resume {folder}")
-        raise
+    job = Job(args, own, objective, goals, Path(begun), device, describe_machine(device, dtype),
+              source, tokenizer, examples, left_out, tests, overlap,
+              sum(map(spells_marker, known)))
+    run_in_folder(job, model, data)
 
 
 if __name__ == "__main__":
