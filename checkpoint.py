@@ -61,6 +61,10 @@ def find_model(name: str) -> Path:
     return _from_hub(name)
 
 
+TOY = ("tiny is a toy that knows the stories of its own sets alone; for other problems give "
+       "--model Qwen/Qwen2.5-0.5B-Instruct")
+
+
 def size_of(name: str) -> str:
     """Which defaults a model takes: those of the embedded ones, "tiny", or those of "real" ones."""
     return "tiny" if name in EMBEDDED else "real"

@@ -36,11 +36,11 @@ import torch
 from torch import Tensor
 
 from attention import KVCache, PackedAttention
-from checkpoint import find_model, load_model
+from checkpoint import TOY, find_model, load_model
 from data import shared_beginning
 from fast import RecordedSteps
 from flags import flag, parse_flags, run_command
-from methods import Run, load_adapter, load_run
+from methods import Run, load_adapter, load_run, read_settings
 from model import Qwen2
 from runtime import (UsageError, keep_freed_memory, pick_device, pick_dtype, printable, round_up,
                      rows_in_cache)
@@ -421,7 +421,13 @@ class SamplingFlags(DecodingFlags):
         None, "model without a run: tiny, tiny-large, a folder or a hub id (default: tiny)")
     adapter: str | None = flag(
         None, "folder in peft's form, whoever made it; --model names its base")
+    checkpoint: str | None = flag(
+        None, "of --run, which may not have ended: what it had trained at step-N, a folder of its "
+        "checkpoints/")
     calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the result")
+    max_new_tokens: int | None = flag(
+        None, "longest completion in tokens; the model's positions may leave less (default: the "
+        f"run's, else {MAX_NEW_TOKENS})", least=1)
 
 
 @dataclass(kw_only=True)
@@ -448,17 +454,34 @@ def open_calculator(tokenizer: Tokenizer,
     return Calculator(tokenizer)
 
 
-def load_asked(flags: SamplingFlags) -> Run:
-    """The run, adapter or model that the flags name, with its system prompt or that of --system."""
+def check_named(flags: SamplingFlags) -> None:
+    """Raise UsageError unless the flags name one model."""
     if flags.run and (flags.model or flags.adapter):
         raise UsageError("--run excludes --model and --adapter: a run names its own model")
+    if flags.checkpoint and not flags.run:
+        raise UsageError("--checkpoint is one of a run: give --run too")
+
+
+def with_budget(flags: SamplingFlags) -> SamplingFlags:
+    """The flags with the longest completion of the run, if none is given."""
+    check_named(flags)
+    if flags.max_new_tokens is not None:
+        return flags
+    saved = read_settings(Path(flags.run))[0].get("max_new_tokens") if flags.run else None
+    whole = type(saved) is int and saved > 0
+    return replace(flags, max_new_tokens=saved if whole else MAX_NEW_TOKENS)
+
+
+def load_asked(flags: SamplingFlags) -> Run:
+    """The run, adapter or model that the flags name, with its system prompt or that of --system."""
+    check_named(flags)
     check_samples(flags)
     keep_freed_memory()
     device = pick_device(flags.device)
     dtype = pick_dtype(flags.dtype, device)
     model = flags.model or "tiny"
     if flags.run:
-        run = load_run(Path(flags.run), device, dtype)
+        run = load_run(Path(flags.run), device, dtype, checkpoint=flags.checkpoint)
     elif flags.adapter:
         run = load_adapter(Path(flags.adapter), model, device, dtype)
     else:
@@ -470,12 +493,15 @@ def load_asked(flags: SamplingFlags) -> Run:
 
 def main(argv: list[str]) -> None:
     """`python generate.py`: print the completions of one question."""
-    flags = parse_flags(Flags, argv, "Complete one question, by a model or the result of a run.")
+    flags = with_budget(parse_flags(
+        Flags, argv, "Complete one question, by a model or the result of a run."))
     question = (sys.stdin.read() if flags.question == "-" else flags.question).strip()
     if not question:
         raise UsageError("the question is empty; write it after the flags,"
                          " or write - and give it on stdin")
     run = load_asked(flags)
+    if not (flags.run or flags.model):
+        print(f"note: {TOY}", file=sys.stderr)
     prompt = run.tokenizer.prompt(question, run.system)
     completions = generate(run.model, [prompt], stop_ids=run.tokenizer.stop_ids,
                            vocab_size=run.tokenizer.size, max_new_tokens=flags.max_new_tokens,

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import fast
 from adapters import Tuning
-from checkpoint import (as_saved, checkpoints, drop_old_checkpoints, find_model, load_model,
+from checkpoint import (TOY, as_saved, checkpoints, drop_old_checkpoints, find_model, load_model,
                         save_model, size_of, step_of)
 from data import (Example, Problem, chat_examples, document_examples, is_embedded, keep_data,
                   read_columns, short_name, show, spells_marker, train_and_test, usual_test_set)
@@ -661,8 +661,7 @@ def print_plan(job: Job) -> None:
         print(f"note       {measured} test problems are few: an accuracy is known to about "
               f"±{100 / measured ** 0.5:.0f} points; give an --eval-dataset, or more problems")
     if job.source == find_model("tiny") and not is_embedded(args.dataset):
-        print("note       tiny is a toy that knows the stories of its own sets alone; for other "
-              "problems give --model Qwen/Qwen2.5-0.5B-Instruct")
+        print(f"note       {TOY}")
 
 
 def run(job: Job, model: Qwen2) -> None:
