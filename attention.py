@@ -278,3 +278,7 @@ class KVCache:
         scores = scores.transpose(2, 3).contiguous().add_(self.mask)  # [B, K, H/K, S]
         weights = scores.softmax(-1)
         return (weights @ v).flatten(1, 2)  # [B, K, H/K, h] -> [B, H, h]
+
+
+if __name__ == "__main__":
+    print(__doc__)

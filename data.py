@@ -28,7 +28,7 @@ from torch import Tensor
 
 import synthetic
 from answers import extract_answer
-from flags import run_command
+from flags import did_you_mean, run_command
 from runtime import UsageError, UserError, check_regular, hash_of, round_up, write_text
 from tokenizer import MARKERS, Tokenizer
 
@@ -116,8 +116,10 @@ def load_problems(name: str, split: str = "train", limit: int | None = None, see
 
     if not sources.is_known(name):
         if not Path(name).is_file():
-            raise UserError(f"{name}: no such file, and no data set of that name; "
-                            f"known are {known_names()}")
+            files = map(str, Path(name).parent.glob("*.json*"))
+            sets = (*synthetic.DATASETS, *sources.SETS, *files)
+            raise UserError(f"{name}: no such file, and no data set of that name"
+                            f"{did_you_mean(name, sets)}; known are {known_names()}")
         return read_problems(Path(name), limit, columns, left_out)
     problems = []
     # ids name set, file and line, the same on every machine

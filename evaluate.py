@@ -382,7 +382,7 @@ class Flags(ApiFlags, SamplingFlags):
 
     dataset: str | None = flag(None, "problems: a set's name (its test split; python sources.py "
                                "lists them), or a file; several with commas (default: the run's "
-                               "own test problems, else mini-gsm)")
+                               "own test problems, else mini-gsm)", group="problems and results")
     columns: str | None = flag(None, "columns of the file of --dataset, if they have other names: "
                                "question=prompt,answer=target")
     split: str = flag("test", "part of a named set: test, or train (samples for a verifier)",
@@ -453,8 +453,8 @@ def print_notes(flags: Flags, problems: list[Problem], left_out: Counter[str]) -
     hashes = trained_on(Path(flags.run)) if flags.run else set()
     known = sum(hash_of(problem.key) in hashes for problem in problems)
     if known:
-        print(f"warning    {known} of the {len(problems)} problems were trained on by this run: the "
-              "figures say little about new ones", flush=True)
+        print(f"warning    {known} of the {len(problems)} problems were trained on by this run: "
+              "the figures say little about new ones", flush=True)
 
 
 def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Counter[str]]:

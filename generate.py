@@ -43,7 +43,7 @@ from flags import flag, parse_flags, run_command
 from methods import Run, load_adapter, load_run, read_settings
 from model import Qwen2
 from runtime import (UsageError, keep_freed_memory, pick_device, pick_dtype, printable, round_up,
-                     rows_in_cache)
+                     rows_in_cache, use_threads)
 from tokenizer import Tokenizer
 
 CACHE_BYTES = 1 << 30  # most memory of keys and values, unless the number of rows is given
@@ -377,7 +377,8 @@ class DecodingFlags:
     """The flags of every command in which a model answers, whether it is ours or a server's."""
 
     system: str | None = flag(
-        None, "system prompt (default: the run's, else the checkpoint's own; to a server none)")
+        None, "system prompt (default: the run's, else the checkpoint's own; to a server none)",
+        group="answering")
     samples: int = flag(1, "completions of each problem", least=1)
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
     top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability",
@@ -387,8 +388,10 @@ class DecodingFlags:
         MAX_NEW_TOKENS, "longest completion in tokens; the model's positions may leave less",
         least=1)
     seed: int = flag(0, "seed of the sampling", least=0)
-    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N", group="machine")
     dtype: str = flag("auto", "auto, bf16 or fp32")
+    threads: int | None = flag(None, "processor threads (default: OMP_NUM_THREADS, else all)",
+                               least=1, most=1024)
     debug: bool = flag(False, "show the traceback of an error")
 
 
@@ -397,7 +400,7 @@ class ApiFlags:
     """The flags of every command that can ask a server."""
 
     api_model: str | None = flag(
-        None, "ask this model of a server instead (its key: OPENAI_API_KEY)")
+        None, "ask this model of a server instead (its key: OPENAI_API_KEY)", group="a server")
     api_base: str | None = flag(
         None, "the server's address, mostly ending in /v1 (default: OPENAI_BASE_URL)")
     api_concurrency: int = flag(8, "requests under way at a time", least=1, most=256)
@@ -416,7 +419,8 @@ class ApiFlags:
 class SamplingFlags(DecodingFlags):
     """The flags of every command in which one of our own models answers."""
 
-    run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
+    run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt",
+                           group="one of our own models")
     model: str | None = flag(
         None, "model without a run: tiny, tiny-large, a folder or a hub id (default: tiny)")
     adapter: str | None = flag(
@@ -477,6 +481,7 @@ def load_asked(flags: SamplingFlags) -> Run:
     check_named(flags)
     check_samples(flags)
     keep_freed_memory()
+    use_threads(flags.threads)
     device = pick_device(flags.device)
     dtype = pick_dtype(flags.dtype, device)
     model = flags.model or "tiny"

@@ -43,7 +43,7 @@ from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib,
                      pick_device, pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
-                     whole_folder, write_json)
+                     use_threads, whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
@@ -99,7 +99,7 @@ OWN_EPOCHS = 5.0  # of an embedded model on data that are no embedded set, inste
 # What may differ if a run goes on, and is then the run's own; and what is not stored.
 STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset", "keep",
                     "save_every", "save_minutes", "log_every")
-FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "plain", "debug")
+FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "threads", "plain", "debug")
 WRONG_SHOWN = 3
 FEW = 100  # test problems, of which an accuracy is told with a warning
 MOST_HELD_OUT = 200  # test problems whose loss --eval-every measures
@@ -110,7 +110,8 @@ MOST_STEPS = 10**7  # of a run; a larger number is a slip
 class Flags:
     """The flags of every method."""
 
-    method: str | None = flag(None, "which parameters train", choices=tuple(METHODS))
+    method: str | None = flag(None, "which parameters train", choices=tuple(METHODS),
+                              group="what trains")
     objective: str = flag("supervised", "what they learn: the answers of problems; every token of "
                           "plain texts (cpt, continued pre-training); from rewards of the model's "
                           "own answers (grpo); to judge solutions (verifier); from a teacher "
@@ -122,7 +123,7 @@ class Flags:
                                 "method or another", alias="--from")
     dataset: str = flag("mini-gsm", "training problems: a set's name (python sources.py lists "
                                     "them), hub:owner/name/path.jsonl, or a file; several with "
-                                    "commas")
+                                    "commas", group="data")
     columns: str | None = flag(None, "columns of the file of --dataset, if they have other names: "
                                "question=prompt,solution=target")
     eval_dataset: str | None = flag(None, "test problems (default: the set's own; math500 for math "
@@ -136,7 +137,7 @@ class Flags:
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure",
                                   least=0)
     steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1,
-                             most=MOST_STEPS)
+                             most=MOST_STEPS, group="training")
     epochs: float | None = flag(None, "passes over the training problems (instead of --steps)",
                                 least=0.001, most=1e6)
     tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to "
@@ -149,18 +150,16 @@ class Flags:
     clip: float = flag(1.0, "largest norm of the gradient", least=1e-6)
     max_length: int | None = flag(None, "longest example in tokens: longer chats are dropped, "
                                         "longer texts are cut into windows", least=3)
-    max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1)
+    max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1,
+                                      group="measuring and answering")
     calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the "
                                    "result: when measuring, and in what it writes to learn from")
-    grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less "
-                                        "memory, a third slower")
-    plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
-                       "more memory")
     system: str | None = flag(None, "system prompt (default: the one in the checkpoint's template)")
     seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded "
                         "set",
                      least=0)
-    output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)")
+    output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)",
+                                  group="the run")
     resume: str | None = flag(None, "go on with the run in this folder, with its settings")
     keep: int = flag(0, "checkpoints kept when the run has ended; before, the last one is always "
                         "there", least=0)
@@ -170,8 +169,15 @@ class Flags:
     eval_every: int = flag(0, "steps between measurements of the loss on the test problems (at "
                               f"most {MOST_HELD_OUT}); the checkpoint of the lowest is kept",
                            least=0)
-    dtype: str = flag("auto", "precision of products and frozen weights: auto, bf16 or fp32")
+    dtype: str = flag("auto", "precision of products and frozen weights: auto, bf16 or fp32",
+                      group="machine")
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = flag(None, "processor threads (default: OMP_NUM_THREADS, else all)",
+                               least=1, most=1024)
+    grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less "
+                                        "memory, a third slower")
+    plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
+                       "more memory")
     show_example: bool = flag(False, "print one training example with its targets marked, and exit")
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -577,7 +583,7 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
         print(printable(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; "
                         "the model wrote:"))
         print(*(f"  | {printable(line)}" for line in record["text"].splitlines()), sep="\n")
-    print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, evals/)")
+    print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, data/, evals/)")
     calculator = " --calculator" if job.args.calculator else ""
     print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7"
           f"{calculator}")
@@ -732,6 +738,7 @@ def main(argv: list[str]) -> None:
     """Read the flags and the data, make the run's folder, and run."""
     args, own, goals = read_flags(argv)
     keep_freed_memory()
+    use_threads(args.threads)
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
     args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it

@@ -209,3 +209,7 @@ def history_of(folder: Path) -> list[dict]:
     args, _ = read_run(folder)
     told = ("model", "method", "objective", "dataset", "steps", "epochs", "tokens", "seed")
     return [*args.get("history", []), {"run": str(folder), **{key: args.get(key) for key in told}}]
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -393,3 +393,7 @@ def _short(answer: str | None, most: int = 40) -> str:
         return "(none)"
     line = one_line(answer)
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+if __name__ == "__main__":
+    print(__doc__)

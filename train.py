@@ -376,3 +376,7 @@ def log_record(step: int, loss: float, rate: float, grad_norm: float, since: Tra
             "tokens_per_second": since.tokens / since.seconds,
             "target_tokens_per_second": since.target_tokens / since.seconds,
             "memory_mib": peak_memory_mib(device)}
+
+
+if __name__ == "__main__":
+    print(__doc__)
