@@ -179,7 +179,7 @@ def test_the_requirements_are_those_of_pyproject():
     ranges = project["project"]["dependencies"]
     assert len(ranges) == len(requirements("requirements.txt"))
     assert all(map(within, requirements("requirements.txt"), ranges))
-    assert not within("torch==3.0.0", "torch>=2.13,<3") and not within("a==2.14", "b>=2.13,<3")
+    assert not within("torch==3.0.0", "torch>=2.13,<3") and not within("torch==2.9", "torch>=2.13,<3")
     assert {line.partition("==")[0].replace("-", "_")
             for line in requirements("requirements.txt")} == PACKAGES - {"tqdm"}
     developers = requirements("requirements-dev.txt")
