@@ -252,3 +252,7 @@ def load_adapted(model: nn.Module, folder: Path, tensors: dict[str, Tensor],
         for name, parameter in trainable.items():
             parameter.copy_(tensors[key_of(name)])
     return trainable
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -573,6 +573,7 @@ def _plain_integer(text: str) -> int | None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python answers.py GOLD COMPLETION")
-    extracted = extract_answer(sys.argv[2])
+    bare = equivalent(sys.argv[1], sys.argv[2])  # an answer alone, such as \frac{1}{2}
+    extracted = sys.argv[2] if bare else extract_answer(sys.argv[2])
     verdict = "equal" if equivalent(sys.argv[1], extracted) else "not equal"
     print(f"{extracted}: {verdict}")

@@ -21,7 +21,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from runtime import round_up
 
@@ -178,6 +177,8 @@ def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     share keys without a copy. In fp32, torch holds them.
     """
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, n, tokens, h]
+    from torch.nn.attention.bias import causal_lower_right  # here: it takes a second to import
+
     triangle = causal_lower_right(q.shape[2], k.shape[2])
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=triangle, enable_gqa=True)
     return mixed.transpose(1, 2)  # [B, H, S, h] -> [B, S, H, h]
@@ -277,3 +278,7 @@ class KVCache:
         scores = scores.transpose(2, 3).contiguous().add_(self.mask)  # [B, K, H/K, S]
         weights = scores.softmax(-1)
         return (weights @ v).flatten(1, 2)  # [B, K, H/K, h] -> [B, H, h]
+
+
+if __name__ == "__main__":
+    print(__doc__)

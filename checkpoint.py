@@ -61,6 +61,10 @@ def find_model(name: str) -> Path:
     return _from_hub(name)
 
 
+TOY = ("tiny is a toy that knows the stories of its own sets alone; for other problems give "
+       "--model Qwen/Qwen2.5-0.5B-Instruct")
+
+
 def size_of(name: str) -> str:
     """Which defaults a model takes: those of the embedded ones, "tiny", or those of "real" ones."""
     return "tiny" if name in EMBEDDED else "real"
@@ -342,8 +346,8 @@ def save_state(folder: Path, tensors: dict[str, Tensor], info: dict) -> None:
         write_tensors(temporary / "state.safetensors", tensors)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors (on the CPU) and info of a training state.
+def load_state(folder: Path, part: str = "") -> tuple[dict[str, Tensor], dict]:
+    """Tensors (on the CPU) and info of a training state; of the tensors those named `part`...
 
     Raises UserError if the folder is not whole.
     """
@@ -351,7 +355,8 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
     with _open(Path(folder) / "state.safetensors") as file:
         # Copied out of the mapped file: torch aligns its own memory, and on a CPU the last bit of a
         # product can hang on that. A resumed run shall give the same bits.
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, info
+        return {name: file.get_tensor(name).clone() for name in file.keys()
+                if name.startswith(part)}, info
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -372,12 +377,15 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def drop_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints, now that the newest is whole.
+def drop_old_checkpoints(folder: Path, keep: int, spared: int | None = None) -> None:
+    """Delete all but the last `keep` checkpoints and that of step `spared`.
 
     Each first takes the name of a temporary folder: half a checkpoint never bears a step's name.
     """
-    for old in checkpoints(folder)[:-keep]:
+    whole = checkpoints(folder)
+    for old in whole[: max(0, len(whole) - keep)]:
+        if step_of(old) == spared:
+            continue
         doomed = old.with_name(f".{old.name}.{os.getpid()}.tmp")
         os.replace(old, doomed)
         shutil.rmtree(doomed)

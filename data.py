@@ -28,8 +28,8 @@ from torch import Tensor
 
 import synthetic
 from answers import extract_answer
-from flags import run_command
-from runtime import UsageError, UserError, hash_of, round_up, write_text
+from flags import did_you_mean, run_command
+from runtime import UsageError, UserError, check_regular, hash_of, round_up, write_text
 from tokenizer import MARKERS, Tokenizer
 
 HELD_OUT = 200  # at most so many problems of a file are kept for measuring
@@ -116,8 +116,10 @@ def load_problems(name: str, split: str = "train", limit: int | None = None, see
 
     if not sources.is_known(name):
         if not Path(name).is_file():
-            raise UserError(f"{name}: no such file, and no data set of that name; "
-                            f"known are {known_names()}")
+            files = map(str, Path(name).parent.glob("*.json*"))
+            sets = (*synthetic.DATASETS, *sources.SETS, *files)
+            raise UserError(f"{name}: no such file, and no data set of that name"
+                            f"{did_you_mean(name, sets)}; known are {known_names()}")
         return read_problems(Path(name), limit, columns, left_out)
     problems = []
     # ids name set, file and line, the same on every machine
@@ -152,6 +154,11 @@ def short_name(name: str) -> str:
     stem = Path(names[0]).name.removesuffix(".gz")
     stem = stem.rpartition(".")[0] or stem
     return stem + f"+{len(names) - 1}" * (len(names) > 1)
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a flag names embedded sets alone: they are endless, and have a test split."""
+    return all(part in synthetic.DATASETS for part in set_names(name))
 
 
 def known_names() -> str:
@@ -235,11 +242,11 @@ def spells_marker(problem: Problem) -> bool:
 
 def to_record(problem: Problem) -> dict:
     """The record that `parse_record` reads back as this problem; empty fields are left out."""
-    from forms import gold_of
-
     if problem.text:
         content = {"text": problem.text}
     elif problem.messages:
+        from forms import gold_of  # here: an embedded set needs none of it
+
         content = {"messages": list(problem.messages)}
         if problem.answer != gold_of(problem.solution):
             content["answer"] = problem.answer
@@ -270,7 +277,7 @@ def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: 
     """
     left_out = Counter() if left_out is None else left_out
     tested_on = eval_dataset or dataset
-    made = all(name in synthetic.DATASETS for name in set_names(tested_on))
+    made = is_embedded(tested_on)
     problems = load_problems(dataset, "train", None, seed, columns, left_out)
     if eval_dataset or made:
         tests = load_problems(tested_on, "test")
@@ -325,6 +332,33 @@ def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Proble
     held = {p.key: p for p in reversed(problems) if p.key in test and p.answer}
     first = [p for p in problems if held.get(p.key) is p]
     return [p for p in problems if p.key not in test], first
+
+
+# ------------------------------------------------------------------------- what a run keeps of them
+
+
+def keep_data(folder: Path, problems: list[Problem], tests: list[Problem],
+              earlier: Path | None = None) -> None:
+    """Write `data/test.jsonl`, the test problems, and `data/trained.txt`, a hash a line of what
+    each training problem asks; those of the run `earlier`, at whose end this one starts, too."""
+    keys = trained_on(earlier) if earlier else set()
+    keys |= {hash_of(problem.key) for problem in problems}
+    write_text(folder / "data" / "trained.txt", "".join(f"{key:016x}\n" for key in sorted(keys)))
+    if tests:
+        write_problems(folder / "data" / "test.jsonl", tests)
+
+
+def trained_on(run: Path) -> set[int]:
+    """The hashes of what a run was trained on; none of a run that does not say it."""
+    path = Path(run) / "data" / "trained.txt"
+    if not path.exists():
+        return set()
+    check_regular(path)
+    try:
+        return {int(line, 16) for line in path.read_text(encoding="ascii").split()}
+    except ValueError:
+        raise UserError(f"{path}: not a hash a line; remove this file, and nothing is said about "
+                        "problems that were trained on") from None
 
 
 # ----------------------------------------------------------------------------------------- examples

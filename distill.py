@@ -200,3 +200,7 @@ def written(question: Example, done) -> Example:
 
 
 OBJECTIVE = Objective(examples=examples, begin=begin, flags=Flags)
+
+
+if __name__ == "__main__":
+    print(__doc__)

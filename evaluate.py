@@ -1,10 +1,11 @@
 """Measure a model on problems: generate, grade, count. Every completion is kept for an audit.
 
     python evaluate.py                               # the embedded model on the embedded problems
+    python evaluate.py --run runs/NAME               # a run on its own test problems
     python evaluate.py --run runs/NAME --dataset mini-math --samples 8 --temperature 0.7
     python evaluate.py --model Qwen/Qwen2.5-0.5B --dataset test.jsonl --shots 4 \\
         --shots-dataset train.jsonl
-    python evaluate.py --run runs/NAME --versus runs/NAME/evals/before   # which problems changed
+    python evaluate.py --read runs/NAME/evals/after --versus runs/NAME/evals/before # what changed
     python evaluate.py --regrade runs/NAME/evals/after       # grade its completions again
     python evaluate.py --api-base http://HOST:8000/v1 --api-model NAME    # a model behind a server
 
@@ -29,6 +30,7 @@ import json
 import math
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,18 +40,22 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Problem, has_split, load_problems, prompt_of, read_columns, short_name
-from flags import flag, given_flags, run_command
+from checkpoint import TOY
+from data import (Problem, has_split, is_embedded, load_problems, prompt_of, read_columns,
+                  short_name, trained_on)
+from flags import flag, given_flags, run_command, unread_output
 from generate import (MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked,
-                      open_calculator)
-from methods import load_run, read_run
+                      open_calculator, with_budget)
+from methods import load_run, read_run, read_settings
 from model import Qwen2
 from runtime import (UsageError, UserError, check_regular, clock, describe_machine, dtype_name,
-                     locked, new_directory, pick_device, pick_dtype, read_json, remove_leftovers,
-                     text_sha256, write_json, write_text)
+                     hash_of, locked, new_directory, pick_device, pick_dtype, read_json,
+                     remove_leftovers, text_sha256, write_json, write_text)
 from score import (Report, by_problem, compare_evaluations, grade_again, place, read_finished,
                    read_records, record_of, report_lines, score, summarise, versus_lines)
 from tokenizer import Tokenizer
+
+TOLD_EVERY = 30.0  # seconds between lines of progress where no bar is shown
 
 # recipes.client and recipes.teacher are imported only by the functions that ask a server: a
 # training imports this module, and needs no HTTP client.
@@ -288,7 +294,7 @@ def _begin(folder: Path, settings: dict, done: list[dict]) -> None:
 
 def _append(folder: Path, records: Iterable[dict], done: int, total: int) -> list[dict]:
     """Append each record to generations.jsonl as it comes; returns all of them."""
-    written = []
+    written, told = [], time.monotonic()
     bar = tqdm(total=total, initial=done, desc="evaluate", leave=False,
                disable=not sys.stderr.isatty())
     with bar, open(folder / "generations.jsonl", "a", encoding="utf-8") as file:
@@ -297,6 +303,11 @@ def _append(folder: Path, records: Iterable[dict], done: int, total: int) -> lis
             file.write(_line(record))
             file.flush()
             bar.update()
+            if bar.disable and time.monotonic() - told >= TOLD_EVERY:
+                told = time.monotonic()
+                with unread_output(sys.stderr):
+                    print(f"evaluate   {done + len(written)} of {total} completions",
+                          file=sys.stderr, flush=True)
     return written
 
 
@@ -369,8 +380,9 @@ def beside_verifier(report: Report, flags: "Flags", folder: Path) -> Report:
 class Flags(ApiFlags, SamplingFlags):
     """The flags of `python evaluate.py`."""
 
-    dataset: str = flag("mini-gsm", "problems: a set's name (its test split; python sources.py "
-                        "lists them), or a file; several with commas")
+    dataset: str | None = flag(None, "problems: a set's name (its test split; python sources.py "
+                               "lists them), or a file; several with commas (default: the run's "
+                               "own test problems, else mini-gsm)", group="problems and results")
     columns: str | None = flag(None, "columns of the file of --dataset, if they have other names: "
                                "question=prompt,answer=target")
     split: str = flag("test", "part of a named set: test, or train (samples for a verifier)",
@@ -385,6 +397,9 @@ class Flags(ApiFlags, SamplingFlags):
                       " of the chat; for base models", least=0)
     shots_dataset: str | None = flag(
         None, "the file or set of the --shots (default: the set's own training split)")
+    read: str | None = flag(
+        None, "a finished evaluation's folder, to print its report again; with --versus, to compare"
+        " two without a model")
     versus: str | None = flag(
         None, "another evaluation's folder, to compare with problem by problem")
     regrade: str | None = flag(
@@ -415,10 +430,41 @@ def worked_examples(flags: Flags, problems: list[Problem]) -> list[Problem]:
     return [list(pool.values())[index] for index in chosen]
 
 
-def problems_asked(flags: Flags) -> tuple[list[Problem], Counter[str]]:
-    """The problems of --dataset, checked before a model is loaded and a folder is made; and how
-    many rows are left out, by reason."""
+def with_test_set(flags: Flags) -> tuple[Flags, Path | None]:
+    """The flags with a name for --dataset; and, if none is given, the file in which the run keeps
+    its test problems."""
+    if flags.dataset:
+        return flags, None
+    if not flags.run:
+        return replace(flags, dataset="mini-gsm"), None
+    args, _ = read_settings(Path(flags.run))
+    name = args.get("eval_dataset") or args.get("dataset")
+    if not isinstance(name, str):
+        raise UserError(f"{flags.run}/args.json: dataset is no name; give --dataset")
+    kept = Path(flags.run) / "data" / "test.jsonl"
+    return replace(flags, dataset=name), kept if kept.exists() and flags.split == "test" else None
+
+
+def print_notes(flags: Flags, problems: list[Problem], left_out: Counter[str]) -> None:
+    """Rows that are left out, and a warning if the run was trained on some of the problems."""
+    if left_out:
+        reasons = ", ".join(f"{rows} {reason}" for reason, rows in left_out.most_common())
+        print(f"left out   {left_out.total()} rows: {reasons}", flush=True)
+    hashes = trained_on(Path(flags.run)) if flags.run else set()
+    known = sum(hash_of(problem.key) in hashes for problem in problems)
+    if known:
+        print(f"warning    {known} of the {len(problems)} problems were trained on by this run: "
+              "the figures say little about new ones", flush=True)
+
+
+def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Counter[str]]:
+    """The problems of --dataset or of the run's `own` file, checked before a model is loaded and a
+    folder is made; and how many rows are left out, by reason."""
     left_out: Counter[str] = Counter()
+    if own:
+        problems = load_problems(str(own), limit=flags.limit)
+        check_problems(problems)
+        return problems, left_out
     problems = load_problems(flags.dataset, flags.split, flags.limit,
                              columns=read_columns(flags.columns), left_out=left_out)
     check_problems(problems)
@@ -431,12 +477,13 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
         raise UsageError("--verifier chooses among several samples: give --samples")
     if flags.verifier:
         read_run(Path(flags.verifier))  # an error is better before hours of generation
-    problems, left_out = problems_asked(flags)
+    flags, own = with_test_set(with_budget(flags))
+    problems, left_out = problems_asked(flags, own)
     shots = worked_examples(flags, problems)
     run, teacher = _open_asked(flags)
     folder = _output_folder(flags)
     print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
-    print(*(f"left out   {rows} rows: {why}\n" for why, rows in left_out.items()), sep="", end="")
+    print_notes(flags, problems, left_out)
 
     def once(part: Path, sampling: dict) -> Report:
         """One evaluation into `part`; without `sampling` it is greedy."""
@@ -485,7 +532,8 @@ def _output_folder(flags: Flags) -> Path:
 
 
 def _name(flags: Flags) -> str:
-    return flags.api_model or flags.run or flags.model or "tiny"
+    at = f" at {flags.checkpoint}" if flags.checkpoint else ""
+    return (flags.api_model or flags.run or flags.model or "tiny") + at
 
 
 def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]:
@@ -501,6 +549,8 @@ def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]
     greedy = ", and one greedy" if flags.samples > 1 else ""
     lines.append(f"data       {flags.dataset}, {problems} problems,"
                  f" {flags.samples} completion(s) each, {decoding}{greedy}")
+    if run and not (flags.run or flags.model or is_embedded(flags.dataset)):
+        lines.append(f"note       {TOY}")
     if shots:
         lines.append(f"shots      {shots} worked examples of {flags.shots_dataset or flags.dataset}"
                      " before each question")
@@ -530,18 +580,29 @@ def regrade_asked(flags: Flags) -> tuple[Report, Path]:
     return report, folder
 
 
+def refuse_idle(words: dict) -> None:
+    """Raise UsageError for flags that do nothing beside --regrade or --read."""
+    for name, useful in (("regrade", {"versus", "output_dir"}), ("read", {"versus"})):
+        idle = words.keys() - useful - {name, "debug"}
+        if words.get(name) and idle:
+            spelled = ", ".join("--" + word.replace("_", "-") for word in sorted(idle))
+            raise UsageError(f"--{name} generates nothing: {spelled} would have no effect; leave "
+                             "it out")
+
+
 def main(argv: list[str]) -> None:
     """`python evaluate.py`: evaluate or grade again, and print the report."""
     words = given_flags(Flags, argv, __doc__)
     flags = Flags(**words)
-    idle = words.keys() - {"regrade", "versus", "output_dir", "debug"}
-    if flags.regrade and idle:
-        spelled = ", ".join("--" + name.replace("_", "-") for name in sorted(idle))
-        raise UsageError(
-            f"--regrade generates nothing: {spelled} would have no effect; leave it out")
+    refuse_idle(words)
     # Read first: an error is better before hours of generation than after them.
     other = read_finished(Path(flags.versus)) if flags.versus else None
-    report, folder = regrade_asked(flags) if flags.regrade else evaluate_asked(flags, argv)
+    if flags.read:
+        folder = Path(flags.read)
+        records, seconds = grade_again(read_finished(folder))
+        report = Report(summarise(records) | {"grading_seconds_per_1000": seconds}, records)
+    else:
+        report, folder = regrade_asked(flags) if flags.regrade else evaluate_asked(flags, argv)
     print(*report_lines(report.result), sep="\n")
     if "verifier" in report.result:
         import verifier

@@ -395,3 +395,7 @@ def checkpoint_layers(model: Qwen2) -> None:
 
     for layer in model.model.layers:
         layer.forward = functools.partial(recompute, layer.forward)
+
+
+if __name__ == "__main__":
+    print(__doc__)

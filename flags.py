@@ -11,6 +11,7 @@ flag is an error.
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import errno
 import inspect
 import json
@@ -40,20 +41,36 @@ class Terminated(KeyboardInterrupt):
 
 def flag(default, help: str, *, alias: str | None = None, choices: Sequence | None = None,
          least: float | None = None, most: float | None = None, positional: bool = False,
-         free: bool = False):
+         free: bool = False, group: str | None = None):
     """A dataclass field that is a flag. `least` and `most` are inclusive bounds of a number.
 
     `default=dataclasses.MISSING` makes the flag required. A positional argument that has a default
-    may be left out. A method's flag that is `free` may change when its result trains further.
+    may be left out. A method's flag that is `free` may change when its result trains further. A
+    `group` is a heading of --help, over this flag and those after it.
     """
     about = dict(help=help, alias=alias, choices=choices, least=least, most=most,
-                 positional=positional, free=free)
+                 positional=positional, free=free, group=group)
     return dataclasses.field(default=default, metadata=about)
 
 
 class _CommandParser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise UsageError(f"{message}; --help lists the flags")
+        """Raise UsageError, with the flag or the choice that a wrong word is near to."""
+        said = message.partition(" (choose")[0]
+        known = list(self._option_string_actions)
+        if "invalid choice" in said:
+            known += [choice for action in self._actions for choice in action.choices or ()]
+        wrong = (word.strip("':").partition("=")[0] for word in said.split())
+        near = next(filter(None, (did_you_mean(word, known) for word in wrong)), "")
+        raise UsageError(f"{message}{near}; --help lists the flags")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Words for an error about a name that is none of `known`: the one that it is near to, if any.
+    """
+    known = list(known)
+    near = [] if word in known else difflib.get_close_matches(word, known, 1, 0.7)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def parse_flags(cls: type, argv: list[str], description: str | None = None):
@@ -85,6 +102,8 @@ def given_flags(cls_or_classes: type | tuple[type, ...], argv: list[str],
                 raise ValueError(f"{field.name}: a field of {owners[field.name].__name__}"
                                  f" and of {cls.__name__}")
             owners[field.name] = cls
+            if field.metadata["group"]:
+                group = parser.add_argument_group(field.metadata["group"])
             try:
                 _add_flag(group, field, hints[field.name])
             except argparse.ArgumentError as error:  # two aliases, or an alias and a name
@@ -201,6 +220,9 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         raise Terminated
 
     _never_fail_to_encode()
+    if not _has_working_directory():
+        _tell("error: the working directory has been removed; change to another")
+        return 1
     before = {number: signal.signal(number, terminate) for number in _ends()}
     try:
         main(argv)
@@ -220,6 +242,14 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _ends() -> list[int]:

@@ -36,14 +36,14 @@ import torch
 from torch import Tensor
 
 from attention import KVCache, PackedAttention
-from checkpoint import find_model, load_model
+from checkpoint import TOY, find_model, load_model
 from data import shared_beginning
 from fast import RecordedSteps
 from flags import flag, parse_flags, run_command
-from methods import Run, load_adapter, load_run
+from methods import Run, load_adapter, load_run, read_settings
 from model import Qwen2
 from runtime import (UsageError, keep_freed_memory, pick_device, pick_dtype, printable, round_up,
-                     rows_in_cache)
+                     rows_in_cache, use_threads)
 from tokenizer import Tokenizer
 
 CACHE_BYTES = 1 << 30  # most memory of keys and values, unless the number of rows is given
@@ -377,7 +377,8 @@ class DecodingFlags:
     """The flags of every command in which a model answers, whether it is ours or a server's."""
 
     system: str | None = flag(
-        None, "system prompt (default: the run's, else the checkpoint's own; to a server none)")
+        None, "system prompt (default: the run's, else the checkpoint's own; to a server none)",
+        group="answering")
     samples: int = flag(1, "completions of each problem", least=1)
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
     top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability",
@@ -387,8 +388,10 @@ class DecodingFlags:
         MAX_NEW_TOKENS, "longest completion in tokens; the model's positions may leave less",
         least=1)
     seed: int = flag(0, "seed of the sampling", least=0)
-    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N", group="machine")
     dtype: str = flag("auto", "auto, bf16 or fp32")
+    threads: int | None = flag(None, "processor threads (default: OMP_NUM_THREADS, else all)",
+                               least=1, most=1024)
     debug: bool = flag(False, "show the traceback of an error")
 
 
@@ -397,7 +400,7 @@ class ApiFlags:
     """The flags of every command that can ask a server."""
 
     api_model: str | None = flag(
-        None, "ask this model of a server instead (its key: OPENAI_API_KEY)")
+        None, "ask this model of a server instead (its key: OPENAI_API_KEY)", group="a server")
     api_base: str | None = flag(
         None, "the server's address, mostly ending in /v1 (default: OPENAI_BASE_URL)")
     api_concurrency: int = flag(8, "requests under way at a time", least=1, most=256)
@@ -416,12 +419,19 @@ class ApiFlags:
 class SamplingFlags(DecodingFlags):
     """The flags of every command in which one of our own models answers."""
 
-    run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
+    run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt",
+                           group="one of our own models")
     model: str | None = flag(
         None, "model without a run: tiny, tiny-large, a folder or a hub id (default: tiny)")
     adapter: str | None = flag(
         None, "folder in peft's form, whoever made it; --model names its base")
+    checkpoint: str | None = flag(
+        None, "of --run, which may not have ended: what it had trained at step-N, a folder of its "
+        "checkpoints/")
     calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the result")
+    max_new_tokens: int | None = flag(
+        None, "longest completion in tokens; the model's positions may leave less (default: the "
+        f"run's, else {MAX_NEW_TOKENS})", least=1)
 
 
 @dataclass(kw_only=True)
@@ -448,17 +458,35 @@ def open_calculator(tokenizer: Tokenizer,
     return Calculator(tokenizer)
 
 
-def load_asked(flags: SamplingFlags) -> Run:
-    """The run, adapter or model that the flags name, with its system prompt or that of --system."""
+def check_named(flags: SamplingFlags) -> None:
+    """Raise UsageError unless the flags name one model."""
     if flags.run and (flags.model or flags.adapter):
         raise UsageError("--run excludes --model and --adapter: a run names its own model")
+    if flags.checkpoint and not flags.run:
+        raise UsageError("--checkpoint is one of a run: give --run too")
+
+
+def with_budget(flags: SamplingFlags) -> SamplingFlags:
+    """The flags with the longest completion of the run, if none is given."""
+    check_named(flags)
+    if flags.max_new_tokens is not None:
+        return flags
+    saved = read_settings(Path(flags.run))[0].get("max_new_tokens") if flags.run else None
+    whole = type(saved) is int and saved > 0
+    return replace(flags, max_new_tokens=saved if whole else MAX_NEW_TOKENS)
+
+
+def load_asked(flags: SamplingFlags) -> Run:
+    """The run, adapter or model that the flags name, with its system prompt or that of --system."""
+    check_named(flags)
     check_samples(flags)
     keep_freed_memory()
+    use_threads(flags.threads)
     device = pick_device(flags.device)
     dtype = pick_dtype(flags.dtype, device)
     model = flags.model or "tiny"
     if flags.run:
-        run = load_run(Path(flags.run), device, dtype)
+        run = load_run(Path(flags.run), device, dtype, checkpoint=flags.checkpoint)
     elif flags.adapter:
         run = load_adapter(Path(flags.adapter), model, device, dtype)
     else:
@@ -470,12 +498,15 @@ def load_asked(flags: SamplingFlags) -> Run:
 
 def main(argv: list[str]) -> None:
     """`python generate.py`: print the completions of one question."""
-    flags = parse_flags(Flags, argv, "Complete one question, by a model or the result of a run.")
+    flags = with_budget(parse_flags(
+        Flags, argv, "Complete one question, by a model or the result of a run."))
     question = (sys.stdin.read() if flags.question == "-" else flags.question).strip()
     if not question:
         raise UsageError("the question is empty; write it after the flags,"
                          " or write - and give it on stdin")
     run = load_asked(flags)
+    if not (flags.run or flags.model):
+        print(f"note: {TOY}", file=sys.stderr)
     prompt = run.tokenizer.prompt(question, run.system)
     completions = generate(run.model, [prompt], stop_ids=run.tokenizer.stop_ids,
                            vocab_size=run.tokenizer.size, max_new_tokens=flags.max_new_tokens,

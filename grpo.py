@@ -341,3 +341,7 @@ OBJECTIVE = Objective(
 def _flat(rows: list[tuple[float, ...]], like: Tensor) -> Tensor:
     """The numbers of all rollouts, one for each target: [N]."""
     return torch.tensor([number for row in rows for number in row], device=like.device)
+
+
+if __name__ == "__main__":
+    print(__doc__)

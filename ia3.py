@@ -57,3 +57,7 @@ def load(folder: Path, model, flags: Flags) -> Tuning:
     inner = tuple(settings.get("feedforward_modules") or ())
     return Tuning(load_adapted(model, folder, tensors, target_maps(folder, settings, model),
                                lambda name, base: IA3Linear(base, name.endswith(inner))))
+
+
+if __name__ == "__main__":
+    print(__doc__)

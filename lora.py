@@ -211,3 +211,7 @@ def load(folder: Path, model, flags: Flags) -> Tuning:
     adapt = _adapt(rank, alpha, "dora" if settings.get("use_dora") else "plain")
     maps = target_maps(folder, settings, model)
     return _tuning(load_adapted(model, folder, tensors, maps, adapt, _key), flags)
+
+
+if __name__ == "__main__":
+    print(__doc__)

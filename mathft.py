@@ -30,26 +30,24 @@ from tqdm import tqdm
 
 import fast
 from adapters import Tuning
-from checkpoint import (as_saved, checkpoints, find_model, load_model, save_model, size_of,
-                        step_of)
-from data import (Example, Problem, chat_examples, document_examples, read_columns, short_name,
-                  show, spells_marker, train_and_test, usual_test_set)
+from checkpoint import (TOY, as_saved, checkpoints, drop_old_checkpoints, find_model, load_model,
+                        save_model, size_of, step_of)
+from data import (Example, Problem, chat_examples, document_examples, is_embedded, keep_data,
+                  read_columns, short_name, show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
 from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, pick,
                    run_command, unread_output)
-from methods import (METHODS, check_args, find_method, history_of, merged_run, read_run,
-                     result_folder)
+from methods import (METHODS, check_args, find_method, goes_on_training, history_of, merged_run,
+                     read_run, result_folder, start_tuning)
 from model import Qwen2
 from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib,
                      pick_device, pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
-                     whole_folder, write_json)
+                     use_threads, whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
-from train import Objective, TrainSettings, TrainTotals, train
-
-
+from train import Objective, TrainSettings, TrainTotals, best_step, in_order, mean_loss, train
 
 
 def supervised() -> Objective:
@@ -97,10 +95,14 @@ DEFAULTS = {
              "max_new_tokens": 1024},
 }
 LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
+OWN_EPOCHS = 5.0  # of an embedded model on data that are no embedded set, instead of its steps
 # What may differ if a run goes on, and is then the run's own; and what is not stored.
-STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset")
-FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "plain", "debug")
+STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset", "keep",
+                    "save_every", "save_minutes", "log_every")
+FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "threads", "plain", "debug")
 WRONG_SHOWN = 3
+FEW = 100  # test problems, of which an accuracy is told with a warning
+MOST_HELD_OUT = 200  # test problems whose loss --eval-every measures
 MOST_STEPS = 10**7  # of a run; a larger number is a slip
 
 
@@ -108,7 +110,8 @@ MOST_STEPS = 10**7  # of a run; a larger number is a slip
 class Flags:
     """The flags of every method."""
 
-    method: str | None = flag(None, "which parameters train", choices=tuple(METHODS))
+    method: str | None = flag(None, "which parameters train", choices=tuple(METHODS),
+                              group="what trains")
     objective: str = flag("supervised", "what they learn: the answers of problems; every token of "
                           "plain texts (cpt, continued pre-training); from rewards of the model's "
                           "own answers (grpo); to judge solutions (verifier); from a teacher "
@@ -120,7 +123,7 @@ class Flags:
                                 "method or another", alias="--from")
     dataset: str = flag("mini-gsm", "training problems: a set's name (python sources.py lists "
                                     "them), hub:owner/name/path.jsonl, or a file; several with "
-                                    "commas")
+                                    "commas", group="data")
     columns: str | None = flag(None, "columns of the file of --dataset, if they have other names: "
                                "question=prompt,solution=target")
     eval_dataset: str | None = flag(None, "test problems (default: the set's own; math500 for math "
@@ -134,7 +137,7 @@ class Flags:
     eval_limit: int | None = flag(None, "use at most so many test problems; 0: do not measure",
                                   least=0)
     steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1,
-                             most=MOST_STEPS)
+                             most=MOST_STEPS, group="training")
     epochs: float | None = flag(None, "passes over the training problems (instead of --steps)",
                                 least=0.001, most=1e6)
     tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to "
@@ -147,25 +150,34 @@ class Flags:
     clip: float = flag(1.0, "largest norm of the gradient", least=1e-6)
     max_length: int | None = flag(None, "longest example in tokens: longer chats are dropped, "
                                         "longer texts are cut into windows", least=3)
-    max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1)
+    max_new_tokens: int | None = flag(None, "longest completion when measuring, in tokens", least=1,
+                                      group="measuring and answering")
     calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the "
                                    "result: when measuring, and in what it writes to learn from")
-    grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less "
-                                        "memory, a third slower")
-    plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
-                       "more memory")
     system: str | None = flag(None, "system prompt (default: the one in the checkpoint's template)")
     seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded "
                         "set",
                      least=0)
-    output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)")
+    output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)",
+                                  group="the run")
     resume: str | None = flag(None, "go on with the run in this folder, with its settings")
-    keep: int = flag(1, "checkpoints kept", least=1)
-    save_every: int = flag(0, "steps between checkpoints; 0: at the end and when "
-                              "interrupted", least=0)
+    keep: int = flag(0, "checkpoints kept when the run has ended; before, the last one is always "
+                        "there", least=0)
+    save_minutes: float = flag(5.0, "minutes between checkpoints; 0: none by the clock", least=0)
+    save_every: int = flag(0, "steps between checkpoints, besides; 0: none", least=0)
     log_every: int = flag(10, "steps between lines of the log", least=1)
-    dtype: str = flag("auto", "precision of products and frozen weights: auto, bf16 or fp32")
+    eval_every: int = flag(0, "steps between measurements of the loss on the test problems (at "
+                              f"most {MOST_HELD_OUT}); the checkpoint of the lowest is kept",
+                           least=0)
+    dtype: str = flag("auto", "precision of products and frozen weights: auto, bf16 or fp32",
+                      group="machine")
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = flag(None, "processor threads (default: OMP_NUM_THREADS, else all)",
+                               least=1, most=1024)
+    grad_checkpoint: bool = flag(False, "compute each layer twice instead of keeping it: less "
+                                        "memory, a third slower")
+    plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
+                       "more memory")
     show_example: bool = flag(False, "print one training example with its targets marked, and exit")
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -210,7 +222,8 @@ class Job:
 
 def defaults_table() -> str:
     """What a flag that is not given means, as text for --help."""
-    lines = ["Defaults by model and method (--objective supervised):"]
+    lines = ["Defaults by model and method (--objective supervised; tiny on other than embedded "
+             f"sets: --epochs {OWN_EPOCHS:g}):"]
     for size in DEFAULTS:
         for name, method in METHODS.items():
             values = DEFAULTS[size] | method.DEFAULTS[size]
@@ -258,6 +271,9 @@ def read_flags(argv: list[str]) -> tuple[Flags, object, object]:
         raise UsageError(f"--{lengths[0]} says nothing about --objective {words['objective']}; "
                          f"give --{' or --'.join(objective.lengths)}")
     usual = usual_values(size, method, objective)
+    own_data = not is_embedded(words.get("dataset", Flags.dataset))
+    if own_data and size == "tiny" and "steps" not in objective.defaults[size]:
+        usual = usual | {"steps": None, "epochs": OWN_EPOCHS}
     usual["eval_dataset"] = usual_test_set(words.get("dataset", Flags.dataset))
     if lengths:
         usual = {name: value for name, value in usual.items() if name not in LENGTHS}
@@ -360,8 +376,9 @@ def continued(words: dict) -> tuple[dict, str]:
 # -------------------------------------------------------------------------------------------- model
 
 
-def start_folder(args: Flags, data: dict, *own: object) -> Path:
-    """Make the folder of a new run with its args.json, whole or not at all.
+def start_folder(args: Flags, data: dict, problems: list[Problem], tests: list[Problem],
+                 *own: object) -> Path:
+    """Make the folder of a new run with its args.json and its data, whole or not at all.
 
     `data` is what `describe_examples` says of the training data. If the run starts from the adapter
     of another method, that adapter is merged, and the merged model is written to `base/`: it is
@@ -380,6 +397,7 @@ def start_folder(args: Flags, data: dict, *own: object) -> Path:
                 save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype)
             settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
             settings |= {"output_dir": str(folder), "history": history, "data": data}
+            keep_data(temporary, problems, tests, earlier)
             write_json(temporary / "args.json", settings)
     except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
         with contextlib.suppress(OSError):  # what has been written stays
@@ -407,6 +425,9 @@ def going_on(folder: Path, args: Flags, data: dict, steps: int) -> Iterator[None
         raise UserError(f"{args.dataset}: gives {how} as when {folder} began; give the data that "
                         "it began with, or start a run with --from")
     done = max(map(step_of, checkpoints(folder)), default=0)
+    if not done and (folder / "result.json").exists():
+        raise UsageError(f"the run in {folder} has ended and kept no checkpoint (--keep 1 keeps "
+                         f"one); start a run at its end with --from {folder}")
     if steps < done:
         raise UsageError(f"the run in {folder} has {done} steps behind it, and {steps} are asked "
                          "for; give more --steps")
@@ -431,18 +452,6 @@ def describe_examples(examples: list[Example]) -> dict:
     return {"examples": len(examples), "sha256": digest.hexdigest()}
 
 
-def goes_on_training(args: Flags) -> bool:
-    """Whether the run starts from an adapter of its own method."""
-    return bool(args.from_run) and read_run(Path(args.from_run))[0]["method"] == args.method
-
-
-def start_tuning(job: Job, model: Qwen2) -> Tuning:
-    """What trains: fresh, or what an earlier run of the same method has trained."""
-    if goes_on_training(job.args):
-        return job.method.load(result_folder(Path(job.args.from_run), job.method), model, job.own)
-    return job.method.start(model, job.tokenizer, job.own, job.args.system, job.args.seed)
-
-
 # ----------------------------------------------------------------------------------------- training
 
 
@@ -462,11 +471,18 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
     settings = TrainSettings(
         steps=steps, learning_rate=args.learning_rate, warmup=args.warmup, clip=args.clip,
         weight_decay=tuning.weight_decay, micro_batch_tokens=args.micro_batch_tokens,
-        log_every=args.log_every, save_every=args.save_every, keep=args.keep)
+        log_every=args.log_every, save_every=args.save_every, save_minutes=args.save_minutes,
+        eval_every=args.eval_every, keep=max(1, args.keep))
     done = step_of(last) if last else 0
     trim_metrics(job.folder / "metrics.jsonl", done)
     if done < steps:  # then a second measurement that is there belongs to a shorter run
         shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
+
+    held_out = held_out_examples(job) if args.eval_every else []
+
+    def held_out_loss() -> float:
+        front = tuning.prefix() if tuning.prefix else None
+        return mean_loss(model, held_out, front, args.micro_batch_tokens)
 
     at_work = job.objective.begin(model, job.tokenizer, tuning, job.examples, args, job.goals,
                                   job.folder)
@@ -474,13 +490,12 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
     with deferred_interrupts() as received, bar:
         totals = train(
             model, tuning.trainable, at_work.batch_at, settings, job.folder,
-            loss=at_work.loss, prefix=tuning.prefix,
+            loss=at_work.loss, prefix=tuning.prefix, held_out_loss=held_out_loss,
             rate_factors=tuning.rate_factors, resume_from=last, stop=lambda: bool(received),
             on_log=lambda record: log(job, record | at_work.figures()),
             on_step=lambda step: bar.update(step - bar.n))
     if received:
-        print(f"stopped after step {totals.steps} of {steps}; "
-              f"the checkpoint is in {job.folder / 'checkpoints'}")
+        print(f"stopped after step {totals.steps} of {steps}")
         raise KeyboardInterrupt if signal.SIGINT in received else Terminated
     return totals
 
@@ -489,11 +504,26 @@ def log(job: Job, record: dict) -> None:
     """Write a logged step to metrics.jsonl and to stdout."""
     append_metrics(job.folder / "metrics.jsonl", record)
     speed = "{target_tokens_per_second:.0f} target tokens/s"
+    held_out = "  held out {eval_loss:.4f}" if "eval_loss" in record else ""
     line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
-            f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB")
+            f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB"
+            f"{held_out}")
     with unread_output(sys.stdout):
         tqdm.write(line.format(steps=job.steps, **record))
         sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
+
+
+def held_out_examples(job: Job) -> list[Example]:
+    """The test problems as examples, for a loss. Raises UsageError if there are none."""
+    if job.objective.begin is not in_order:
+        raise UsageError(f"--eval-every measures the loss of solutions or texts, which --objective "
+                         f"{job.args.objective} does not learn; leave it out")
+    examples, _ = job.objective.examples(job.tokenizer, job.test_problems[:MOST_HELD_OUT],
+                                         job.args, job.goals)
+    if not examples:
+        raise UsageError("--eval-every: no test problem has a solution, so there is no loss; give "
+                         "another --eval-dataset")
+    return examples
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -544,13 +574,19 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
     print(f"cost       {result['train_seconds']:.1f} s for {result['steps']} steps, "
           f"{result['target_tokens_per_second']:.0f} target tokens/s, "
           f"peak memory {result['peak_memory_mib']:.0f} MiB")
+    best = best_step(job.folder)
+    if best is not None:
+        print(f"held out   the lowest loss is that of step {best}: python evaluate.py --run "
+              f"{job.folder} --checkpoint step-{best}")
     wrong = [record for record in after.records if not record["correct"]] if after else []
     for record in wrong[:WRONG_SHOWN]:  # raw texts could move a terminal's cursor
         print(printable(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; "
                         "the model wrote:"))
         print(*(f"  | {printable(line)}" for line in record["text"].splitlines()), sep="\n")
-    print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, evals/)")
-    print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7")
+    print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, data/, evals/)")
+    calculator = " --calculator" if job.args.calculator else ""
+    print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7"
+          f"{calculator}")
     print(f"           python report.py {job.folder}    # a page with the figures and all answers")
 
 
@@ -578,7 +614,7 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
     chosen = problems if args.train_on_overlap else clean
     count(left_out, "overlap the test problems", len(problems) - len(chosen))
     count(left_out, "beyond --limit", max(0, len(chosen) - (args.limit or len(chosen))))
-    return chosen[: args.limit], tests[: args.eval_limit], len(problems) - len(clean)
+    return chosen[: args.limit], tests[: args.eval_limit or None], len(problems) - len(clean)
 
 
 def count(left_out: Counter[str], reason: str, rows: int) -> None:
@@ -609,16 +645,30 @@ def print_start(job: Job, total: int) -> None:
     start = f", from {args.from_run}" if args.from_run else ""
     print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
           f"objective {args.objective}{start}")
+    measured = 0 if args.eval_limit == 0 else len(job.test_problems)
     overlap = (f" ({job.overlap} overlap the test problems and are trained on all the same)"
                if job.overlap and args.train_on_overlap else "")
     print(f"data       {args.dataset}: {len(job.examples)} training examples, "
-          f"{len(job.test_problems)} test problems{overlap}", flush=True)
+          f"{measured} test problems{overlap}", flush=True)
     if job.left_out:
         reasons = ", ".join(f"{rows} {reason}" for reason, rows in job.left_out.most_common())
         print(f"left out   {job.left_out.total()} rows: {reasons}", flush=True)
     if job.with_markers:
         print(f"note       {job.with_markers} rows spell a marker such as <|im_end|>: it stays "
               "text, and ends no turn", flush=True)
+    print_plan(job)
+
+
+def print_plan(job: Job) -> None:
+    """How long it trains, and what to think of the figures that come."""
+    args, measured = job.args, 0 if job.args.eval_limit == 0 else len(job.test_problems)
+    print(f"training   {job.steps} steps of {args.batch_size} examples, "
+          f"{job.steps * args.batch_size / len(job.examples):.3g} epochs", flush=True)
+    if 0 < measured < FEW:
+        print(f"note       {measured} test problems are few: an accuracy is known to about "
+              f"±{100 / measured ** 0.5:.0f} points; give an --eval-dataset, or more problems")
+    if job.source == find_model("tiny") and not is_embedded(args.dataset):
+        print(f"note       {TOY}")
 
 
 def run(job: Job, model: Qwen2) -> None:
@@ -635,16 +685,19 @@ def run(job: Job, model: Qwen2) -> None:
         return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems,
                         folder, dataset=args.eval_dataset or args.dataset,
                         system=args.system, prefix=prefix, max_new_tokens=args.max_new_tokens,
-                         seed=args.seed, calculator=args.calculator,
-                         about={"model": model_name, "dtype": job.machine["dtype"]})
+                        seed=args.seed, calculator=args.calculator,
+                        about={"model": model_name, "dtype": job.machine["dtype"]})
+
+    def begin_tuning() -> Tuning:
+        return start_tuning(job.method, job.own, vars(args), model, job.tokenizer)
 
     total = sum(parameter.numel() for parameter in model.parameters())
     print_start(job, total)
-    trained_before = start_tuning(job, model) if goes_on_training(args) else None
+    trained_before = begin_tuning() if goes_on_training(vars(args)) else None
     before = measure("before", trained_before)
     if before:
         print("before training", *report_lines(before.result), sep="\n  ", flush=True)
-    tuning = trained_before or start_tuning(job, model)
+    tuning = trained_before or begin_tuning()
     if args.grad_checkpoint:
         fast.checkpoint_layers(model)
     totals = run_training(job, model, tuning)
@@ -656,14 +709,37 @@ def run(job: Job, model: Qwen2) -> None:
     sizes = {"trainable_params": trained, "total_params": total}
     result = result_of(job, sizes, totals, before, after)
     write_json(job.folder / "result.json", result)
+    drop_old_checkpoints(job.folder, args.keep, best_step(job.folder))
     print_report(job, result, after, place)
+
+
+def print_way_on(folder: Path) -> None:
+    """What an interrupted run has saved, and the command that goes on."""
+    last = next(reversed(checkpoints(folder)), None)
+    print(f"saved      {last}" if last else "saved      no step of the training yet")
+    print(f"to go on:  python mathft.py --resume {folder}")
+
+
+def run_in_folder(job: Job, model: Qwen2, data: dict) -> None:
+    """Run, with the folder locked and cleaned."""
+    folder = job.folder
+    try:
+        with locked(folder):
+            remove_leftovers(folder)
+            remove_leftovers(folder / "checkpoints")
+            with going_on(folder, job.args, data, job.steps):
+                write_json(folder / "env.json", job.machine)
+                run(job, model)
+    except KeyboardInterrupt:
+        print_way_on(folder)
+        raise
 
 
 def main(argv: list[str]) -> None:
     """Read the flags and the data, make the run's folder, and run."""
     args, own, goals = read_flags(argv)
-    objective = objective_of(vars(args))
     keep_freed_memory()
+    use_threads(args.threads)
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
     args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it
@@ -682,23 +758,16 @@ def main(argv: list[str]) -> None:
     model = load_model(source, device, dtype, weight_dtype, args.plain)
     # Only now, so that a model that cannot be loaded leaves no folder behind.
     data = describe_examples(examples)
-    folder = Path(args.resume) if args.resume else start_folder(args, data, own, goals)
+    objective = objective_of(vars(args))
+    known = [] if objective.read else problems
+    begun = args.resume or start_folder(args, data, known, tests, own, goals)
     if find_model(args.model) != source:  # an earlier adapter was merged
         source = find_model(args.model)
         model = load_model(source, device, dtype, weight_dtype, args.plain)
-    machine = describe_machine(device, dtype)
-    job = Job(args, own, objective, goals, folder, device, machine, source, tokenizer, examples,
-              left_out, tests, overlap, 0 if objective.read else sum(map(spells_marker, problems)))
-    try:
-        with locked(folder):
-            remove_leftovers(folder)
-            remove_leftovers(folder / "checkpoints")
-            with going_on(folder, args, data, job.steps):
-                write_json(folder / "env.json", machine)
-                run(job, model)
-    except KeyboardInterrupt:
-        print(f"to go on:  python mathft.py --resume {folder}")
-        raise
+    job = Job(args, own, objective, goals, Path(begun), device, describe_machine(device, dtype),
+              source, tokenizer, examples, left_out, tests, overlap,
+              sum(map(spells_marker, known)))
+    run_in_folder(job, model, data)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ import ia3
 import lora
 import prefix
 import sft
-from checkpoint import find_model, load_model
+from adapters import Tuning
+from checkpoint import checkpoints, find_model, load_model, load_state
 from flags import check_stored, pick
 from model import Qwen2
 from runtime import UserError, read_json
@@ -68,17 +69,23 @@ class Run:
 
 def read_run(folder: Path) -> tuple[dict, ModuleType]:
     """Settings and method of a run directory. Raises UserError if it is none, or has not ended."""
-    folder = Path(folder)
-    path = folder / "args.json"
+    args, method = read_settings(folder)
+    result = result_folder(folder, method)
+    if not result.is_dir():
+        last = next(reversed(checkpoints(folder)), None)
+        measure = f", or measure it as it is with --checkpoint {last.name}" if last else ""
+        raise UserError(f"{result}: no such folder, the run has not ended; "
+                        f"go on: python mathft.py --resume {folder}{measure}")
+    return args, method
+
+
+def read_settings(folder: Path) -> tuple[dict, ModuleType]:
+    """Settings and method of a run that may not have ended. Raises UserError if it is none."""
+    path = Path(folder) / "args.json"
     if not path.exists():
         raise UserError(f"{folder}: no run directory of mathft.py (it has no args.json)")
     args = read_json(path)
-    method = check_args(path, args)
-    result = result_folder(folder, method)
-    if not result.is_dir():
-        raise UserError(f"{result}: no such folder, the run has not ended; "
-                        f"go on: python mathft.py --resume {folder}")
-    return args, method
+    return args, check_args(path, args)
 
 
 def check_args(path: Path, args: dict) -> ModuleType:
@@ -100,12 +107,53 @@ def check_args(path: Path, args: dict) -> ModuleType:
     return method
 
 
-def load_run(folder: Path, device: torch.device | str, dtype: torch.dtype,
-             plain: bool = False) -> Run:
-    """The result in a run directory, weights and products in `dtype`."""
+def load_run(folder: Path, device: torch.device | str, dtype: torch.dtype, plain: bool = False,
+             checkpoint: str | None = None) -> Run:
+    """The result in a run directory, weights and products in `dtype`; or, also before the run has
+    ended, what it had trained at a checkpoint such as step-40."""
+    if checkpoint:
+        return _load_checkpoint(folder, checkpoint, device, dtype, plain)
     args, method = read_run(folder)
     return _load(base_folder(folder), result_folder(folder, method), method, args, device, dtype,
                  plain)
+
+
+def _load_checkpoint(folder: Path, name: str, device: torch.device | str, dtype: torch.dtype,
+                     plain: bool) -> Run:
+    args, method = read_settings(folder)
+    there = {path.name: path for path in checkpoints(folder)}
+    if name not in there:
+        raise UserError(f"{folder}: has no checkpoint {name}; it has {', '.join(there) or 'none'}")
+    base = find_model(args["model"])
+    model, tokenizer = load_model(base, device, dtype, dtype, plain), Tokenizer(base)
+    tuning = start_tuning(method, pick(method.Flags, args), args, model, tokenizer)
+    tensors, _ = load_state(there[name], "param.")
+    found = {key.removeprefix("param."): tensor.shape for key, tensor in tensors.items()}
+    if found != {key: p.shape for key, p in tuning.trainable.items()}:
+        raise UserError(f"{there[name]}: holds the state of other parameters than this method "
+                        "trains; give another --checkpoint")
+    with torch.no_grad():
+        for key, p in tuning.trainable.items():
+            p.copy_(tensors[f"param.{key}"])
+    front = tuning.prefix().detach() if tuning.prefix else None
+    return Run(model.requires_grad_(False), tokenizer, front, args["system"], args)
+
+
+def start_tuning(method: ModuleType, own: object, args: dict, model: Qwen2,
+                 tokenizer: Tokenizer) -> Tuning:
+    """What trains: fresh, or what an earlier run of the same method has trained.
+
+    `own` are the method's flags, `args` the run's settings.
+    """
+    if goes_on_training(args):
+        return method.load(result_folder(Path(args["from_run"]), method), model, own)
+    return method.start(model, tokenizer, own, args["system"], args["seed"])
+
+
+def goes_on_training(args: dict) -> bool:
+    """Whether a run with these settings starts from an adapter of its own method."""
+    earlier = args.get("from_run")
+    return bool(earlier) and read_run(Path(earlier))[0]["method"] == args["method"]
 
 
 def base_folder(run: Path) -> Path:
@@ -161,3 +209,7 @@ def history_of(folder: Path) -> list[dict]:
     args, _ = read_run(folder)
     told = ("model", "method", "objective", "dataset", "steps", "epochs", "tokens", "seed")
     return [*args.get("history", []), {"run": str(folder), **{key: args.get(key) for key in told}}]
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -215,3 +215,7 @@ class Qwen2(nn.Module):
         """
         losses = -self.log_probs(hidden, targets)  # [N]
         return (losses if weights is None else losses * weights).sum()
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -222,3 +222,7 @@ def read_prefix(folder: Path, config: Config) -> Tensor:
     # [P, L·2·K·h] -> [P, L, 2, K, h] -> [L, 2, P, K, h]
     rows = tensors["prompt_embeddings"].float().view(length, layers, 2, heads, head_dim)
     return rows.permute(1, 2, 0, 3, 4).contiguous()
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -7,6 +7,12 @@ whole or not at all: it is written beside its place, then renamed. And nothing t
 overwritten unless the caller asks for it.
 """
 
+import sys
+
+if sys.version_info < (3, 11):  # before an import of what Python 3.10 lacks
+    sys.exit("error: Python 3.11 or newer is needed, and this is "
+             f"{sys.version_info[0]}.{sys.version_info[1]}; see README.md")
+
 import contextlib
 import ctypes
 import hashlib
@@ -14,7 +20,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +51,9 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise UsageError(
             f"--device {name}: torch knows no such device; use cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: mathft computes on a CPU or with CUDA, and was never "
+                         f"tried on {device.type}; use --device cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: this machine (or this build of torch) has no CUDA;"
                          " use --device cpu")
@@ -103,8 +111,14 @@ def keep_freed_memory() -> None:
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from glibc's malloc.h
         for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, -1), (top_pad, 64 << 20)):
             libc.mallopt(option, value)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # macOS has no mallopt, Windows no library None
         pass
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with so many threads of the processor; None: with as many as torch has chosen."""
+    if count is not None:
+        torch.set_num_threads(count)
 
 
 def rows_in_cache(x: torch.Tensor) -> int:
@@ -163,7 +177,7 @@ def peak_memory_mib(device: torch.device) -> float:
     """High-water mark in MiB: CUDA's allocations, or on a CPU the process's resident set.
 
     It reads VmHWM and not getrusage's ru_maxrss, which survives exec: a child would report the peak
-    of its parent.
+    of its parent. Where neither is there (Windows) it is 0.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -172,8 +186,11 @@ def peak_memory_mib(device: torch.device) -> float:
             kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
         return kib / 2**10
     except (OSError, StopIteration):
-        import resource  # not on Windows; macOS counts bytes
-
+        try:
+            import resource  # not on Windows
+        except ImportError:
+            return 0.0
+        # macOS counts bytes
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -192,7 +209,7 @@ def write_whole(path: Path, write) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows syncs no file that is open to read
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -219,7 +236,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         with locked(temporary):
             yield temporary
-            os.replace(temporary, folder)
+            _move_onto(temporary, folder)
     except UserError as error:  # of a file inside it: name the place where it would have been
         raise UserError(str(error).replace(str(temporary), str(folder))) from error
     except OSError as error:
@@ -227,6 +244,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                         " nothing was kept of it") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_onto(temporary: Path, folder: Path) -> None:
+    """Give a folder the name of another that is empty or not there."""
+    try:
+        os.replace(temporary, folder)
+    except PermissionError:  # Windows moves no folder onto an empty one
+        folder.rmdir()
+        os.replace(temporary, folder)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

@@ -250,8 +250,9 @@ def compare_evaluations(before: list[dict], after: list[dict]) -> dict:
         was, now = (record is not None and record["correct"] for record in (old, new))
         verdicts.append((was, now))
         if was != now:
-            changed.append({"id": here[key][0]["id"], "gold": key[1], "gained": now,
-                            "before": old and old["answer"], "after": new and new["answer"]})
+            changed.append({"id": here[key][0]["id"], "question": key[0], "gold": key[1],
+                            "gained": now, "before": old and old["answer"],
+                            "after": new and new["answer"]})
     was, now = zip(*verdicts)
     gained = sum(problem["gained"] for problem in changed)
     return {
@@ -382,6 +383,7 @@ def versus_lines(other: str, change: dict) -> list[str]:
         gold, there, here = (_short(problem[key]) for key in ("gold", "before", "after"))
         name = "gained" if problem["gained"] else "lost  "
         lines.append(f"  {name} {one_line(problem['id'])}: gold {gold}, there {there}, here {here}")
+        lines.append(f"         {_short(problem['question'], 90)}")
     return lines
 
 
@@ -391,3 +393,7 @@ def _short(answer: str | None, most: int = 40) -> str:
         return "(none)"
     line = one_line(answer)
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -43,3 +43,7 @@ def save(folder: Path, model, tuning: Tuning, base_name: str, source: Path) -> N
 def load(folder: Path, model, flags: Flags) -> Tuning:
     """All weights of a model that was read from `folder` already."""
     return start(model, None, flags, "", 0)
+
+
+if __name__ == "__main__":
+    print(__doc__)

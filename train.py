@@ -16,6 +16,7 @@ Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule wit
 Loshchilov & Hutter 2017 (arXiv 1608.03983).
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,8 +53,10 @@ class TrainSettings:
     clip: float = 1.0  # largest norm of the gradient
     micro_batch_tokens: int = 4096
     log_every: int = 10  # steps
-    save_every: int = 0  # steps; 0: only if the run ends or is interrupted
-    keep: int = 1  # checkpoints
+    save_every: int = 0  # steps; 0: none by steps
+    save_minutes: float = 0.0  # 0: none by the clock
+    eval_every: int = 0  # steps; 0: no loss on held-out examples
+    keep: int = 1  # checkpoints, besides that of the lowest held-out loss
 
 
 @dataclass
@@ -279,25 +282,28 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
           loss: Loss = summed_loss, prefix: Callable[[], Tensor] | None = None,
           rate_factors: dict[str, float] | None = None, resume_from: Path | None = None,
           stop: Callable[[], bool] = lambda: False,
+          held_out_loss: Callable[[], float] = lambda: 0.0,
           on_log: Callable[[dict], None] = lambda record: None,
           on_step: Callable[[int], None] = lambda step: None) -> TrainTotals:
     """Train for `settings.steps` steps, or until `stop()`; writes checkpoints below `folder`.
 
     `batch_at(step)` gives the examples of a step, a function of the step alone; `prefix()` gives
     [L, 2, P, K, h]. `on_log` receives a record every `log_every` steps, `on_step` the number of
-    finished steps after each. Raises UserError that names the step if loss or gradient is no finite
-    number; the parameters are then those of the step before, and a checkpoint of them is there.
+    finished steps after each. Every `eval_every` steps the record holds `held_out_loss()`. A
+    checkpoint is saved at the end, by the clock, by steps, and if this loss is the lowest. Raises
+    UserError that names the step if loss or gradient is no finite number; the parameters are then
+    those of the step before, and a checkpoint of them is there.
     """
     device = model.head_weight.device
     optimizer = make_optimizer(trainable, settings, rate_factors)
     totals = load_checkpoint(resume_from, trainable, optimizer) if resume_from else TrainTotals()
-    totals.interrupted, since_log = False, TrainTotals()
+    totals.interrupted, since_log, saved_at = False, TrainTotals(), clock(device)
 
     def save(step: int) -> None:
         path = folder / "checkpoints" / f"step-{step}"
         if step and not path.exists():
             save_checkpoint(path, trainable, optimizer, totals)
-            drop_old_checkpoints(folder, settings.keep)
+            drop_old_checkpoints(folder, settings.keep, best_step(folder))
 
     while totals.steps < settings.steps and not totals.interrupted:
         started = clock(device)
@@ -318,13 +324,32 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
         since_log.add(examples, seconds)
         totals.interrupted = stop()
         ended = totals.interrupted or totals.steps == settings.steps
-        if totals.steps % settings.log_every == 0 or totals.steps == settings.steps:
-            on_log(log_record(totals.steps, mean, rate, grad_norm, since_log, device))
+        measure = is_due(totals.steps, settings.eval_every)
+        if is_due(totals.steps, settings.log_every) or totals.steps == settings.steps or measure:
+            record = log_record(totals.steps, mean, rate, grad_norm, since_log, device)
+            on_log(record | {"eval_loss": held_out_loss()} if measure else record)
             since_log = TrainTotals()
         on_step(totals.steps)
-        if ended or settings.save_every and totals.steps % settings.save_every == 0:
+        late = 0 < settings.save_minutes * 60 <= clock(device) - saved_at
+        best = measure and best_step(folder) == totals.steps
+        if ended or late or best or is_due(totals.steps, settings.save_every):
             save(totals.steps)
+            saved_at = clock(device)
     return totals
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something happens after this step that happens every so many steps; 0: never."""
+    return every > 0 and step % every == 0
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of the lowest held-out loss in a run's metrics.jsonl; None if it has none."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines if '"eval_loss"' in line]
+    losses = [(record["eval_loss"], record["step"]) for record in records]
+    return min(losses)[1] if losses else None
 
 
 def check_finite(loss: float, grad_norm: float, step: int, examples: list[Example]) -> None:
@@ -351,3 +376,7 @@ def log_record(step: int, loss: float, rate: float, grad_norm: float, since: Tra
             "tokens_per_second": since.tokens / since.seconds,
             "target_tokens_per_second": since.target_tokens / since.seconds,
             "memory_mib": peak_memory_mib(device)}
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -322,3 +322,7 @@ def lines(figures: dict) -> list[str]:
 
 def _share(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    print(__doc__)

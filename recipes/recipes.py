@@ -376,3 +376,7 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 NEEDS_MAJORITY = ("queries", "expand", "perturb")  # of the teacher's samples, if one is asked
 NEEDS_TEACHER = ("responses", "rft", "queries", "expand", "diversify")
+
+
+if __name__ == "__main__":
+    print(__doc__)

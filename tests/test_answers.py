@@ -361,3 +361,12 @@ def test_gsm8k_answers_are_read(split, count):
     right = [equivalent(gold, extract_answer(text)) for gold, text in zip(golds, solutions)]
     assert sum(right) == count
     assert not any(equivalent(gold, gold + "7") or equivalent(gold, "-12345") for gold in golds)
+
+
+@pytest.mark.parametrize("gold, text, said", [
+    ("1/2", "\\frac{1}{2}", "\\frac{1}{2}: equal"), ("(1, 2)", "(1,2)", "(1,2): equal"),
+    ("18", "It is 18 eggs.", "18: equal"), ("18", "So 17.", "17: not equal")])
+def test_the_command_takes_a_bare_answer_too(gold, text, said):
+    done = subprocess.run([sys.executable, answers.__file__, gold, text],
+                          capture_output=True, text=True)
+    assert done.stdout == said + "\n"

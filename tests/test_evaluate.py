@@ -140,13 +140,14 @@ def flags(**changes) -> module.Flags:
 def test_shots_are_drawn_by_the_seed_from_the_training_split(monkeypatch):
     monkeypatch.setitem(EMBEDDED_COUNTS, "train", 400)  # drawn four times below
     problems = load_problems("mini-gsm", "test", 50)
-    four = worked_examples(flags(shots=4, seed=1), problems)
+    four = worked_examples(flags(dataset="mini-gsm", shots=4, seed=1), problems)
     assert len({shot.question
                 for shot in four}) == 4 and all("/train/" in shot.id and shot.solution
                                                 for shot in four)
-    assert worked_examples(flags(shots=4, seed=1), problems[:3]) == four  # whatever is evaluated
-    assert worked_examples(flags(shots=4, seed=2), problems) != four
-    assert worked_examples(flags(), problems) == []
+    less = worked_examples(flags(dataset="mini-gsm", shots=4, seed=1), problems[:3])
+    assert less == four  # whatever is evaluated
+    assert worked_examples(flags(dataset="mini-gsm", shots=4, seed=2), problems) != four
+    assert worked_examples(flags(dataset="mini-gsm"), problems) == []
 
 
 def write_problems(path: Path, count: int, first: int = 0) -> Path:
@@ -643,6 +644,47 @@ def test_the_command(tiny_folder, tmp_path, monkeypatch, capsys):
     assert run_command(module.main, command + ["--run", "runs/none"]) == 2
 
 
+def test_a_run_is_measured_on_its_own_test_problems(tiny_folder, tmp_path, capsys, monkeypatch):
+    """Without --dataset: the rows that the run keeps, also if the file is gone, with its budget.
+    Rows that it was trained on are counted."""
+    import mathft
+
+    monkeypatch.chdir(tmp_path)
+    write_problems(tmp_path / "sums.jsonl", 30)
+    words = ["--method", "lora", "--model", str(tiny_folder), "--dataset", "sums.jsonl", "--steps",
+             "2", "--batch-size", "2", "--max-new-tokens", "5", "--output-dir", "run", "--dtype",
+             "fp32", "--save-every", "1", "--keep", "2"]
+    assert run_command(mathft.main, words) == 0
+    assert "3 test problems" in capsys.readouterr().out
+    after = lines_of(tmp_path / "run" / "evals" / "after")
+    (tmp_path / "sums.jsonl").rename(tmp_path / "moved.jsonl")
+    assert run_command(module.main, ["--run", "run", "--dtype", "fp32"]) == 0
+    out = capsys.readouterr().out
+    assert "data       sums.jsonl, 3 problems" in out and "warning" not in out
+    assert "tokens a completion, cut at 5" in out and f"files      {Path('run/evals/sums-1')}" in out
+    again = lines_of(tmp_path / "run" / "evals" / "sums-1")
+    assert [record["text"] for record in again] == [record["text"] for record in after]
+
+    assert run_command(module.main, ["--run", "run", "--dataset", "moved.jsonl"]) == 0
+    out = capsys.readouterr().out
+    assert "warning    27 of the 30 problems were trained on by this run" in out
+    shutil.rmtree(tmp_path / "run" / "adapter")  # as if it had not ended
+    assert run_command(module.main, ["--run", "run"]) == 1
+    assert "or measure it as it is with --checkpoint step-2" in capsys.readouterr().err
+    assert run_command(module.main, ["--run", "run", "--checkpoint", "step-1"]) == 0
+    assert "model      run at step-1" in capsys.readouterr().out
+
+
+def test_progress_is_told_where_no_bar_is_shown(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "TOLD_EVERY", 0.0)
+    write_problems(tmp_path / "sums.jsonl", 3)
+    words = ["--model", str(tiny_folder), "--dataset", str(tmp_path / "sums.jsonl"),
+             "--max-new-tokens", "3", "--output-dir", str(tmp_path / "out")]
+    assert run_command(module.main, words) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "evaluate" in line] == [
+        f"evaluate   {done} of 3 completions" for done in (1, 2, 3)]
+
+
 def test_two_evaluations_side_by_side(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_problems(tmp_path / "sums.jsonl", 3)
@@ -661,6 +703,13 @@ def test_two_evaluations_side_by_side(tiny_folder, tmp_path, capsys, monkeypatch
     assert "versus one-regraded-1: 2 problems in common, of 3 there and 2 here" in out
     assert "  100.0% there, 0.0% here, -100.0 points: 0 gained, 2 lost, McNemar p = 0.5" in out
     assert "  lost   sums.jsonl:1: gold 1, there 1, here " in out
+    # Two finished ones are compared without a model.
+    assert run_command(module.main, ["--read", "one-regraded-1", "--versus", "one"]) == 0
+    out = capsys.readouterr().out
+    assert "versus one: 3 problems in common, of 3 there and 3 here" in out
+    assert "of 3 problems" in out and "100.0%" in out
+    assert run_command(module.main, ["--read", "one", "--limit", "2"]) == 2
+    assert "--read generates nothing: --limit would have no effect" in capsys.readouterr().err
     # One that is not there is told before anything is generated.
     monkeypatch.setattr(module, "load_asked", None)
     assert run_command(module.main, [*command, "--versus", "nowhere"]) == 1
@@ -701,7 +750,7 @@ def test_help_names_every_flag_with_its_default(capsys):
     assert stop.value.code == 0
     for field in module.Flags.__dataclass_fields__:
         assert f"--{field.replace('_', '-')}" in out
-    for words in ("in tokens", "0 is greedy", "(default: 1024)", "(default: mini-gsm)",
+    for words in ("in tokens", "0 is greedy", "the run's, else 1024)", "else mini-gsm)",
                   "--regrade runs/"):
         assert words in out
 

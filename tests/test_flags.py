@@ -207,3 +207,52 @@ def test_a_closed_pipe_is_quiet():
         assert process.stdout.readline() == "word\n"
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+def test_a_slip_gets_the_word_that_was_meant():
+    """Of flags and of choices; what is near to nothing gets no guess."""
+    @dataclass
+    class Command:
+        """A command."""
+
+        dataset: str = flag("x", "problems", group="data")
+        limit: int = flag(1, "how many")
+        method: str = flag("lora", "which", choices=("lora", "prefix"), group="what trains")
+
+    for words, said in ((["--datset", "y"], "; did you mean --dataset?; --help lists the flags"),
+                        (["--limt=3"], "did you mean --limit?"),
+                        (["--method", "lra"], "did you mean lora?")):
+        with pytest.raises(UsageError) as error:
+            parse_flags(Command, words)
+        assert said in str(error.value)
+    for words in (["--colour", "red"], ["--method", "qqq"], ["--limit", "lora"]):
+        with pytest.raises(UsageError) as error:
+            parse_flags(Command, words)
+        assert "did you mean" not in str(error.value)
+
+
+def test_help_has_headings(capsys):
+    @dataclass
+    class Command:
+        """A command."""
+
+        first: int = flag(1, "one")
+        dataset: str = flag("x", "problems", group="data")
+        limit: int = flag(1, "how many")
+        seed: int = flag(0, "seed", group="machine")
+
+    with pytest.raises(SystemExit):
+        parse_flags(Command, ["--help"])
+    out = capsys.readouterr().out
+    places = [out.index(part) for part in ("--first N ", "data:", "--dataset TEXT  ", "--limit N  ",
+                                           "machine:", "--seed N  ")]
+    assert places[1:] == sorted(places[1:])
+
+
+def test_a_removed_working_directory_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command(lambda argv: None, []) == 1
+    assert capsys.readouterr().err == (
+        "error: the working directory has been removed; change to another\n")

@@ -325,7 +325,7 @@ def test_the_entropy_is_that_of_sampled_tokens():
 
 def test_a_batch_that_is_gone_is_one_line(tiny_folder, sums, rewarded, tmp_path, capsys):
     folder = tmp_path / "run"
-    more = ["--steps", "3", "--updates", "2"]
+    more = ["--steps", "3", "--updates", "2", "--keep", "1"]
     assert command(*flags(tiny_folder, sums, "lora", folder, *more)) == 0
     (folder / "rollouts.jsonl").write_text("")
     assert command("--resume", str(folder), "--steps", "4") == 1

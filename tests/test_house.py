@@ -20,7 +20,8 @@ ROOMS = """grader.tables grader.scanner grader.units grader.expressions grader.l
      sources records data forms attention model fast checkpoint adapters METHODS methods
      recipes.curate recipes.program recipes.perturb recipes.tutor calculator generate recipes.client
      recipes.teacher train
-    verifier evaluate grpo distill mathft show.charts report harness recipes.recipes augment
+    verifier evaluate grpo distill mathft runs show.charts report harness recipes.recipes
+    augment
     show.jobs show.experiments study tools.make_tiny tools.peer tools.bench"""
 ROOMS = ROOMS.replace("METHODS", " ".join(method.__name__ for method in METHODS.values())).split()
 # `python checkpoint.py export` needs what stands behind it; foreign records become problems.
@@ -150,19 +151,43 @@ def test_functions_are_short(room):
     assert long <= LONG
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_module_that_is_run_alone_says_something(room):
+    """A command does its work; another module prints what it is, and how to see it at work."""
+    assert 'if __name__ == "__main__":' in path_of(room).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_an_older_python_gets_as_far_as_the_line_that_refuses_it(room):
+    ast.parse(path_of(room).read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
 def requirements(name: str) -> list[str]:
     lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
     return [line for line in lines if line]
 
 
+def within(pin: str, bounds: str) -> bool:
+    """Whether `torch==2.13.0` lies in `torch>=2.13,<3`."""
+    name, least, most = bounds.replace(",<", ">=").split(">=")
+    version, low, high = (tuple(map(int, text.split(".")))
+                          for text in (pin.removeprefix(f"{name}=="), least, most))
+    return pin.startswith(f"{name}==") and low <= version < high
+
+
 def test_the_requirements_are_those_of_pyproject():
-    """`pip install -r requirements.txt` and `uv run` give the same five packages."""
+    """requirements.txt pins the five packages exactly, within the ranges of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert requirements("requirements.txt") == project["project"]["dependencies"]
+    ranges = project["project"]["dependencies"]
+    assert len(ranges) == len(requirements("requirements.txt"))
+    assert all(map(within, requirements("requirements.txt"), ranges))
+    assert not within("torch==3.0.0", "torch>=2.13,<3") and not within("torch==2.9", "torch>=2.13,<3")
     assert {line.partition("==")[0].replace("-", "_")
             for line in requirements("requirements.txt")} == PACKAGES - {"tqdm"}
     developers = requirements("requirements-dev.txt")
-    assert developers == ["-r requirements.txt", *project["dependency-groups"]["dev"]]
+    assert developers[0] == "-r requirements.txt"
+    assert all(map(within, developers[1:], project["dependency-groups"]["dev"]))
+    assert len(developers) - 1 == len(project["dependency-groups"]["dev"])
     assert {line.partition("==")[0] for line in developers[1:]} == TEST_PACKAGES - PACKAGES
 
 

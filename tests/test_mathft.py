@@ -24,11 +24,11 @@ import evaluate
 import mathft
 import train
 from checkpoint import step_of
-from data import Example
+from data import Example, load_problems, trained_on
 from flags import run_command
 from mathft import load_data, main, read_flags
 from methods import METHODS, load_run
-from runtime import UserError, locked
+from runtime import UserError, hash_of, locked
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_after ci95_before
@@ -55,7 +55,7 @@ def common(tiny_folder, tmp_path) -> list[str]:
         *("--model", str(tiny_folder), "--dataset", data, "--eval-dataset", test, "--eval-limit",
           "8", "--dtype", "fp32",
           ), *("--device", "cpu", "--batch-size", "4", "--max-new-tokens", "8", "--log-every", "2",
-               "--system", "Add."),
+               "--keep", "1", "--system", "Add."),
     ]
 
 
@@ -334,7 +334,7 @@ def test_after_ctrl_c_a_run_goes_on_to_the_same_result(common, tmp_path, capsys)
     done = strike("SIGINT", lora(common, cut, "--steps", "8"))
     assert done.returncode == 130 and "Traceback" not in done.stderr
     assert "interrupted: ending this step, then saving" in done.stderr
-    assert "stopped after step 4 of 8" in done.stdout
+    assert f"stopped after step 4 of 8\nsaved      {cut / 'checkpoints' / 'step-4'}" in done.stdout
     assert done.stdout.endswith(f"to go on:  python mathft.py --resume {cut}\n")
     assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-4"]
     assert not (cut / "adapter").exists() and not (cut / "result.json").exists()
@@ -483,6 +483,86 @@ def test_a_run_that_had_ended_can_go_on_with_more_steps(common, tmp_path, capsys
     assert_same_adapter(folder, tmp_path / "short")
 
 
+def test_a_finished_run_keeps_no_checkpoint_unless_asked(common, tmp_path, capsys):
+    """And says so to who would go on with it."""
+    folder, words = tmp_path / "run", ["--steps", "2", "--eval-limit", "0", "--save-every", "1"]
+    assert command(lora(common, folder, *words, "--keep", "0"), capsys)[0] == 0
+    assert list((folder / "checkpoints").iterdir()) == []
+    code, _, err = command(["--resume", str(folder), "--steps", "3"], capsys)
+    assert code == 2 and err.count("\n") == 1
+    assert f"has ended and kept no checkpoint (--keep 1 keeps one); start a run at its end with " \
+        f"--from {folder}" in err
+
+
+def test_the_held_out_loss_is_told_and_its_best_checkpoint_kept(common, tmp_path, capsys):
+    """At a rate that is far too high the loss gets worse: the best step is not the last."""
+    folder = tmp_path / "run"
+    words = ["--steps", "6", "--eval-limit", "0", "--eval-every", "2", "--keep", "0", "--warmup",
+             "0", "--lr", "9"]
+    code, out, _ = command(lora(common, folder, *words), capsys)
+    assert code == 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["eval_loss"] for row in rows}
+    assert list(losses) == [2, 4, 6] and f"held out {losses[2]:.4f}" in out
+    best = min(losses, key=losses.get)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{best}"]
+    assert f"the lowest loss is that of step {best}: python evaluate.py --run {folder} " \
+        f"--checkpoint step-{best}" in out
+
+
+def test_a_held_out_loss_of_rewards_is_refused(common, tmp_path, capsys):
+    code, _, err = command(lora(common, tmp_path / "run", "--objective", "grpo", "--eval-every",
+                                "2", "--eval-limit", "0"), capsys)
+    assert code == 2 and "--objective grpo does not learn; leave it out" in err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_holds_what_the_result_holds(method, common, tiny_folder, tmp_path, capsys):
+    """--run R --checkpoint step-N: of the last step, it is the model that the run has saved."""
+    folder = tmp_path / "run"
+    words = ["--method", method, *common, "--lr", RATES[method], "--steps", "2", "--eval-limit",
+             "0", "--output-dir", str(folder)]
+    assert command(words, capsys)[0] == 0
+    end, then = (load_run(folder, "cpu", torch.float32, checkpoint=name)
+                 for name in (None, "step-2"))
+    for ours, theirs in zip(end.model.state_dict().values(), then.model.state_dict().values()):
+        assert torch.allclose(ours, theirs, atol=1e-2 if method == "sft" else 0)
+    assert (end.prefix is None) == (then.prefix is None)
+    if end.prefix is not None:
+        assert torch.allclose(end.prefix, then.prefix, atol=1e-6)
+    with pytest.raises(UserError, match="has no checkpoint step-7; it has step-2"):
+        load_run(folder, "cpu", torch.float32, checkpoint="step-7")
+
+
+def test_a_run_keeps_what_it_was_measured_and_trained_on(common, tmp_path, capsys):
+    """The rows of the test set are in the run, equal to those it read; so is a hash of each
+    question that was trained on, also of the run before."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = lora(common, first, "--steps", "1", "--eval-limit", "3", "--limit", "5")
+    assert command(words, capsys)[0] == 0
+    trained, tests, _ = load_data(read_flags(words)[0])
+    assert load_problems(str(first / "data" / "test.jsonl")) == tests and len(tests) == 3
+    assert trained_on(first) == {hash_of(problem.key) for problem in trained}
+    other = write_problems(tmp_path / "other.jsonl", 4, 200)
+    assert command(["--from", str(first), "--dataset", other, *words[words.index("--eval-dataset"):
+                                                                   ][:4],
+                    "--steps", "1", "--batch-size", "2", "--max-new-tokens", "4",
+                    "--output-dir", str(second)], capsys)[0] == 0
+    assert len(trained_on(second)) == 9 and trained_on(first) < trained_on(second)
+
+
+def test_own_data_get_epochs_and_few_test_problems_are_told(common, tmp_path, capsys):
+    assert (read_flags(["--method", "lora", "--dataset", "mine.jsonl"])[0].epochs,
+            read_flags(["--method", "lora", "--dataset", "mine.jsonl"])[0].steps) == (5.0, None)
+    assert read_flags(["--method", "lora", "--objective", "grpo", "--dataset", "mine.jsonl"]
+                      )[0].steps == 24
+    code, out, _ = command(lora(common, tmp_path / "run", "--epochs", "0.2"), capsys)
+    assert code == 0 and "training   2 steps of 4 examples, 0.2 epochs\n" in out
+    assert "note       8 test problems are few: an accuracy is known to about ±35 points" in out
+    assert "is a toy" not in out
+    assert f"next       python evaluate.py --run {tmp_path / 'run'} --samples 8" in out
+
+
 def test_a_run_goes_on_where_its_files_have_moved(common, tiny_folder, tmp_path, capsys):
     """Model and data in other places are the same model and data: what was measured is read back.
     """
@@ -513,7 +593,7 @@ def test_half_a_saved_adapter_is_not_taken_for_a_whole_one(common, tmp_path, cap
     assert code == 1
     assert f"error: {folder / 'adapter' / 'adapter_config.json'}: cannot be written" in err
     assert sorted(path.name for path in folder.iterdir()) == [
-        "args.json", "checkpoints", "env.json", "metrics.jsonl"
+        "args.json", "checkpoints", "data", "env.json", "metrics.jsonl"
     ]
     monkeypatch.undo()
     assert command(["--resume", str(folder)], capsys)[0] == 0
@@ -557,7 +637,7 @@ def ended(tiny_folder, tmp_path_factory) -> Path:
     words = ["--method", "lora", "--model", str(tiny_folder), "--dataset", data, "--eval-dataset",
              test, "--dtype", "fp32", "--device", "cpu", "--batch-size", "2", "--max-new-tokens",
              "4", "--system", "Add.", "--steps", "2", "--log-every", "1", "--lr", "0.01",
-             "--output-dir", str(home / "run")]
+             "--keep", "1", "--output-dir", str(home / "run")]
     assert run_command(main, words) == 0
     return home / "run"
 

@@ -335,3 +335,80 @@ def test_hashes_are_the_same_everywhere():
     assert runtime.hash_of("") == 0xE4A6A0577479B2B4
     assert runtime.text_sha256("abc") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+
+
+# --------------------------------------------------------------------- other systems, as they differ
+
+
+def test_no_proc_and_no_resource(monkeypatch):
+    """macOS has no /proc, Windows no `resource` either: the peak is then 0, and bf16 is not fast."""
+    def refuse(path, *args, **options):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert runtime.peak_memory_mib(CPU) > 1
+    assert not runtime.multiplies_bf16_fast(CPU)
+    assert isinstance(runtime.describe_machine(CPU, torch.float32)["machine"], str)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert runtime.peak_memory_mib(CPU) == 0
+
+
+def test_no_library_without_a_name(monkeypatch):
+    def refuse(name):
+        raise TypeError("argument of type 'NoneType' is not iterable")  # as Windows says
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", refuse)
+    runtime.keep_freed_memory()
+
+
+def test_a_file_that_is_open_to_read_is_not_synced(tmp_path, monkeypatch):
+    """Windows refuses it."""
+    import fcntl
+
+    def sync(descriptor):
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+    monkeypatch.setattr(os, "fsync", sync)
+    runtime.write_text(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").read_text() == "a"
+
+
+def test_a_folder_is_not_moved_onto_an_empty_one(tmp_path, monkeypatch):
+    """Windows refuses it; and it has no locks."""
+    move = os.replace
+
+    def replace(old, new):
+        if Path(new).is_dir():
+            raise PermissionError(13, "Access is denied", str(new))
+        move(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    (tmp_path / "run").mkdir()
+    with runtime.whole_folder(tmp_path / "run") as temporary:
+        (temporary / "a").write_text("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "a").read_text() == "a"
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta"])
+def test_other_devices_are_refused_by_name(name):
+    with pytest.raises(UsageError, match=f"never tried on {name}; use --device cpu"):
+        runtime.pick_device(name)
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    runtime.use_threads(None)
+    assert torch.get_num_threads() == before
+    runtime.use_threads(1)
+    assert torch.get_num_threads() == 1
+    runtime.use_threads(before)
+
+
+def test_an_old_python_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
+    with pytest.raises(SystemExit) as stop:
+        exec(compile((ROOT / "runtime.py").read_text(), "runtime.py", "exec"), {"__name__": "x"})
+    assert str(stop.value) == ("error: Python 3.11 or newer is needed, and this is 3.10; "
+                               "see README.md")

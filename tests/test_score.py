@@ -262,17 +262,20 @@ def test_two_evaluations_are_paired_by_problem():
     assert change["p"] == mcnemar([True, False, False], [False, True, True])
     assert (change["accuracy_before"], change["accuracy_after"]) == (1 / 3, 2 / 3)
     assert change["changed"] == [
-        {"id": "p0", "gold": "5", "gained": False, "before": "5", "after": "6"},
-        {"id": "p1", "gold": "3.5", "gained": True, "before": None, "after": "7/2"},
-        {"id": "p2", "gold": "100", "gained": True, "before": "99", "after": "100"},
+        {"id": "p0", "question": before[0]["question"], "gold": "5", "gained": False, "before": "5", "after": "6"},
+        {"id": "p1", "question": before[1]["question"], "gold": "3.5", "gained": True, "before": None, "after": "7/2"},
+        {"id": "p2", "question": before[2]["question"], "gold": "100", "gained": True, "before": "99", "after": "100"},
     ]
     lines = versus_lines("runs/x", change)
     assert lines == [
         "versus runs/x: 3 problems in common, of 3 there and 3 here",
         "  33.3% there, 66.7% here, +33.3 points: 2 gained, 1 lost, McNemar p = 1",
         "  lost   p0: gold 5, there 5, here 6",
+        f"         {before[0]['question']}",
         "  gained p1: gold 3.5, there (none), here 7/2",
+        f"         {before[1]['question']}",
         "  gained p2: gold 100, there 99, here 100",
+        f"         {before[2]['question']}",
     ]
 
 
@@ -302,10 +305,10 @@ def test_only_shared_problems_are_paired_whatever_their_order_and_file():
 def test_an_answer_cannot_spoil_the_page():
     nasty = "7\n\x1b[31m" + "9" * 100
     after = [record(0, 0, "#### 5") | {"answer": nasty, "correct": False}]
-    *_, line = versus_lines("x", compare_evaluations([record(0, 0, "#### 5")], after))
+    *_, line, _ = versus_lines("x", compare_evaluations([record(0, 0, "#### 5")], after))
     assert "\n" not in line and "\x1b" not in line and line.endswith("…") and len(line) < 90
     hidden = [entry | {"id": "p\x1b[2J\n\u202e"} for entry in after]
-    *_, line = versus_lines("x", compare_evaluations([record(0, 0, "#### 5")], hidden))
+    *_, line, _ = versus_lines("x", compare_evaluations([record(0, 0, "#### 5")], hidden))
     assert line.startswith("  lost   p [2J  : gold 5, there 5, here ")
 
 

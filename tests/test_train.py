@@ -21,9 +21,9 @@ from data import Example, count_targets, pack
 from lora import add_lora
 from model import Qwen2
 from prefix import Prefix, prefix_from_ids
-from runtime import UserError
-from train import (TrainSettings, accumulate_gradient, learning_rate_at, make_optimizer, mean_loss,
-                   summed_loss, train)
+from runtime import UserError, append_metrics
+from train import (TrainSettings, accumulate_gradient, best_step, learning_rate_at, make_optimizer,
+                   mean_loss, summed_loss, train)
 
 METHODS = ("full", "lora", "prefix", "projected prefix")
 
@@ -58,10 +58,11 @@ def run(method: str, folder: Path, steps: int = 10,
 
     changes = {
         name: options.pop(name)
-        for name in ("save_every", "keep", "clip", "micro_batch_tokens") if name in options
+        for name in ("save_every", "save_minutes", "eval_every", "keep", "clip",
+                     "micro_batch_tokens") if name in options
     }
     train(model, trainable, batch_at, settings(steps, **changes), folder, prefix=prefix,
-          on_log=records.append, **options)
+          **{"on_log": records.append} | options)
     return {name: p.detach().clone() for name, p in trainable.items()}, records
 
 
@@ -437,3 +438,25 @@ def test_what_a_line_of_the_log_holds(tmp_path):
         ratio = record["target_tokens_per_second"] / record["tokens_per_second"]
         assert ratio == pytest.approx(count_targets(EIGHT) / tokens)
     json.dumps(records, allow_nan=False)
+
+
+def test_a_checkpoint_every_few_minutes_by_the_clock(tmp_path, monkeypatch):
+    """Of a clock that goes 30 s a reading, three readings a step: every second step is saved."""
+    ticks = iter(range(0, 10**6, 30))
+    monkeypatch.setattr("train.clock", lambda device: float(next(ticks)))
+    saved = []
+    monkeypatch.setattr("train.save_checkpoint", lambda path, *rest: saved.append(path.name))
+    run("lora", tmp_path, steps=6, save_minutes=3)
+    assert saved == ["step-2", "step-4", "step-6"]
+    run("lora", tmp_path, steps=3)  # without the clock: at the end alone
+    assert saved[3:] == ["step-3"]
+
+
+def test_the_lowest_held_out_loss_keeps_its_checkpoint(tmp_path):
+    """Also when later ones are dropped; the losses stand in the log."""
+    losses = iter([3.0, 1.0, 2.0])
+    run("lora", tmp_path, steps=6, eval_every=2, keep=1, held_out_loss=lambda: next(losses),
+        on_log=lambda record: append_metrics(tmp_path / "metrics.jsonl", record))
+    assert best_step(tmp_path) == 4
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-4", "step-6"]
+    assert best_step(tmp_path / "nowhere") is None

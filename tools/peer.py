@@ -140,3 +140,7 @@ def generator(task, device: torch.device, dtype: torch.dtype, rows: int = 64) ->
         return first, samples * (sum(lengths) - len(lengths)), passes[-1]
 
     return run
+
+
+if __name__ == "__main__":
+    print(__doc__)
