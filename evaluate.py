@@ -501,6 +501,10 @@ def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]
     greedy = ", and one greedy" if flags.samples > 1 else ""
     lines.append(f"data       {flags.dataset}, {problems} problems,"
                  f" {flags.samples} completion(s) each, {decoding}{greedy}")
+    if teacher and not teacher.extra:
+        lines += ["note       a server may add a repetition_penalty, and when sampling top_k and",
+                  "           others, from the model's generation_config.json;",
+                  "           --api-extra '{\"repetition_penalty\": 1.0}' says otherwise"]
     if shots:
         lines.append(f"shots      {shots} worked examples of {flags.shots_dataset or flags.dataset}"
                      " before each question")

@@ -377,7 +377,8 @@ class DecodingFlags:
     """The flags of every command in which a model answers, whether it is ours or a server's."""
 
     system: str | None = flag(
-        None, "system prompt (default: the run's, else the checkpoint's own; to a server none)")
+        None, "system prompt; none: no system turn (default: the run's, else the checkpoint's own; "
+        "to a server none)")
     samples: int = flag(1, "completions of each problem", least=1)
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
     top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability",
@@ -410,6 +411,9 @@ class ApiFlags:
     api_max_tokens_name: str = flag(
         "max_tokens", "what the server calls the most tokens of a reply",
         choices=("max_tokens", "max_completion_tokens", "max_new_tokens"))
+    api_extra: str | None = flag(
+        None, "JSON object that joins every request, against settings that a server adds: "
+        "{\"repetition_penalty\": 1.0}")
 
 
 @dataclass(kw_only=True)

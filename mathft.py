@@ -154,7 +154,8 @@ class Flags:
                                         "memory, a third slower")
     plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
                        "more memory")
-    system: str | None = flag(None, "system prompt (default: the one in the checkpoint's template)")
+    system: str | None = flag(None, "system prompt; none: no system turn (default: the one in the "
+                                    "checkpoint's template)")
     seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded "
                         "set",
                      least=0)
@@ -668,7 +669,7 @@ def main(argv: list[str]) -> None:
     args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
-    args.system = tokenizer.default_system if args.system is None else args.system
+    args.system = tokenizer.system_to_train(args.system)
     left_out: Counter[str] = Counter()
     problems, tests, overlap = load_data(args, left_out)
     examples = make_examples(tokenizer, problems, args, goals, left_out)

@@ -35,6 +35,7 @@ from attention import PackedAttention
 from flags import flag
 from model import Config, Qwen2
 from runtime import UsageError, UserError
+from tokenizer import NO_SYSTEM
 
 # Follows the system prompt in the default text to start from.
 INSTRUCTION = ("Solve the problem step by step, check every calculation, "
@@ -78,7 +79,9 @@ def start_prefix(model: Qwen2, tokenizer, init: str, length: int, system: str,
                 torch.randn(_shape(model.config, length), generator=generator)).to(device)
     if kind != "text":
         raise UsageError(f"--prefix-init {init}: unknown; use text, text:STRING, zero or random")
-    ids = tokenizer.encode(text if colon else f"{system}\n{INSTRUCTION}\n")
+    if not colon:
+        text = f"{INSTRUCTION}\n" if system == NO_SYSTEM else f"{system}\n{INSTRUCTION}\n"
+    ids = tokenizer.encode(text)
     if not ids:
         raise UsageError(
             "--prefix-init text: has no text; give one after the colon, or text alone for the "

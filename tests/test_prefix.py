@@ -152,6 +152,11 @@ def test_zero_start(model):
     assert torch.equal(start(model, "zero"), torch.zeros(SHAPE))
 
 
+def test_without_a_system_prompt_the_text_is_the_instruction_alone(model):
+    assert torch.equal(start(model, "text", length=40, system="none"),
+                       start(model, f"text:{INSTRUCTION}\n", length=40))
+
+
 def test_random_start_follows_the_seed_alone(model):
     first = start(model, "random", seed=1)
     torch.manual_seed(99)
