@@ -422,7 +422,8 @@ class SamplingFlags(DecodingFlags):
 
     run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt")
     model: str | None = flag(
-        None, "model without a run: tiny, tiny-large, a folder or a hub id (default: tiny)")
+        None, "tiny, tiny-large, a folder or a hub id (default: tiny); with --run, where the base "
+        "of its adapter is now")
     adapter: str | None = flag(
         None, "folder in peft's form, whoever made it; --model names its base")
     calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the result")
@@ -454,15 +455,15 @@ def open_calculator(tokenizer: Tokenizer,
 
 def load_asked(flags: SamplingFlags) -> Run:
     """The run, adapter or model that the flags name, with its system prompt or that of --system."""
-    if flags.run and (flags.model or flags.adapter):
-        raise UsageError("--run excludes --model and --adapter: a run names its own model")
+    if flags.run and flags.adapter:
+        raise UsageError("--run excludes --adapter: a run has its own")
     check_samples(flags)
     keep_freed_memory()
     device = pick_device(flags.device)
     dtype = pick_dtype(flags.dtype, device)
     model = flags.model or "tiny"
     if flags.run:
-        run = load_run(Path(flags.run), device, dtype)
+        run = load_run(Path(flags.run), device, dtype, model=flags.model)
     elif flags.adapter:
         run = load_adapter(Path(flags.adapter), model, device, dtype)
     else:

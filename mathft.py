@@ -29,9 +29,9 @@ import torch
 from tqdm import tqdm
 
 import fast
-from adapters import Tuning
-from checkpoint import (as_saved, checkpoints, find_model, load_model, save_model, size_of,
-                        step_of)
+from adapters import Base, Tuning
+from checkpoint import (as_saved, checkpoints, find_model, fingerprint, load_model, save_model,
+                        size_of, step_of)
 from data import (Example, Problem, chat_examples, document_examples, read_columns, short_name,
                   show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
@@ -182,8 +182,7 @@ class Job:
     folder: Path
     device: torch.device
     machine: dict
-    source: Path  # the model's folder
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer  # in the model's folder
     examples: list[Example]
     left_out: Counter[str]  # rows that are not trained on, by reason
     test_problems: list[Problem]
@@ -309,8 +308,9 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
     kinds = flag_kinds([saved.get("objective", Flags.objective)])
     check_stored(kinds, saved, path)
     others = saved.keys() - {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    lacking = [] if others - {"history", "data"} else lacking_in(saved, check_args(path, saved))
-    if others - {"history", "data"} or lacking:
+    others -= {"history", "data", "base"}
+    lacking = [] if others else lacking_in(saved, check_args(path, saved))
+    if others or lacking:
         odd = f"it lacks {lacking[0]}" if lacking else f"it also holds {min(others)}"
         raise UserError(f"{path}: not the settings of a run of this version: {odd}")
     method, objective = find_method(saved["method"]), objective_of(saved)
@@ -378,9 +378,12 @@ def start_folder(args: Flags, data: dict, *own: object) -> Path:
             if merged:
                 args.model = str(folder / "base")
                 dtype = pick_dtype(args.dtype, pick_device(args.device))
-                save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype)
+                save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype,
+                           merged.system)
             settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
-            settings |= {"output_dir": str(folder), "history": history, "data": data}
+            base = temporary / "base" if merged else find_model(args.model)
+            settings |= {"output_dir": str(folder), "history": history, "data": data,
+                         "base": fingerprint(base)}
             write_json(temporary / "args.json", settings)
     except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
         with contextlib.suppress(OSError):  # what has been written stays
@@ -650,7 +653,7 @@ def run(job: Job, model: Qwen2) -> None:
     totals = run_training(job, model, tuning)
     place = result_folder(job.folder, job.method)
     shutil.rmtree(place, ignore_errors=True)  # a run that was interrupted behind this point left it
-    job.method.save(place, model, tuning, args.model, job.source)
+    job.method.save(place, model, tuning, Base(args.model, job.tokenizer, args.system))
     after = measure("after", tuning)
     trained = sum(p.numel() for p in tuning.trainable.values())
     sizes = {"trainable_params": trained, "total_params": total}
@@ -684,11 +687,11 @@ def main(argv: list[str]) -> None:
     data = describe_examples(examples)
     folder = Path(args.resume) if args.resume else start_folder(args, data, own, goals)
     if find_model(args.model) != source:  # an earlier adapter was merged
-        source = find_model(args.model)
-        model = load_model(source, device, dtype, weight_dtype, args.plain)
+        tokenizer = Tokenizer(find_model(args.model))
+        model = load_model(tokenizer.folder, device, dtype, weight_dtype, args.plain)
     machine = describe_machine(device, dtype)
-    job = Job(args, own, objective, goals, folder, device, machine, source, tokenizer, examples,
-              left_out, tests, overlap, 0 if objective.read else sum(map(spells_marker, problems)))
+    job = Job(args, own, objective, goals, folder, device, machine, tokenizer, examples, left_out,
+              tests, overlap, 0 if objective.read else sum(map(spells_marker, problems)))
     try:
         with locked(folder):
             remove_leftovers(folder)

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adapters import (Tuning, check_settings, check_tensors, no_extra_flop as extra_flop,
+from adapters import (Base, Tuning, check_settings, check_tensors, no_extra_flop as extra_flop,
                       read_adapter, save_adapter)
 from attention import PackedAttention
 from flags import flag
@@ -173,8 +173,7 @@ def start(model: Qwen2, tokenizer, flags: Flags, system: str, seed: int) -> Tuni
     return _tuning(model, Prefix(first, flags.prefix_projection, seed))
 
 
-def save(folder: Path, model: Qwen2, tuning: Tuning, base_name: str,
-         source: Path | None = None) -> None:
+def save(folder: Path, model: Qwen2, tuning: Tuning, base: Base) -> None:
     """Write the prefix as peft opens it."""
     prefix = tuning.prefix().detach()
     layers, _, length, heads, head_dim = prefix.shape
@@ -190,7 +189,7 @@ def save(folder: Path, model: Qwen2, tuning: Tuning, base_name: str,
         "num_transformer_submodules": 1,
         "encoder_hidden_size": heads * head_dim,
         "prefix_projection": False,
-    }, {"prompt_embeddings": flat}, base_name)
+    }, {"prompt_embeddings": flat}, base)
 
 
 def load(folder: Path, model: Qwen2, flags: Flags) -> Tuning:

@@ -41,6 +41,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from runtime import UserError, check_regular, read_json, write_json, write_text
 
 ROLES = ("system", "user", "assistant")
+TEMPLATE_FILE = "chat_template.jinja"  # transformers 5 writes it here
 NO_SYSTEM = "none"  # the system prompt of a chat without a system turn, as --system spells it
 THOUGHT = "<think>\n"
 # A text that spells one of these stays text: it is encoded letter by letter.
@@ -191,23 +192,15 @@ class Tokenizer:
         if system is None:
             system = self._form.bare_system
         if system is None:
-            file = self._template_file if self._template_file.exists() else "tokenizer_config.json"
-            raise UserError(f"{self.folder / file}: holds no chat template with a default system "
-                            "prompt; give one with --system, or --system none")
+            files = [self.folder / name for name in (TEMPLATE_FILE, "tokenizer_config.json")]
+            raise UserError(f"{files[not files[0].exists()]}: holds no chat template with a "
+                            "default system prompt; give one with --system, or --system none")
         return system
-
-    @property
-    def _template_file(self) -> Path:
-        return self.folder / "chat_template.jinja"  # transformers 5 writes it here
 
     @cached_property
     def template(self) -> str | None:
         """The checkpoint's chat template, in Jinja; None if it has none."""
-        if self._template_file.exists():
-            check_regular(self._template_file)
-            return self._template_file.read_text(encoding="utf-8", errors="replace")
-        template = self._settings.get("chat_template")
-        return template if isinstance(template, str) else None
+        return read_template(self.folder)
 
     def template_with(self, system: str) -> str | None:
         """The checkpoint's template with another default system prompt; None: it needs none.
@@ -242,7 +235,7 @@ class Tokenizer:
 
     def write_default_system(self, folder: Path, system: str) -> None:
         """Make `system` the default prompt of the template in `folder`, a copy of our own."""
-        template, file = self.template_with(system), folder / "chat_template.jinja"
+        template, file = self.template_with(system), folder / TEMPLATE_FILE
         if template is None:
             return
         if file.exists():
@@ -312,6 +305,16 @@ class Tokenizer:
 
 
 # ------------------------------------------------------------- the default prompt of a template
+
+
+def read_template(folder: Path) -> str | None:
+    """The chat template in a folder; None if it has none."""
+    file, settings = folder / TEMPLATE_FILE, folder / "tokenizer_config.json"
+    if file.exists():
+        check_regular(file)
+        return file.read_text(encoding="utf-8", errors="replace")
+    template = read_json(settings).get("chat_template") if settings.exists() else None
+    return template if isinstance(template, str) else None
 
 
 def find_default(template: str) -> str | None:
