@@ -32,7 +32,7 @@ Technical Report (arXiv 2412.15115), section 2; DeepSeek-R1 (arXiv 2501.12948), 
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
