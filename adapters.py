@@ -14,6 +14,7 @@ is unknown here is refused: an adapter half understood gives wrong numbers witho
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from checkpoint import name_of, save_text_files
 from model import Linear
 from runtime import (UserError, check_regular, read_json, whole_folder, write_json,
-                     write_tensors)
+                     write_tensors, write_text)
+from tokenizer import NO_SYSTEM, Tokenizer
 
 # The linear maps of one layer, by the last part of their name.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,6 +44,15 @@ class Tuning:
     weight_decay: float = 0.0  # of the matrices among them
     # learning rate = factor · --lr, by name
     rate_factors: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that was tuned, as its result names it to other programs."""
+
+    name: str  # as --model gives it
+    tokenizer: Tokenizer  # in the model's folder
+    system: str
 
 
 @dataclass
@@ -142,18 +154,62 @@ def merge(model: nn.Module) -> None:
 
 # ------------------------------------------------------------------------------------ PEFT's files
 
+# Settings that say which maps are adapted, beside `target_modules`.
+PLACES = {"layers_to_transform", "layers_pattern", "exclude_modules"}
 # Settings that say nothing about how an adapter is applied.
 NEUTRAL = set("peft_type peft_version task_type auto_mapping base_model_name_or_path revision "
               "inference_mode target_modules".split())
 
 
-def save_adapter(folder: Path, settings: dict, tensors: dict[str, Tensor], base_name: str) -> None:
-    """Write an adapter of the model `base_name` as peft opens it."""
-    settings = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "revision": None,
+def save_adapter(folder: Path, settings: dict, tensors: dict[str, Tensor], base: Base) -> None:
+    """Write an adapter of the model `base` as peft opens it, from any folder.
+
+    Beside it stand the tokenizer, whose template has the run's system prompt, and a short card.
+    """
+    name, revision = name_of(base.name, base.tokenizer.folder)
+    settings = {"task_type": "CAUSAL_LM", "base_model_name_or_path": name, "revision": revision,
                 "inference_mode": True, **settings}
     with whole_folder(folder) as temporary:
         write_tensors(temporary / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(temporary / "adapter_config.json", settings)
+        save_text_files(temporary, base.tokenizer, base.system)
+        write_text(temporary / "README.md", _card(settings, base))
+
+
+def _card(settings: dict, base: Base) -> str:
+    """The model card of an adapter, in the hub's form. A folder is no base that the hub knows."""
+    name = settings["base_model_name_or_path"]
+    known = f"base_model: {name}\n" if settings["revision"] else ""
+    if base.system == NO_SYSTEM:
+        system = "no system turn"
+    else:
+        system = "the system prompt " + json.dumps(base.system, ensure_ascii=False)
+    return f"""---
+library_name: peft
+pipeline_tag: text-generation
+{known}---
+A {settings["peft_type"]} adapter of `{name}`, trained by mathft on mathematics, with {system}.
+The template in this folder has it as its default. Answers were measured greedily, without a
+repetition penalty; `generation_config.json` says so.
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, GenerationConfig
+
+folder = "."  # this folder
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+chat = [{{"role": "user", "content": "What is 2 + 3?"}}]
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+told = model.generate(**ids, generation_config=GenerationConfig.from_pretrained(folder),
+                      max_new_tokens=256)
+print(tokenizer.decode(told[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+A `pipeline` takes the base's tokenizer and settings, unless it is told otherwise:
+`pipeline("text-generation", model=folder, tokenizer=folder)(chat, do_sample=False,
+repetition_penalty=1.0)`.
+"""
 
 
 def peft_key(name: str) -> str:
@@ -161,12 +217,12 @@ def peft_key(name: str) -> str:
     return f"base_model.model.{name}"
 
 
-def save_adapted(folder: Path, model: nn.Module, tuning: Tuning, base_name: str, settings: dict,
+def save_adapted(folder: Path, model: nn.Module, tuning: Tuning, base: Base, settings: dict,
                  key_of: Callable[[str], str] = peft_key) -> None:
     """Write what trains of a model's adapted maps; `settings` are the method's own."""
     targets = {"target_modules": short_targets(model, adapted_maps(model))}
     tensors = {key_of(name): p for name, p in tuning.trainable.items()}
-    save_adapter(folder, settings | targets, tensors, base_name)
+    save_adapter(folder, settings | targets, tensors, base)
 
 
 def read_adapter(folder: Path, peft_type: str,
@@ -202,19 +258,43 @@ def check_settings(path: Path, settings: dict, needs: dict[str, tuple[bool, str]
             raise UserError(f"{path}: {name} is {settings.get(name)!r}; mathft needs {need}")
 
 
-def target_maps(folder: Path, settings: dict, model: nn.Module) -> dict[str, Linear]:
-    """The maps that `target_modules` names.
+def target_maps(folder: Path, settings: dict, tensors: dict[str, Tensor],
+                model: nn.Module) -> dict[str, Linear]:
+    """The maps that an adapter is for.
 
-    Raises UserError if it is a pattern or fits no layer.
+    They are those that the settings name in lists, or, if one of the settings is a pattern, those
+    that the tensors name: a pattern of unknown origin could take forever to match.
+
+    Raises UserError if the settings are of the wrong kind or fit no layer.
     """
     path, targets = Path(folder) / "adapter_config.json", settings.get("target_modules")
-    listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
-    need = "a list of module names, not a pattern"
-    check_settings(path, settings, {"target_modules": (listed, need)})
+    layers, left_out = settings.get("layers_to_transform"), settings.get("exclude_modules")
+    layers = [layers] if type(layers) is int else layers or []
+    check_settings(path, settings, {
+        "target_modules": (isinstance(targets, str) or _is_list(targets, str),
+                           "a list of module names, or a pattern"),
+        "layers_to_transform": (_is_list(layers, int), "numbers of layers"),
+        "exclude_modules": (isinstance(left_out, str | None) or _is_list(left_out, str),
+                            "a list of module names, or a pattern")})
+    patterns = any(isinstance(value, str) and value for value in (targets, left_out))
     try:
-        return find_targets(model, targets)
+        maps = find_targets(model, TARGETS if isinstance(targets, str) else targets)
+        if patterns:
+            named = {key.removeprefix(peft_key("")).partition("_proj.")[0] + "_proj"
+                     for key in tensors}
+            maps = {name: m for name, m in maps.items() if name in named}
+        outside = find_targets(model, left_out) if left_out and not patterns else ()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if not maps:
+        raise UserError(f"{path}: no tensor of it is for a linear map of this base model")
+    # A pattern holds for all layers: layers_to_transform goes with lists alone, as in peft.
+    return {name: m for name, m in maps.items() if name not in outside
+            and (not layers or isinstance(targets, str) or int(name.split(".")[2]) in layers)}
+
+
+def _is_list(value, kind: type) -> bool:
+    return isinstance(value, list) and all(type(part) is kind for part in value)
 
 
 def check_tensors(folder: Path, tensors: dict[str, Tensor],

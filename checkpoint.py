@@ -14,9 +14,11 @@ What is written appears whole or not at all: into a folder beside its place, whi
 Source: the layout of Qwen2.5's published checkpoints, as transformers 4 and 5 write it.
 """
 
+import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Container
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
@@ -32,11 +34,11 @@ from runtime import (UsageError, UserError, check_regular, dtype_name, pick_dtyp
 from tokenizer import Tokenizer
 
 EMBEDDED = ("tiny", "tiny-large")  # models that come with the project; tools/make_tiny.py made them
-# All that is used of a repository on the hub. The first four are also what a saved model takes over
-# from its source.
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-              "generation_config.json")
-HUB_FILES = [*TEXT_FILES, "config.json", "model.safetensors.index.json", "*.safetensors"]
+# What a saved model or adapter takes over from its source; all that is used of a repository on the
+# hub.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+HUB_FILES = [*TOKENIZER_FILES, "generation_config.json", "config.json",
+             "model.safetensors.index.json", "*.safetensors"]
 # No size of a Qwen2.5 comes near this, and products of three such numbers still fit into 64 bits.
 LARGEST = 2**20
 
@@ -51,6 +53,7 @@ def find_model(name: str) -> Path:
     if name in EMBEDDED:
         return Path(__file__).with_name(name)
     if name and Path(name).is_dir():
+        _refuse_results(Path(name))
         return Path(name)
     parts = name.split("/")
     if Path(name).exists() or len(parts) != 2 or not all(part and part[0] not in ".~"
@@ -63,6 +66,26 @@ def find_model(name: str) -> Path:
 
 TOY = ("tiny is a toy that knows the stories of its own sets alone; for other problems give "
        "--model Qwen/Qwen2.5-0.5B-Instruct")
+
+
+def _refuse_results(folder: Path) -> None:
+    """Raise UserError for the folder of a run or of an adapter: other flags open these."""
+    if (folder / "config.json").exists():
+        return
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: an adapter, not a model; give --adapter {folder} and its base "
+                        "with --model")
+    if (folder / "args.json").exists():
+        raise UserError(f"{folder}: a run, not a model; --run {folder} measures it, and python "
+                        f"mathft.py --from {folder} goes on from it")
+
+
+def name_of(model: str, folder: Path) -> tuple[str, str | None]:
+    """What other programs call the model in `folder`: a hub id and its revision, or a whole path.
+    """
+    if model in EMBEDDED or Path(model).is_dir():
+        return str(folder.resolve()), None
+    return model, folder.name  # the hub's cache has a folder for each revision
 
 
 def size_of(name: str) -> str:
@@ -102,6 +125,11 @@ def read_config(folder: Path) -> Config:
     """
     path = Path(folder) / "config.json"
     raw = read_json(path)
+    if raw.get("quantization_config"):
+        kind = raw["quantization_config"]
+        kind = kind.get("quant_method") if isinstance(kind, dict) else kind
+        raise UserError(f"{path}: quantised ({str(kind)[:40]}), not supported; get the model as "
+                        "it was before")
     if raw.get("model_type") != "qwen2":
         raise UserError(
             f"{path}: model_type is {raw.get('model_type')!r}; mathft runs 'qwen2' (Qwen2, "
@@ -176,14 +204,15 @@ def load_model(
     """
     folder = Path(folder)
     config = read_config(folder)
-    places = _find_tensors(folder)
+    places = _needed(config, _find_tensors(folder))
     model = _empty_model(folder, config, places, compute_dtype)
     tensors = {}
     for file in sorted(set(places.values())):
         with _open(file) as weights:
-            _check_tensors(file, weights, model.state_dict())
+            _check_tensors(file, weights, model.state_dict(), places)
             for name in weights.keys():
-                tensors[name] = weights.get_tensor(name).to(device, weight_dtype)
+                if name in places:
+                    tensors[name] = weights.get_tensor(name).to(device, weight_dtype)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model if plain else accelerate(model)
 
@@ -220,6 +249,25 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _needed(config: Config, places: dict[str, Path]) -> dict[str, Path]:
+    """The tensors without those that say nothing new: rotary frequencies, which follow from
+    config.json, and the head of a tied checkpoint, if it equals the embeddings.
+    """
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    places = {name: file for name, file in places.items()
+              if not name.endswith(".rotary_emb.inv_freq")}
+    if config.tie_word_embeddings and head in places and embedding in places:
+        with _open(places[head]) as one, _open(places[embedding]) as other:
+            equal = torch.equal(one.get_tensor(head), other.get_tensor(embedding))
+        if equal:
+            del places[head]
+    return places
+
+
+# How the tensors of quantised checkpoints end: of GPTQ and AWQ, and of bitsandbytes.
+QUANTISED = (".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".quant_map", ".SCB")
+
+
 def _is_plain_name(name) -> bool:
     return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
 
@@ -240,8 +288,10 @@ def _empty_model(folder: Path, config: Config, places: dict[str, Path],
     files hold.
     """
     path, head = folder / "config.json", "lm_head.weight" in places
+    if any(name.endswith(QUANTISED) for name in places):
+        raise UserError(f"{folder}: quantised, not supported; get the model as it was before")
     if config.tie_word_embeddings == head:
-        holds = "hold" if head else "lack"
+        holds = "hold another" if head else "lack"
         raise UserError(
             f"{path}: tie_word_embeddings is {str(head).lower()}, but the weights {holds} "
             f"lm_head.weight"
@@ -263,9 +313,10 @@ def _empty_model(folder: Path, config: Config, places: dict[str, Path],
     return model
 
 
-def _check_tensors(file: Path, weights, expected: dict[str, Tensor]) -> None:
+def _check_tensors(file: Path, weights, expected: dict[str, Tensor],
+                   needed_names: Container[str]) -> None:
     """Hold the shapes and dtypes in a file's head against the model's, before a weight is read."""
-    for name in weights.keys():
+    for name in filter(needed_names.__contains__, weights.keys()):
         head = weights.get_slice(name)
         shape, needed = head.get_shape(), list(expected[name].shape)
         if shape != needed:
@@ -285,22 +336,30 @@ def save_model(model: Qwen2, folder: Path, source: Path, dtype: torch.dtype = to
     """Write the model in `dtype` as a folder that mathft and transformers open; merge adapters
     first.
 
-    The text files come from `source`. With `system`, that prompt is the template's default, and
-    generation_config.json names every token that ends an answer, and no penalty or sampling.
+    The text files come from `source`. With `system`, that prompt is the template's default.
     """
     tokenizer = Tokenizer(source)
     with whole_folder(folder) as temporary:
-        for name in TEXT_FILES:
-            if (Path(source) / name).exists():
-                shutil.copyfile(Path(source) / name, temporary / name)
-        if system is not None:
-            tokenizer.write_default_system(temporary, system)
-            write_json(temporary / "generation_config.json", {
-                "eos_token_id": sorted(tokenizer.stop_ids),
-                "pad_token_id": min(tokenizer.stop_ids)})
+        save_text_files(temporary, tokenizer, system)
         write_json(temporary / "config.json", _settings(model.config, tokenizer.end_id, dtype))
         tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
         write_tensors(temporary / "model.safetensors", tensors, {"format": "pt"})
+
+
+def save_text_files(folder: Path, tokenizer: Tokenizer, system: str | None) -> None:
+    """Write tokenizer, template and generation settings of a result.
+
+    The settings name every token that ends an answer, and no penalty or sampling: the source's
+    (Qwen2.5-Instruct has a penalty) are applied by other programs even when they are greedy.
+    """
+    for name in TOKENIZER_FILES:
+        if (tokenizer.folder / name).exists():
+            shutil.copyfile(tokenizer.folder / name, folder / name)
+    if system is not None:
+        tokenizer.write_default_system(folder, system)
+    write_json(folder / "generation_config.json", {
+        "do_sample": False, "repetition_penalty": 1.0,
+        "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": min(tokenizer.stop_ids)})
 
 
 def _settings(config: Config, end_id: int, dtype: torch.dtype) -> dict:
@@ -320,6 +379,22 @@ def _settings(config: Config, end_id: int, dtype: torch.dtype) -> dict:
         "torch_dtype": spelled,
         "dtype": spelled,
     }
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells the weights in `folder` from others, in whatever dtype they are stored.
+
+    A hash of each tensor's name, shape and first 64 values in bf16.
+    """
+    digest, places = hashlib.sha256(), _needed(read_config(folder), _find_tensors(folder))
+    for name, file in sorted(places.items()):
+        with _open(file) as weights:
+            part = weights.get_slice(name)
+            shape = part.get_shape()
+            values = part[:1] if len(shape) > 1 else part[:64]
+        values = values.flatten()[:64].to(torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {shape} ".encode() + values.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def as_saved(model: Qwen2, plain: bool = False) -> Qwen2:
@@ -400,6 +475,7 @@ class ExportFlags:
 
     run: str = flag(MISSING, "run directory of mathft.py", positional=True)
     folder: str = flag(MISSING, "folder to write, in Hugging Face's layout", positional=True)
+    model: str | None = flag(None, "where the run's base is now, if it has moved")
     dtype: str = flag("auto", "of the weights: auto (as the base model stores them), bf16 or fp32")
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -410,7 +486,7 @@ def export(argv: list[str]) -> None:
 
     flags = parse_flags(ExportFlags, argv, export.__doc__)
     args, method = read_run(Path(flags.run))
-    run = load_run(Path(flags.run), "cpu", torch.float32)
+    run = load_run(Path(flags.run), "cpu", torch.float32, model=flags.model)
     method.merge(run.model)  # in fp32; save_model casts once
     source = run.tokenizer.folder
     stored = torch.bfloat16 if _stored_dtypes(source) == {"BF16"} else torch.float32

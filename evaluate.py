@@ -551,6 +551,10 @@ def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]
                  f" {flags.samples} completion(s) each, {decoding}{greedy}")
     if run and not (flags.run or flags.model or is_embedded(flags.dataset)):
         lines.append(f"note       {TOY}")
+    if teacher and not teacher.extra:
+        lines += ["note       a server may add a repetition_penalty, and when sampling top_k and",
+                  "           others, from the model's generation_config.json;",
+                  "           --api-extra '{\"repetition_penalty\": 1.0}' says otherwise"]
     if shots:
         lines.append(f"shots      {shots} worked examples of {flags.shots_dataset or flags.dataset}"
                      " before each question")

@@ -377,8 +377,8 @@ class DecodingFlags:
     """The flags of every command in which a model answers, whether it is ours or a server's."""
 
     system: str | None = flag(
-        None, "system prompt (default: the run's, else the checkpoint's own; to a server none)",
-        group="answering")
+        None, "system prompt; none: no system turn (default: the run's, else the checkpoint's own; "
+        "to a server none)", group="answering")
     samples: int = flag(1, "completions of each problem", least=1)
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
     top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability",
@@ -413,6 +413,9 @@ class ApiFlags:
     api_max_tokens_name: str = flag(
         "max_tokens", "what the server calls the most tokens of a reply",
         choices=("max_tokens", "max_completion_tokens", "max_new_tokens"))
+    api_extra: str | None = flag(
+        None, "JSON object that joins every request, against settings that a server adds: "
+        "{\"repetition_penalty\": 1.0}")
 
 
 @dataclass(kw_only=True)
@@ -422,7 +425,8 @@ class SamplingFlags(DecodingFlags):
     run: str | None = flag(None, "run directory of mathft.py: its model, adapter and system prompt",
                            group="one of our own models")
     model: str | None = flag(
-        None, "model without a run: tiny, tiny-large, a folder or a hub id (default: tiny)")
+        None, "tiny, tiny-large, a folder or a hub id (default: tiny); with --run, where the base "
+        "of its adapter is now")
     adapter: str | None = flag(
         None, "folder in peft's form, whoever made it; --model names its base")
     checkpoint: str | None = flag(
@@ -460,8 +464,8 @@ def open_calculator(tokenizer: Tokenizer,
 
 def check_named(flags: SamplingFlags) -> None:
     """Raise UsageError unless the flags name one model."""
-    if flags.run and (flags.model or flags.adapter):
-        raise UsageError("--run excludes --model and --adapter: a run names its own model")
+    if flags.run and flags.adapter:
+        raise UsageError("--run excludes --adapter: a run has its own")
     if flags.checkpoint and not flags.run:
         raise UsageError("--checkpoint is one of a run: give --run too")
 
@@ -486,7 +490,8 @@ def load_asked(flags: SamplingFlags) -> Run:
     dtype = pick_dtype(flags.dtype, device)
     model = flags.model or "tiny"
     if flags.run:
-        run = load_run(Path(flags.run), device, dtype, checkpoint=flags.checkpoint)
+        run = load_run(Path(flags.run), device, dtype, model=flags.model,
+                       checkpoint=flags.checkpoint)
     elif flags.adapter:
         run = load_adapter(Path(flags.adapter), model, device, dtype)
     else:

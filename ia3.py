@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adapters import (AdaptedLinear, NoFlags as Flags, Tuning, find_targets, load_adapted, merge,
-                      no_extra_flop as extra_flop, read_adapter, save_adapted, swap, target_maps)
+from adapters import (PLACES, AdaptedLinear, Base, NoFlags as Flags, Tuning, find_targets,
+                      load_adapted, merge, no_extra_flop as extra_flop, peft_key, read_adapter,
+                      save_adapted, swap, target_maps)
 
 PEFT_TYPE = "IA3"
 DEFAULTS = {"tiny": {"learning_rate": 5e-2}, "real": {"learning_rate": 5e-3}}
 PASSES = 2  # over each frozen map: forward, and backward to its input
+READ = {"feedforward_modules", "init_ia3_weights"} | PLACES
 ON_INPUT = ("down_proj",)  # the vector of this map scales what goes in
 
 
@@ -45,18 +47,22 @@ def start(model, tokenizer, flags: Flags, system: str, seed: int) -> Tuning:
     return Tuning(swap(model, maps, lambda name, base: IA3Linear(base, name.endswith(ON_INPUT))))
 
 
-def save(folder: Path, model, tuning: Tuning, base_name: str, source: Path) -> None:
+def save(folder: Path, model, tuning: Tuning, base: Base) -> None:
     """Write the vectors as peft opens them."""
     settings = {"peft_type": PEFT_TYPE, "feedforward_modules": list(ON_INPUT)}
-    save_adapted(folder, model, tuning, base_name, settings)
+    save_adapted(folder, model, tuning, base, settings)
 
 
 def load(folder: Path, model, flags: Flags) -> Tuning:
     """Put the vectors in `folder` (ours or peft's) on the model, ready to train on."""
-    settings, tensors = read_adapter(folder, PEFT_TYPE, {"feedforward_modules", "init_ia3_weights"})
-    inner = tuple(settings.get("feedforward_modules") or ())
-    return Tuning(load_adapted(model, folder, tensors, target_maps(folder, settings, model),
-                               lambda name, base: IA3Linear(base, name.endswith(inner))))
+    settings, tensors = read_adapter(folder, PEFT_TYPE, READ)
+
+    def adapt(name: str, base: nn.Linear) -> IA3Linear:
+        vector = tensors.get(peft_key(f"{name}.ia3_l"))  # its shape says where it stands
+        return IA3Linear(base, vector is not None and vector.shape == (1, base.in_features))
+
+    maps = target_maps(folder, settings, tensors, model)
+    return Tuning(load_adapted(model, folder, tensors, maps, adapt))
 
 
 if __name__ == "__main__":

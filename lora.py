@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters import (TARGETS, AdaptedLinear, Tuning, adapted_maps, check_settings, find_targets,
-                      load_adapted, merge, peft_key, read_adapter, save_adapted, swap, target_maps)
+from adapters import (PLACES, TARGETS, AdaptedLinear, Base, Tuning, adapted_maps, check_settings,
+                      find_targets, load_adapted, merge, peft_key, read_adapter, save_adapted, swap,
+                      target_maps)
 from flags import flag
 from model import Linear
 
@@ -161,9 +162,10 @@ def extra_flop(maps: dict[str, nn.Linear], flags: Flags) -> int:
 
 
 # PiSSA, OLoRA and their kin also change the base weights, which are not in the file.
-STARTS = (None, True, False, "gaussian")
-READ = {"r", "lora_alpha", "use_rslora", "use_dora", "bias", "init_lora_weights"}
-PASSED_OVER = {"lora_dropout", "megatron_core", "qalora_group_size"}
+STARTS = (None, True, False, "gaussian", "eva", "mica", "orthogonal")
+READ = {"r", "lora_alpha", "use_rslora", "use_dora", "bias", "init_lora_weights", "rank_pattern",
+        "alpha_pattern"} | PLACES
+PASSED_OVER = {"lora_dropout", "megatron_core", "qalora_group_size", "eva_config"}
 
 
 def _key(name: str) -> str:
@@ -171,13 +173,13 @@ def _key(name: str) -> str:
     return peft_key(name) + ".weight" * name.endswith((".lora_A", ".lora_B"))
 
 
-def save(folder: Path, model, tuning: Tuning, base_name: str, source: Path | None = None) -> None:
+def save(folder: Path, model, tuning: Tuning, base: Base) -> None:
     """Write the adapter as peft, vLLM and llama.cpp open it.
 
     rsLoRA is written as the plain α·√r that it is, because llama.cpp ignores its flag.
     """
     first = next(iter(adapted_maps(model).values()))
-    save_adapted(folder, model, tuning, base_name, {
+    save_adapted(folder, model, tuning, base, {
         "peft_type": PEFT_TYPE,
         "r": first.lora_A.shape[0],
         "lora_alpha": int(first.alpha) if first.alpha == int(first.alpha) else first.alpha,
@@ -200,17 +202,51 @@ def load(folder: Path, model, flags: Flags) -> Tuning:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     # Rank and α must be there: peft puts other defaults in the place of a missing one.
     check_settings(Path(folder) / "adapter_config.json", settings, {
-        "r": (type(rank) is int and rank > 0, "a whole number above 0"),
-        "lora_alpha": (type(alpha) in (int, float) and 0 < alpha < 1e9, "a number above 0"),
+        "r": (_is_rank(rank), "a whole number above 0"),
+        "lora_alpha": (_is_alpha(alpha), "a number above 0"),
         "use_rslora": (settings.get("use_rslora") in (None, True, False), "true or false"),
         "use_dora": (settings.get("use_dora") in (None, True, False), "true or false"),
         "bias": (settings.get("bias", "none") == "none", "none: trained biases are not read"),
         "init_lora_weights": (settings.get("init_lora_weights") in STARTS, "true; convert it"),
+        "rank_pattern": (_fits(settings.get("rank_pattern"), _is_rank), "ranks above 0 by name"),
+        "alpha_pattern": (_fits(settings.get("alpha_pattern"), _is_alpha) and all(
+            map(_is_plain, settings.get("alpha_pattern") or {})), "numbers above 0 by plain names"),
     })
-    alpha = alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
-    adapt = _adapt(rank, alpha, "dora" if settings.get("use_dora") else "plain")
-    maps = target_maps(folder, settings, model)
+    kind = DoRALinear if settings.get("use_dora") else LoRALinear
+    power = 0.5 if settings.get("use_rslora") else 0.0
+    ranks = {rank, *(settings.get("rank_pattern") or {}).values()}
+
+    def adapt(name: str, base: Linear) -> LoRALinear:
+        a = tensors.get(_key(f"{name}.lora_A"))
+        own = a.shape[0] if a is not None and a.ndim == 2 and a.shape[0] in ranks else rank
+        scale = _alpha_of(name, settings.get("alpha_pattern") or {}, alpha)
+        return kind(base, own, scale * own**power, torch.Generator())
+
+    maps = target_maps(folder, settings, tensors, model)
     return _tuning(load_adapted(model, folder, tensors, maps, adapt, _key), flags)
+
+
+def _is_rank(value) -> bool:
+    return type(value) is int and 0 < value <= 2**16
+
+
+def _is_alpha(value) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e9
+
+
+def _fits(pattern, fits: Callable) -> bool:
+    """Whether a setting by name is missing, or all its values fit."""
+    return pattern is None or isinstance(pattern, dict) and all(map(fits, pattern.values()))
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is no pattern, but for its dots. (A pattern could take forever to match.)"""
+    return name.replace(".", "").replace("_", "").isalnum()
+
+
+def _alpha_of(name: str, by_name: dict[str, float], alpha: float) -> float:
+    """The α of a map: that of the first name that the map's ends with, as in peft."""
+    return next((own for end, own in by_name.items() if f".{name}".endswith(f".{end}")), alpha)
 
 
 if __name__ == "__main__":

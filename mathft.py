@@ -29,9 +29,9 @@ import torch
 from tqdm import tqdm
 
 import fast
-from adapters import Tuning
-from checkpoint import (TOY, as_saved, checkpoints, drop_old_checkpoints, find_model, load_model,
-                        save_model, size_of, step_of)
+from adapters import Base, Tuning
+from checkpoint import (TOY, as_saved, checkpoints, drop_old_checkpoints, find_model, fingerprint,
+                        load_model, save_model, size_of, step_of)
 from data import (Example, Problem, chat_examples, document_examples, is_embedded, keep_data,
                   read_columns, short_name, show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
@@ -154,7 +154,8 @@ class Flags:
                                       group="measuring and answering")
     calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the "
                                    "result: when measuring, and in what it writes to learn from")
-    system: str | None = flag(None, "system prompt (default: the one in the checkpoint's template)")
+    system: str | None = flag(None, "system prompt; none: no system turn (default: the one in the "
+                                    "checkpoint's template)")
     seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded "
                         "set",
                      least=0)
@@ -193,8 +194,7 @@ class Job:
     folder: Path
     device: torch.device
     machine: dict
-    source: Path  # the model's folder
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer  # in the model's folder
     examples: list[Example]
     left_out: Counter[str]  # rows that are not trained on, by reason
     test_problems: list[Problem]
@@ -324,8 +324,9 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
     kinds = flag_kinds([saved.get("objective", Flags.objective)])
     check_stored(kinds, saved, path)
     others = saved.keys() - {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    lacking = [] if others - {"history", "data"} else lacking_in(saved, check_args(path, saved))
-    if others - {"history", "data"} or lacking:
+    others -= {"history", "data", "base"}
+    lacking = [] if others else lacking_in(saved, check_args(path, saved))
+    if others or lacking:
         odd = f"it lacks {lacking[0]}" if lacking else f"it also holds {min(others)}"
         raise UserError(f"{path}: not the settings of a run of this version: {odd}")
     method, objective = find_method(saved["method"]), objective_of(saved)
@@ -394,9 +395,12 @@ def start_folder(args: Flags, data: dict, problems: list[Problem], tests: list[P
             if merged:
                 args.model = str(folder / "base")
                 dtype = pick_dtype(args.dtype, pick_device(args.device))
-                save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype)
+                save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype,
+                           merged.system)
             settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
-            settings |= {"output_dir": str(folder), "history": history, "data": data}
+            base = temporary / "base" if merged else find_model(args.model)
+            settings |= {"output_dir": str(folder), "history": history, "data": data,
+                         "base": fingerprint(base)}
             keep_data(temporary, problems, tests, earlier)
             write_json(temporary / "args.json", settings)
     except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
@@ -667,7 +671,7 @@ def print_plan(job: Job) -> None:
     if 0 < measured < FEW:
         print(f"note       {measured} test problems are few: an accuracy is known to about "
               f"±{100 / measured ** 0.5:.0f} points; give an --eval-dataset, or more problems")
-    if job.source == find_model("tiny") and not is_embedded(args.dataset):
+    if job.tokenizer.folder == find_model("tiny") and not is_embedded(args.dataset):
         print(f"note       {TOY}")
 
 
@@ -703,7 +707,7 @@ def run(job: Job, model: Qwen2) -> None:
     totals = run_training(job, model, tuning)
     place = result_folder(job.folder, job.method)
     shutil.rmtree(place, ignore_errors=True)  # a run that was interrupted behind this point left it
-    job.method.save(place, model, tuning, args.model, job.source)
+    job.method.save(place, model, tuning, Base(args.model, job.tokenizer, args.system))
     after = measure("after", tuning)
     trained = sum(p.numel() for p in tuning.trainable.values())
     sizes = {"trainable_params": trained, "total_params": total}
@@ -745,7 +749,7 @@ def main(argv: list[str]) -> None:
     args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it
     source = find_model(args.model)
     tokenizer = Tokenizer(source)
-    args.system = tokenizer.default_system if args.system is None else args.system
+    args.system = tokenizer.system_to_train(args.system)
     left_out: Counter[str] = Counter()
     problems, tests, overlap = load_data(args, left_out)
     examples = make_examples(tokenizer, problems, args, goals, left_out)
@@ -762,11 +766,10 @@ def main(argv: list[str]) -> None:
     known = [] if objective.read else problems
     begun = args.resume or start_folder(args, data, known, tests, own, goals)
     if find_model(args.model) != source:  # an earlier adapter was merged
-        source = find_model(args.model)
-        model = load_model(source, device, dtype, weight_dtype, args.plain)
+        tokenizer = Tokenizer(find_model(args.model))
+        model = load_model(tokenizer.folder, device, dtype, weight_dtype, args.plain)
     job = Job(args, own, objective, goals, Path(begun), device, describe_machine(device, dtype),
-              source, tokenizer, examples, left_out, tests, overlap,
-              sum(map(spells_marker, known)))
+              tokenizer, examples, left_out, tests, overlap, sum(map(spells_marker, known)))
     run_in_folder(job, model, data)
 
 

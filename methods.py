@@ -11,14 +11,14 @@ A method is a module that says which parameters train and how the result is stor
     PASSES                                           over each linear map in training, 2 or 3
     extra_flop(maps, flags)                          operations a token of what it adds
     start(model, tokenizer, flags, system, seed)     freeze, add what trains -> adapters.Tuning
-    save(folder, model, tuning, base_name, source)   write the result
+    save(folder, model, tuning, base)                write the result; base: adapters.Base
     load(folder, model, flags)                       put it on its base again -> adapters.Tuning
     merge(model)                                     fold it into plain weights, or UserError
 
 To add a method, write such a module and add it to the table below. No other file names a method.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -30,11 +30,11 @@ import lora
 import prefix
 import sft
 from adapters import Tuning
-from checkpoint import checkpoints, find_model, load_model, load_state
+from checkpoint import checkpoints, find_model, fingerprint, load_model, load_state
 from flags import check_stored, pick
 from model import Qwen2
-from runtime import UserError, read_json
-from tokenizer import Tokenizer
+from runtime import UsageError, UserError, read_json
+from tokenizer import Tokenizer, find_default, read_template
 
 METHODS: dict[str, ModuleType] = {"sft": sft, "lora": lora, "prefix": prefix, "ia3": ia3}
 
@@ -83,7 +83,10 @@ def read_settings(folder: Path) -> tuple[dict, ModuleType]:
     """Settings and method of a run that may not have ended. Raises UserError if it is none."""
     path = Path(folder) / "args.json"
     if not path.exists():
-        raise UserError(f"{folder}: no run directory of mathft.py (it has no args.json)")
+        kind = next((f"; {flag} opens it" for flag, name in (
+            ("--adapter", "adapter_config.json"), ("--model", "config.json"))
+            if (folder / name).exists()), "")
+        raise UserError(f"{folder}: no run directory of mathft.py (it has no args.json){kind}")
     args = read_json(path)
     return args, check_args(path, args)
 
@@ -108,23 +111,26 @@ def check_args(path: Path, args: dict) -> ModuleType:
 
 
 def load_run(folder: Path, device: torch.device | str, dtype: torch.dtype, plain: bool = False,
-             checkpoint: str | None = None) -> Run:
+             model: str | None = None, checkpoint: str | None = None) -> Run:
     """The result in a run directory, weights and products in `dtype`; or, also before the run has
-    ended, what it had trained at a checkpoint such as step-40."""
+    ended, what it had trained at a checkpoint such as step-40.
+
+    `model` names the base of its adapter, if it is elsewhere now.
+    """
     if checkpoint:
-        return _load_checkpoint(folder, checkpoint, device, dtype, plain)
+        return _load_checkpoint(folder, checkpoint, device, dtype, plain, model)
     args, method = read_run(folder)
-    return _load(base_folder(folder), result_folder(folder, method), method, args, device, dtype,
-                 plain)
+    return _load(base_folder(folder, model), result_folder(folder, method), method, args, device,
+                 dtype, plain)
 
 
 def _load_checkpoint(folder: Path, name: str, device: torch.device | str, dtype: torch.dtype,
-                     plain: bool) -> Run:
+                     plain: bool, model_name: str | None) -> Run:
     args, method = read_settings(folder)
     there = {path.name: path for path in checkpoints(folder)}
     if name not in there:
         raise UserError(f"{folder}: has no checkpoint {name}; it has {', '.join(there) or 'none'}")
-    base = find_model(args["model"])
+    base = base_of(folder, args, model_name)
     model, tokenizer = load_model(base, device, dtype, dtype, plain), Tokenizer(base)
     tuning = start_tuning(method, pick(method.Flags, args), args, model, tokenizer)
     tensors, _ = load_state(there[name], "param.")
@@ -156,24 +162,53 @@ def goes_on_training(args: dict) -> bool:
     return bool(earlier) and read_run(Path(earlier))[0]["method"] == args["method"]
 
 
-def base_folder(run: Path) -> Path:
-    """The folder of a run's whole model, or of the base of its adapter."""
+def base_folder(run: Path, model: str | None = None) -> Path:
+    """The folder of a run's whole model, or of the base of its adapter, which `model` may name."""
     args, method = read_run(run)
-    return result_folder(run, method) if method.PEFT_TYPE is None else find_model(args["model"])
+    if method.PEFT_TYPE is not None:
+        return base_of(run, args, model)
+    if model is not None:
+        raise UsageError(f"--model {model}: {run} holds a whole model and needs no base; leave "
+                         "it out")
+    return result_folder(run, method)
+
+
+def base_of(run: Path, args: dict, model: str | None = None) -> Path:
+    """The folder of the model that a run started from, which `model` may name.
+
+    Raises UserError if it has not the weights that the run was trained on.
+    """
+    merged = Path(run) / "base"  # made by --from, and moves with the run
+    name = model or (str(merged) if merged.is_dir() else args["model"])
+    try:
+        base = find_model(name)
+    except UserError as error:
+        hint = "" if model else f"; {run} was trained on it: say where it is with --model"
+        raise UserError(f"{error}{hint}") from None
+    if args.get("base", fingerprint(base)) != fingerprint(base):  # an older run does not say
+        adapter = Path(run) / "adapter"
+        raise UserError(f"{name}: its weights are not those that {run} was trained on; give these "
+                        f"with --model, or put its adapter on others with --adapter {adapter}")
+    return base
 
 
 def load_adapter(folder: Path, model: str, device: torch.device | str, dtype: torch.dtype,
                  plain: bool = False) -> Run:
     """An adapter in PEFT's form, whoever made it, on the model of that name.
 
-    Raises UserError if no method here reads that kind of adapter.
+    Its system prompt is the default of the template beside it, if there is one. Raises UserError
+    if no method here reads that kind of adapter.
     """
-    kind = read_json(Path(folder) / "adapter_config.json").get("peft_type")
+    if (folder / "args.json").exists() and not (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: a run; open it with --run {folder}")
+    kind = read_json(folder / "adapter_config.json").get("peft_type")
     known = {method.PEFT_TYPE: method for method in METHODS.values() if method.PEFT_TYPE}
     if kind not in known:
         raise UserError(f"{folder}/adapter_config.json: peft_type is {kind!r}; "
                         f"mathft reads {', '.join(known)}")
-    return _load(find_model(model), folder, known[kind], {}, device, dtype, plain)
+    run = _load(find_model(model), folder, known[kind], {}, device, dtype, plain)
+    template = read_template(folder)
+    return replace(run, system=find_default(template) if template else None)
 
 
 def _load(base: Path, result: Path, method: ModuleType, args: dict, device: torch.device | str,

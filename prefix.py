@@ -29,12 +29,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adapters import (Tuning, check_settings, check_tensors, no_extra_flop as extra_flop,
+from adapters import (Base, Tuning, check_settings, check_tensors, no_extra_flop as extra_flop,
                       read_adapter, save_adapter)
 from attention import PackedAttention
 from flags import flag
 from model import Config, Qwen2
 from runtime import UsageError, UserError
+from tokenizer import NO_SYSTEM
 
 # Follows the system prompt in the default text to start from.
 INSTRUCTION = ("Solve the problem step by step, check every calculation, "
@@ -78,7 +79,9 @@ def start_prefix(model: Qwen2, tokenizer, init: str, length: int, system: str,
                 torch.randn(_shape(model.config, length), generator=generator)).to(device)
     if kind != "text":
         raise UsageError(f"--prefix-init {init}: unknown; use text, text:STRING, zero or random")
-    ids = tokenizer.encode(text if colon else f"{system}\n{INSTRUCTION}\n")
+    if not colon:
+        text = f"{INSTRUCTION}\n" if system == NO_SYSTEM else f"{system}\n{INSTRUCTION}\n"
+    ids = tokenizer.encode(text)
     if not ids:
         raise UsageError(
             "--prefix-init text: has no text; give one after the colon, or text alone for the "
@@ -170,8 +173,7 @@ def start(model: Qwen2, tokenizer, flags: Flags, system: str, seed: int) -> Tuni
     return _tuning(model, Prefix(first, flags.prefix_projection, seed))
 
 
-def save(folder: Path, model: Qwen2, tuning: Tuning, base_name: str,
-         source: Path | None = None) -> None:
+def save(folder: Path, model: Qwen2, tuning: Tuning, base: Base) -> None:
     """Write the prefix as peft opens it."""
     prefix = tuning.prefix().detach()
     layers, _, length, heads, head_dim = prefix.shape
@@ -187,7 +189,7 @@ def save(folder: Path, model: Qwen2, tuning: Tuning, base_name: str,
         "num_transformer_submodules": 1,
         "encoder_hidden_size": heads * head_dim,
         "prefix_projection": False,
-    }, {"prompt_embeddings": flat}, base_name)
+    }, {"prompt_embeddings": flat}, base)
 
 
 def load(folder: Path, model: Qwen2, flags: Flags) -> Tuning:

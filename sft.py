@@ -9,7 +9,8 @@ The model's own weights are cast to the dtype of the activations when they multi
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import Tuning, merge, no_extra_flop as extra_flop  # merge: does nothing here
+from adapters import (Base, Tuning, merge,  # merge: does nothing here
+                      no_extra_flop as extra_flop)
 from checkpoint import save_model
 from flags import flag
 
@@ -35,9 +36,9 @@ def start(model, tokenizer, flags: Flags, system: str, seed: int) -> Tuning:
     return Tuning(dict(model.named_parameters()), weight_decay=flags.weight_decay)
 
 
-def save(folder: Path, model, tuning: Tuning, base_name: str, source: Path) -> None:
-    """Write the whole model; its text files come from `source`."""
-    save_model(model, folder, source, model.compute_dtype)
+def save(folder: Path, model, tuning: Tuning, base: Base) -> None:
+    """Write the whole model, with the base's tokenizer and the run's system prompt."""
+    save_model(model, folder, base.tokenizer.folder, model.compute_dtype, base.system)
 
 
 def load(folder: Path, model, flags: Flags) -> Tuning:

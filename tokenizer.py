@@ -16,6 +16,9 @@ which the template opens:
     I add. </think> 2 + 3 = 5<｜end▁of▁sentence｜>
     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^    the targets of training
 
+Some models of Qwen's form open a thought too (QwQ). A chat whose system prompt is `none` has no
+system turn.
+
 The markers are single tokens that no text can produce. Whatever a question contains, even the
 letters `<|im_end|>`, is encoded as ordinary text, so that it cannot end its own turn. (In
 transformers, which tokenises the rendered string, it can.)
@@ -38,21 +41,34 @@ from tokenizers import Tokenizer as FastTokenizer
 from runtime import UserError, check_regular, read_json, write_json, write_text
 
 ROLES = ("system", "user", "assistant")
+TEMPLATE_FILE = "chat_template.jinja"  # transformers 5 writes it here
+NO_SYSTEM = "none"  # the system prompt of a chat without a system turn, as --system spells it
+THOUGHT = "<think>\n"
 # A text that spells one of these stays text: it is encoded letter by letter.
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 Pieces = list[tuple[list[int], bool]]  # ids, and whether they are targets
+# A ChatML template without a default system prompt, and what puts a default before any template.
+CHATML = ("{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' + "
+          "message['content'] + '<|im_end|>\\n' }}{%- endfor %}"
+          "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+DEFAULT = ("{%- if messages[0]['role'] != 'system' %}{%- set messages = "
+           "[{'role': 'system', 'content': '", "'}] + messages %}{%- endif %}")
 
 
 class ChatML:
     """The chats of Qwen2.5. Each turn names its role, and the system prompt is a turn."""
 
-    own_system = None  # the template spells out a default
+    bare_system = None  # without a system prompt there is no such turn
 
     def __init__(self, tokenizer: "Tokenizer"):
         self.encode = tokenizer.encode
         self.start, self.end = tokenizer.id_of("<|im_start|>"), tokenizer.id_of("<|im_end|>")
         self.end_of_text = tokenizer.id_of("<|endoftext|>")
-        self.opening = [self.start, *self.encode("assistant\n")]
+        self.assistant = [self.start, *self.encode("assistant\n")]
+        self.thinks = _opens_thought(tokenizer.template, "<|im_start|>assistant\n")
+        self.opening = self.assistant
+        if self.thinks:
+            self.opening = [self.start, *self.encode("assistant\n" + THOUGHT)]
 
     def turn(self, role: str, content: str) -> list[int]:
         """A turn of the system or the user; in one piece, like the rendered template."""
@@ -60,15 +76,17 @@ class ChatML:
         return [self.start, *ids, self.end, *self.encode("\n")]
 
     def earlier_answer(self, content: str) -> Pieces:
-        """An answer that another turn follows."""
-        return [(self.opening, False), ([*self.encode(content), self.end], True),
+        """An answer that another turn follows; its thought, if the model opens one, is left out."""
+        if self.thinks:
+            content = content.rpartition("</think>")[2].lstrip("\n")
+        return [(self.assistant, False), ([*self.encode(content), self.end], True),
                 (self.encode("\n"), False)]
 
 
 class ThinkingChat:
     """The chats of R1-Distill-Qwen. A text of the system stands before the first turn."""
 
-    own_system = ""
+    bare_system = ""  # a chat without a system prompt begins with the marker alone
     marker = "<｜User｜>"
 
     def __init__(self, tokenizer: "Tokenizer"):
@@ -77,9 +95,8 @@ class ThinkingChat:
             "<｜begin▁of▁sentence｜>", self.marker, "<｜Assistant｜>", "<｜end▁of▁sentence｜>"))
         self.end_of_text = self.end
         # The first published template left it to the model to open a thought.
-        thinks = any(f"<｜Assistant｜><think>{newline}" in (tokenizer.template or "")
-                     for newline in ("\\n", "\n"))
-        self.opening = [self.assistant, *(self.encode("<think>\n") if thinks else [])]
+        thinks = _opens_thought(tokenizer.template, "<｜Assistant｜>")
+        self.opening = [self.assistant, *(self.encode(THOUGHT) if thinks else [])]
 
     def turn(self, role: str, content: str) -> list[int]:
         """A turn of the user, or the system's text, which begins the chat."""
@@ -89,6 +106,12 @@ class ThinkingChat:
         """An answer that another turn follows: its thought is left out."""
         ids = self.encode(content.rpartition("</think>")[2])
         return [([self.assistant], False), ([*ids, self.end], True)]
+
+
+def _opens_thought(template: str | None, opening: str) -> bool:
+    """Whether a template's answers begin within a thought; its line ends may be escaped."""
+    text = opening + THOUGHT
+    return any(spelled in (template or "") for spelled in (text, text.replace("\n", "\\n")))
 
 
 class Tokenizer:
@@ -162,45 +185,64 @@ class Tokenizer:
     def default_system(self) -> str:
         """The system prompt that the checkpoint's own template gives to a chat without one.
 
-        It is read on demand: a checkpoint without one works with an explicit `--system`.
+        NO_SYSTEM if it writes no system turn. It is read on demand: a checkpoint without one works
+        with an explicit `--system`.
         """
-        system = self._form.own_system
-        if system is None and self.template is not None:
-            system = find_default_system(self.template)
+        system = self._form.bare_system if self.template is None else find_default(self.template)
         if system is None:
-            file = self._template_file if self._template_file.exists() else "tokenizer_config.json"
-            raise UserError(f"{self.folder / file}: holds no chat template with a default system "
-                            "prompt; give one with --system")
+            system = self._form.bare_system
+        if system is None:
+            files = [self.folder / name for name in (TEMPLATE_FILE, "tokenizer_config.json")]
+            raise UserError(f"{files[not files[0].exists()]}: holds no chat template with a "
+                            "default system prompt; give one with --system, or --system none")
         return system
-
-    @property
-    def _template_file(self) -> Path:
-        return self.folder / "chat_template.jinja"  # transformers 5 writes it here
 
     @cached_property
     def template(self) -> str | None:
         """The checkpoint's chat template, in Jinja; None if it has none."""
-        if self._template_file.exists():
-            check_regular(self._template_file)
-            return self._template_file.read_text(encoding="utf-8", errors="replace")
-        template = self._settings.get("chat_template")
-        return template if isinstance(template, str) else None
+        return read_template(self.folder)
 
-    def write_default_system(self, folder: Path, system: str) -> None:
-        """Make `system` the default prompt of the template in `folder`, a copy of our own."""
-        if system == self._form.own_system:
-            return
-        file = folder / "chat_template.jinja"
-        settings = read_json(folder / "tokenizer_config.json")
-        template = file.read_text("utf-8") if file.exists() else settings.get("chat_template")
-        changed = with_default_system(template, system) if isinstance(template, str) else None
+    def template_with(self, system: str) -> str | None:
+        """The checkpoint's template with another default system prompt; None: it needs none.
+
+        A template that is unknown, or that is missing, gives way to CHATML. Raises UserError if no
+        template can say this prompt.
+        """
+        for token in self._fast.get_added_tokens_decoder().values():
+            if token.special and token.content in system:
+                raise UserError(f"the system prompt spells {token.content}: other programs would "
+                                "take it for the marker; leave it out")
+        bare, template = self._form.bare_system, self.template
+        if bare is not None and system in (bare, NO_SYSTEM):
+            return template and _put_before(template)[1]
+        known = template is not None and (bare is not None or find_default(template) is not None)
+        changed = with_default(template, system) if known else None
+        if changed is None and bare is None and not self._form.thinks:
+            changed = with_default(CHATML, system)
         if changed is None:
             raise UserError(f"{self.folder}: its chat template cannot carry the system prompt "
                             f"{system[:60]!r} as a default")
+        return changed
+
+    def system_to_train(self, asked: str | None) -> str:
+        """The system prompt that --system asks for, by default the checkpoint's.
+
+        Raises UserError if no template could say it: better now than when the result is saved.
+        """
+        system = self.default_system if asked is None else asked
+        self.template_with(system)
+        return system
+
+    def write_default_system(self, folder: Path, system: str) -> None:
+        """Make `system` the default prompt of the template in `folder`, a copy of our own."""
+        template, file = self.template_with(system), folder / TEMPLATE_FILE
+        if template is None:
+            return
         if file.exists():
-            write_text(file, changed)
+            write_text(file, template)
         else:
-            write_json(folder / "tokenizer_config.json", settings | {"chat_template": changed})
+            write_json(folder / "tokenizer_config.json",
+                       self._settings | {"chat_template": template})
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -235,18 +277,21 @@ class Tokenizer:
 
         messages: `{"role", "content"}` each, and "train" false for an answer that is no target. The
         system prompt is a system message at their head, else `system`, else the checkpoint's
-        default. If the last turn is the assistant's, it begins as `prompt` ends, and ends with
-        `end_id`. Every other turn is as in the template.
+        default; NO_SYSTEM is none. If the last turn is the assistant's, it begins as `prompt` ends,
+        and ends with `end_id`. Every other turn is as in the template.
         """
         if not messages or messages[0]["role"] != "system":
             system = self.default_system if system is None else system
-            messages = [{"role": "system", "content": system}, *messages]
+            system = self._form.bare_system if system == NO_SYSTEM else system
+            head = [] if system is None else [{"role": "system", "content": system}]
+            messages = [*head, *messages]
         pieces: Pieces = []
         for number, message in enumerate(messages, start=1):
             role, content = message["role"], message["content"]
             if role not in ROLES:
                 raise UserError(f"a message has the role {role!r}; known are {', '.join(ROLES)}")
-            if role == "system" and number > 1 and self._form.own_system is not None:
+            at_head_alone = self._form.bare_system is not None
+            if role == "system" and number > 1 and at_head_alone:
                 raise UserError("a system message stands behind the first turn; this model's chats"
                                 " have one at their head alone")
             if role != "assistant":
@@ -257,6 +302,50 @@ class Tokenizer:
             pieces += [(ids, target and message.get("train", True)) for ids, target in answer]
         ids = [number for piece, _ in pieces for number in piece]
         return ids, [target for piece, target in pieces for _ in piece]
+
+
+# ------------------------------------------------------------- the default prompt of a template
+
+
+def read_template(folder: Path) -> str | None:
+    """The chat template in a folder; None if it has none."""
+    file, settings = folder / TEMPLATE_FILE, folder / "tokenizer_config.json"
+    if file.exists():
+        check_regular(file)
+        return file.read_text(encoding="utf-8", errors="replace")
+    template = read_json(settings).get("chat_template") if settings.exists() else None
+    return template if isinstance(template, str) else None
+
+
+def find_default(template: str) -> str | None:
+    """The default system prompt of a template in Jinja: spelled out, or NO_SYSTEM.
+
+    None if it is not known what the template does.
+    """
+    found = _put_before(template)[0]
+    found = find_default_system(template) if found is None else found
+    return NO_SYSTEM if found is None and _writes_no_system(template) else found
+
+
+def _put_before(template: str) -> tuple[str | None, str]:
+    """The default prompt that DEFAULT puts before a template, or None; and that template."""
+    text, closed, rest = template.removeprefix(DEFAULT[0]).partition(DEFAULT[1])
+    if not template.startswith(DEFAULT[0]) or not closed:
+        return None, template
+    return _unescaped(text), rest
+
+
+def _writes_no_system(template: str) -> bool:
+    """Whether a ChatML template writes a system turn only from the chat's own message, or for
+    tools.
+    """
+    turns = template.split("<|im_start|>")
+    for before, after in zip(turns, turns[1:]):
+        rest = after.removeprefix("system").removeprefix("\\n").removeprefix("\n")
+        rest = rest.lstrip("'\" +~{}")  # to what stands behind the string, or in the braces
+        if after.startswith("system") and "if tools" not in before and not rest.startswith("mess"):
+            return False
+    return len(turns) > 1
 
 
 def find_default_system(template: str) -> str | None:
@@ -280,32 +369,48 @@ def find_default_system(template: str) -> str | None:
         if not closed or interrupted or not text.startswith(newline):
             continue
         text = text.removeprefix(newline)
-        if not quote:
-            return text
-        # Jinja reads the escapes of a string in this way (jinja2/lexer.py).
-        try:
-            return text.encode("ascii", "backslashreplace").decode("unicode-escape")
-        except UnicodeDecodeError:  # an escape that is cut short: Jinja cannot read it either
-            return None
+        return _unescaped(text) if quote else text
     return None
 
 
-def with_default_system(template: str, system: str) -> str | None:
-    """The template with another default system prompt; None if it cannot carry this one."""
-    old = find_default_system(template)
-    if not old:
+def _unescaped(text: str) -> str | None:
+    """The text of a Jinja string; None if an escape is cut short, which Jinja cannot read either.
+    """
+    try:  # as jinja2/lexer.py does
+        return text.encode("ascii", "backslashreplace").decode("unicode-escape")
+    except UnicodeDecodeError:
         return None
 
-    def escaped(text: str, quote: str = "") -> str:  # as Jinja spells it inside a string
-        return text.replace("\\", "\\\\").replace("\n", "\\n").replace(quote, "\\" + quote)
 
+def _escaped(text: str, quote: str) -> str:
+    """A text as it is spelled in a Jinja string."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace(quote, "\\" + quote)
+
+
+def with_default(template: str, system: str) -> str | None:
+    """The template with another default system prompt, or NO_SYSTEM; None if it cannot have it.
+
+    A prompt that the template spells out is replaced. Else the new one is put before the template.
+    """
+    template = _put_before(template)[1]
+    old = find_default_system(template)
     # Inside a string in either kind of quotes, then as plain text of the template.
-    spellings = (lambda text: escaped(text, "'"), lambda text: escaped(text, '"'), str)
-    for spell in spellings:
-        new = template.replace(spell(old), spell(system))
-        if new != template and find_default_system(new) == system:
+    for spell in (lambda text: _escaped(text, "'"), lambda text: _escaped(text, '"'), str):
+        new = _replaced(template, spell(old), spell(system), system) if old else template
+        if find_default(new) == system:
             return new
-    return template if old == system else None
+    if system == NO_SYSTEM:  # its turn cannot be told from the rest
+        return None
+    return DEFAULT[0] + _escaped(system, "'") + DEFAULT[1] + template
+
+
+def _replaced(template: str, old: str, new: str, system: str) -> str:
+    """The template with its spelled-out prompt replaced, or its turn left out with NO_SYSTEM."""
+    if system != NO_SYSTEM:
+        return template.replace(old, new)
+    for newline in ("\\n", "\n"):
+        template = template.replace(f"<|im_start|>system{newline}{old}<|im_end|>{newline}", "")
+    return template
 
 
 if __name__ == "__main__":

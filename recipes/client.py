@@ -11,7 +11,9 @@ server itself broke off is asked for again, and never counts as the model's cut 
 The client is the standard library's, since no library bounds the time and the size of a whole
 reply. It sends one request a sample (many servers ignore `n`), the budget as `max_tokens` (the
 older name, which most servers know; --api-max-tokens-name gives another), and no key that a server
-may refuse and that says nothing. It uses no proxy and follows no redirect: the key would go with
+may refuse and that says nothing. What is not sent, a server may add: vLLM takes repetition_penalty,
+top_p and top_k from the model's generation_config.json, and the penalty changes greedy texts too;
+--api-extra says otherwise. It uses no proxy and follows no redirect: the key would go with
 it. The key comes from OPENAI_API_KEY alone and goes into the header alone. It is cut out of what
 the server sends back, unless a stream spells it in pieces. Plain http is allowed, since local
 servers speak it; to a distant http address the key goes in the clear.
@@ -38,7 +40,8 @@ from time import monotonic, sleep
 from urllib.parse import urlsplit
 
 from generate import ApiFlags, DecodingFlags, check_samples
-from runtime import UsageError, UserError, printable
+from runtime import UsageError, UserError, json_fault, parse_json, printable
+from tokenizer import NO_SYSTEM
 
 ATTEMPTS = 8  # requests for one reply in one run
 MOST_WAIT = 120.0  # seconds between two of them, whatever Retry-After says
@@ -58,6 +61,11 @@ FINISHES = {name: finish for finish, names in {
                "insufficient_system_resource engine_overloaded"}.items() for name in names.split()}
 # Wrong from the start: a wrong address.
 NOT_THERE = ("ConnectionRefusedError", "gaierror", "SSLCertVerificationError")
+# What --api-extra may not say.
+OWN_FLAGS = {"model": "--api-model", "messages": "--dataset", "n": "--samples", "seed": "--seed",
+             "temperature": "--temperature", "top_p": "--top-p", "stream": "--api-stream",
+             "stream_options": "--api-stream", "max_tokens": "--max-new-tokens",
+             "max_completion_tokens": "--max-new-tokens", "max_new_tokens": "--max-new-tokens"}
 FINAL_HINTS = {401: "; is OPENAI_API_KEY right?", 403: "; is OPENAI_API_KEY right?",
                404: "; does --api-base end in /v1, as most do, and does it serve this --api-model?"}
 
@@ -170,13 +178,15 @@ class ApiTeacher:
     timeout: float = 600.0  # seconds of silence
     stream: bool = False
     max_tokens_name: str = "max_tokens"
+    extra: dict = field(default_factory=dict)  # joins every request
     _turn: float = field(default=0.0, init=False, repr=False)  # when the next request may leave
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
     def settings(self) -> dict:
         names = ("temperature", "top_p", "max_new_tokens", "seed")
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
+        return settings | ({"api_extra": self.extra} if self.extra else {})
 
     def request(self, messages: list[dict], sample: int) -> dict:
         """The body of a request. It asks for no `logprobs`: few servers give them, and each in its
@@ -187,7 +197,7 @@ class ApiTeacher:
             body |= {"seed": self.seed + sample} | ({"top_p": self.top_p} if self.top_p < 1 else {})
         if self.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return body
+        return body | self.extra
 
     def answer(self, chats: list[list[dict]], samples: int,
                skip: Container[tuple[int, int]]) -> Iterator[tuple]:
@@ -427,11 +437,26 @@ def open_api(flags: "ApiFlags | DecodingFlags") -> ApiTeacher | None:
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UsageError("OPENAI_API_KEY holds characters that no key has; copy it again")
-    return ApiTeacher(name=flags.api_model, base=base, key=key, system=flags.system,
+    system = None if flags.system == NO_SYSTEM else flags.system
+    return ApiTeacher(name=flags.api_model, base=base, key=key, system=system,
                       seed=flags.seed, temperature=flags.temperature, top_p=flags.top_p,
                       max_new_tokens=flags.max_new_tokens, concurrency=flags.api_concurrency,
                       rate=flags.api_rate, timeout=flags.api_timeout, stream=flags.api_stream,
-                      max_tokens_name=flags.api_max_tokens_name)
+                      max_tokens_name=flags.api_max_tokens_name, extra=_extra(flags.api_extra))
+
+
+def _extra(text: str | None) -> dict:
+    """What --api-extra adds to every request. Raises UsageError for what has a flag of its own."""
+    try:
+        extra = parse_json(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--api-extra: not valid JSON ({json_fault(error)}); such as "
+                         "'{\"repetition_penalty\": 1.0}'") from None
+    if not isinstance(extra, dict):
+        raise UsageError("--api-extra: no JSON object; such as '{\"repetition_penalty\": 1.0}'")
+    for name in extra.keys() & OWN_FLAGS.keys():
+        raise UsageError(f"--api-extra: {name} is given by {OWN_FLAGS[name]}")
+    return extra
 
 
 def _address(base: str) -> str:

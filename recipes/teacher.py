@@ -32,6 +32,7 @@ from generate import ApiFlags, DecodingFlags, SamplingFlags, generate, load_aske
 from recipes.client import ApiTeacher, Reply, open_api, read_reply
 from runtime import UsageError, UserError, new_directory, printable, text_sha256
 from score import cost_line, record_of
+from tokenizer import NO_SYSTEM
 
 LOCAL_BATCH = 4096  # completions that a checkpoint of our own generates at a time
 
@@ -71,7 +72,8 @@ def ask(teacher: "ApiTeacher | LocalTeacher", chats: list[list[dict]], folder: P
     holds a line that it did not write.
     """
     start = perf_counter()
-    system = [] if teacher.system is None else [{"role": "system", "content": teacher.system}]
+    unsaid = teacher.system in (None, NO_SYSTEM)
+    system = [] if unsaid else [{"role": "system", "content": teacher.system}]
     chats = [chat if chat[0]["role"] == "system" else system + chat for chat in chats]
     keys = [_chat_key(teacher, chat) for chat in chats]
     distinct = dict(zip(keys, chats))
@@ -226,7 +228,8 @@ class LocalTeacher:
             known = {(i, s) for i, s in places if (start + i, s) in skip}
             if len(known) == len(places):
                 continue
-            prompts = [tokenizer.prompt(chat[-1]["content"], earlier=chat[:-1]) for chat in batch]
+            prompts = [tokenizer.prompt(chat[-1]["content"], self.system, chat[:-1])
+                       for chat in batch]
             # A sample depends on its place among the chats, in whichever batch that is.
             settings = self.settings | {"seed": self.seed + (start << 32)}
             for done in generate(self.run.model, prompts, stop_ids=tokenizer.stop_ids,

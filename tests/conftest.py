@@ -1,11 +1,15 @@
 """What several tests share: a small tokenizer of Qwen's kind, small random models made by
 transformers, a worked problem in short form, and a server of files."""
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import threading
 import time
 from fractions import Fraction
@@ -19,9 +23,12 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from adapters import Base
+from checkpoint import save_model
 from data import Example, Problem
 from model import Config, Qwen2
 from recipes.arithmetic import marks
+from tokenizer import Tokenizer as SavedTokenizer
 from tools import download
 
 # The template as Qwen2.5-Instruct renders a chat without tools; SYSTEM stands for the checkpoint's
@@ -185,6 +192,15 @@ def tiny_folder(tmp_path_factory) -> Path:
     folder = write_tokenizer(tmp_path_factory.mktemp("checkpoint"))
     reference_model().save_pretrained(folder)
     return folder
+
+
+@functools.cache
+def some_base() -> Base:
+    """A base for adapters that tests save: a small random checkpoint. Read only."""
+    folder = write_tokenizer(Path(tempfile.mkdtemp(prefix="mathft-base-")))
+    atexit.register(shutil.rmtree, folder)
+    save_model(small_model(vocab_size=320), folder / "model", folder)
+    return Base(str(folder / "model"), SavedTokenizer(folder / "model"), "Be exact.")
 
 
 def model_pair(tied: bool = True) -> tuple:

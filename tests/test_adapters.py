@@ -9,7 +9,7 @@ from torch import nn
 from adapters import (TARGETS, AdaptedLinear, adapted_maps, check_settings, check_tensors,
                       find_targets, merge, read_adapter, save_adapter, short_targets, swap,
                       without_adapters)
-from conftest import small_model, some_examples
+from conftest import small_model, some_base, some_examples
 from fast import accelerate
 from methods import METHODS
 from runtime import UserError
@@ -87,16 +87,16 @@ def test_without_adapters_the_model_is_the_base(name, quick):
 
 
 def test_a_folder_is_read_back_and_refused_if_it_sets_what_is_unknown(tmp_path):
-    save_adapter(tmp_path / "a", {"peft_type": "X", "r": 2}, {"t": torch.ones(2)}, "some/base")
+    save_adapter(tmp_path / "a", {"peft_type": "X", "r": 2}, {"t": torch.ones(2)}, some_base())
     settings, tensors = read_adapter(tmp_path / "a", "X", {"r"})
-    assert settings["base_model_name_or_path"] == "some/base" and tensors["t"].tolist() == [1, 1]
+    assert settings["base_model_name_or_path"] == some_base().name and tensors["t"].tolist() == [1, 1]
     with pytest.raises(UserError, match="adapter_config.json: sets r, which mathft does not "
                                         "support"):
         read_adapter(tmp_path / "a", "X", set())
     with pytest.raises(UserError, match="peft_type is 'X', and 'Y' is expected"):
         read_adapter(tmp_path / "a", "Y", {"r"})
     with pytest.raises(UserError, match="exists and is not empty"):
-        save_adapter(tmp_path / "a", {}, {}, "some/base")
+        save_adapter(tmp_path / "a", {}, {}, some_base())
     path = tmp_path / "a" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="not a whole safetensors file"):

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 import checkpoint
 import mathft
 from attention import PackedAttention
-from checkpoint import (checkpoints, find_model, load_model, load_state, read_config,
+from checkpoint import (checkpoints, find_model, fingerprint, load_model, load_state, read_config,
                         save_model, save_state)
 from conftest import reference_model
 from data import load_problems
+from evaluate import main as evaluate_main
 from flags import run_command
-from generate import generate
-from methods import load_run
+from generate import generate, main as generate_main
+from methods import METHODS, load_adapter, load_run
 from runtime import UserError
 from tokenizer import Tokenizer
 
@@ -224,6 +225,46 @@ def test_bad_weights(changes, message, folder):
     expect_error(folder, message)
 
 
+def test_what_says_nothing_new_is_passed_over(folder):
+    """As transformers does: a tied head that is written out, and rotary frequencies."""
+    before = our_logits(load(folder))
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    change_weights(folder, **{"lm_head.weight": embedding.clone(),
+                              "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+    assert torch.equal(our_logits(load(folder)), before)
+    assert "lm_head.weight" not in load(folder).state_dict()
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+def test_a_quantised_folder_is_named(method, folder):
+    config = json.loads((folder / "config.json").read_text())
+    change_json(folder / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    expect_error(folder, f"config.json: quantised ({method}), not supported")
+    (folder / "config.json").write_text(json.dumps(config))  # as older ones: the tensors say it
+    name = "model.layers.0.mlp.up_proj" + {"gptq": ".qweight", "awq": ".qzeros"}.get(
+        method, ".weight.absmax")
+    change_weights(folder, **{name: torch.zeros(3)})
+    expect_error(folder, "quantised, not supported")
+
+
+def test_a_run_and_an_adapter_are_no_models(tmp_path):
+    (tmp_path / "args.json").write_text("{}")
+    with pytest.raises(UserError, match=f"a run, not a model; --run {tmp_path} measures it"):
+        find_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"an adapter, not a model; give --adapter {tmp_path}"):
+        find_model(str(tmp_path))
+
+
+def test_a_fingerprint_tells_weights_whatever_their_dtype(tiny_folder, folder, tmp_path):
+    save_model(load(tiny_folder), tmp_path / "bf16", tiny_folder)
+    save_model(load(tmp_path / "bf16"), tmp_path / "fp32", tiny_folder, torch.float32)
+    assert fingerprint(tmp_path / "bf16") == fingerprint(tmp_path / "fp32")
+    changed = load_file(folder / "model.safetensors")["model.norm.weight"] + 0.1
+    change_weights(folder, **{"model.norm.weight": changed})
+    assert fingerprint(folder) != fingerprint(tiny_folder)
+
+
 def test_missing_and_cut_files(folder):
     weights = (folder / "model.safetensors").read_bytes()
     for kept in (0, 5, 1000, len(weights) - 1):
@@ -397,21 +438,51 @@ def tuned(tmp_path) -> Path:
     return folder
 
 
-def test_an_exported_run_opens_in_transformers_with_the_same_texts(tuned, tmp_path, capsys):
-    """Weights merged, system prompt, stops and no sampling: a plain chat gives what ours gives."""
+MERGED = [name for name in METHODS if name != "prefix"]
+
+
+@pytest.mark.parametrize("system", [[], ["--system", "Say it's \"so\"\nin 数字."],
+                                    ["--system", "none"]], ids=["default", "own", "none"])
+@pytest.mark.parametrize("method", MERGED)
+def test_an_exported_run_opens_in_transformers_with_the_same_texts(method, system, penal, tmp_path,
+                                                                   capsys):
+    """Weights merged, system prompt, stops and no sampling: a plain chat gives what ours gives.
+
+    The base has the penalty and the sampling of Qwen2.5-Instruct.
+    """
+    words = ["--method", method, "--model", str(penal), "--steps", "4", "--limit", "64",
+             "--batch-size", "8", "--micro-batch-tokens", "2048", "--eval-limit", "0", "--dtype",
+             "fp32", "--output-dir", str(tmp_path / "run")]
+    assert run_command(mathft.main, [*words, *system]) == 0
+    words = ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--dtype", "fp32"]
+    assert run_command(checkpoint.main, words) == 0
+    assert str(tmp_path / "out") in capsys.readouterr().out
+    run = load_run(tmp_path / "run", "cpu", torch.float32)
+    same_texts(run, tmp_path / "out")
+    if METHODS[method].PEFT_TYPE is None:  # its own folder leaves the house as it stands
+        same_texts(run, tmp_path / "run" / "model")
+
+
+@pytest.fixture
+def penal(tmp_path) -> Path:
+    """The embedded model with the generation settings of Qwen2.5-0.5B-Instruct."""
+    folder = shutil.copytree(find_model("tiny"), tmp_path / "penal")
+    change_json(folder / "generation_config.json", repetition_penalty=1.1, do_sample=True,
+                temperature=0.7, top_p=0.8, top_k=20)
+    return folder
+
+
+def same_texts(run, out: Path) -> None:
+    """transformers writes what we write, asked without a system prompt and without settings."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    out = tmp_path / "out"
-    words = ["export", str(tuned), str(out), "--dtype", "fp32"]
-    assert run_command(checkpoint.main, words) == 0
-    assert str(out) in capsys.readouterr().out
-    run = load_run(tuned, "cpu", torch.float32)
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(
         out)
     settings = theirs.generation_config
     assert settings.eos_token_id == sorted(run.tokenizer.stop_ids)
     assert not settings.do_sample and settings.repetition_penalty in (None, 1.0)
-    questions = [problem.question for problem in load_problems("mini-gsm", "test", 6)]
+    assert settings.temperature in (None, 1.0) and settings.top_p in (None, 1.0)
+    questions = [problem.question for problem in load_problems("mini-gsm", "test", 4)]
     prompts = [run.tokenizer.prompt(question, run.system) for question in questions]
     ours = generate(run.model, prompts, stop_ids=run.tokenizer.stop_ids,
                     vocab_size=run.tokenizer.size, max_new_tokens=150)
@@ -425,6 +496,69 @@ def test_an_exported_run_opens_in_transformers_with_the_same_texts(tuned, tmp_pa
             written = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=150)
         text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
         assert text == run.tokenizer.decode(ours[number].ids)
+
+
+def test_an_adapter_opens_from_any_folder(tmp_path, monkeypatch):
+    """`AutoPeftModelForCausalLM`, `AutoTokenizer` and `pipeline`, though the base was given by a
+    relative name; asked without a system prompt, it answers as the run does."""
+    import peft
+    from transformers import AutoTokenizer, GenerationConfig, pipeline
+
+    shutil.copytree(find_model("tiny"), tmp_path / "here" / "base")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    words = ["--method", "lora", "--model", "base", "--steps", "6", "--limit", "64", "--batch-size",
+             "8", "--eval-limit", "0", "--dtype", "fp32", "--system", "Be exact.", "--output-dir",
+             "run"]
+    assert run_command(mathft.main, words) == 0
+    run = load_run(Path("run"), "cpu", torch.float32)
+    adapter = tmp_path / "here" / "run" / "adapter"
+    assert load_adapter(adapter, "base", "cpu", torch.float32).system == "Be exact."
+    chat = [{"role": "user", "content": "Tom has 3 apples and buys 4. How many has he?"}]
+    prompt = run.tokenizer.prompt(chat[0]["content"], "Be exact.")
+    [ours] = generate(run.model, [prompt], stop_ids=run.tokenizer.stop_ids,
+                      vocab_size=run.tokenizer.size, max_new_tokens=60)
+    monkeypatch.chdir(tmp_path / "there")
+    folder = "../here/run/adapter"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), (
+        peft.AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+    assert ids["input_ids"][0].tolist() == prompt
+    told = model.generate(**ids, max_new_tokens=60,
+                          generation_config=GenerationConfig.from_pretrained(folder))
+    text = run.tokenizer.decode(ours.ids)
+    assert tokenizer.decode(told[0, len(prompt) :], skip_special_tokens=True) == text
+    # Of an adapter, a pipeline takes the base's tokenizer and samples, unless it is told otherwise.
+    pipe = pipeline("text-generation", model=folder, tokenizer=folder, dtype=torch.float32)
+    told = pipe(chat, max_new_tokens=60, do_sample=False)
+    assert told[0]["generated_text"][-1]["content"] == text
+    card = (adapter / "README.md").read_text()
+    assert f"`{tmp_path / 'here' / 'base'}`" in card and '"Be exact."' in card
+    assert "base_model:" not in card  # the hub knows no folder
+
+
+def test_a_base_that_moved_is_named_and_checked(tuned, tmp_path, capsys):
+    """`--model` beside `--run` for every command; another model is refused."""
+    shutil.copytree(find_model("tiny"), tmp_path / "moved")
+    change_json(tuned / "args.json", model=str(tmp_path / "gone"))
+    out = str(tmp_path / "out")
+    expected = load_run(tuned, "cpu", torch.float32, model="tiny").model.state_dict()
+    for main, words in ((checkpoint.main, ["export", str(tuned), out]),
+                        (generate_main, ["--run", str(tuned), "--max-new-tokens", "2", "1 + 1?"]),
+                        (evaluate_main, ["--run", str(tuned), "--max-new-tokens", "2", "--limit",
+                                         "2"])):
+        assert run_command(main, words) == 1
+        assert f"{tuned} was trained on it: say where it is with --model" in capsys.readouterr().err
+        assert run_command(main, [*words, "--model", str(tmp_path / "moved")]) == 0
+        capsys.readouterr()
+        for other, said in (("tiny-large", "its weights are not those"), ("?", "no such folder")):
+            assert run_command(main, [*words, "--model", other]) == 1
+            assert said in capsys.readouterr().err
+    run = load_run(tuned, "cpu", torch.float32, model=str(tmp_path / "moved"))
+    assert all(torch.equal(expected[n], t) for n, t in run.model.state_dict().items())
+    change_json(tuned / "args.json", model="tiny", base="0" * 64)  # the name has another model now
+    assert run_command(checkpoint.main, ["export", str(tuned), out]) == 1
+    assert "its weights are not those" in capsys.readouterr().err
 
 
 def test_export_keeps_the_stored_dtype_and_refuses_what_it_cannot_do(tuned, tmp_path, capsys):

@@ -8,10 +8,11 @@ from email.utils import format_datetime
 
 import pytest
 
+from flags import parse_flags
 from recipes import client
 from recipes.client import ApiTeacher, Reply, read_reply, seconds_to_wait
-from recipes.teacher import ask
-from runtime import UserError
+from recipes.teacher import TeacherFlags, ask
+from runtime import UsageError, UserError
 from stand_in import (KEY, answer_to, api, body_of, chats_of,  # noqa: F401 (two are fixtures)
                       lines_of, quick, serve, stream_of)
 
@@ -88,6 +89,39 @@ def test_the_token_limit_has_the_name_that_is_asked_for(serve, tmp_path):
     ask(api(server, max_new_tokens=9, max_tokens_name="max_completion_tokens"), chats_of("a"),
         tmp_path)
     assert server.bodies[0]["max_completion_tokens"] == 9 and "max_tokens" not in server.bodies[0]
+
+
+def asked(server, *words: str) -> ApiTeacher:
+    return client.open_api(parse_flags(TeacherFlags, [
+        "--api-base", server.base, "--api-model", "m", *words]))
+
+
+def test_what_a_server_would_add_is_said_otherwise(serve, tmp_path):
+    """Such as the penalty in Qwen's generation_config.json, which changes greedy texts too."""
+    server = serve()
+    teacher = asked(server, "--api-extra", '{"repetition_penalty": 1.0, "top_k": -1}')
+    ask(teacher, chats_of("a"), tmp_path)
+    assert server.bodies[0]["repetition_penalty"] == 1.0 and server.bodies[0]["top_k"] == -1
+    assert teacher.settings["api_extra"] == {"repetition_penalty": 1.0, "top_k": -1}
+    ask(asked(server), chats_of("a"), tmp_path)  # other settings, another reply
+    assert len(server.bodies) == 2 and "repetition_penalty" not in server.bodies[1]
+    assert "api_extra" not in asked(server).settings
+
+
+@pytest.mark.parametrize("extra, said", [
+    ("{", "not valid JSON"), ("[1]", "no JSON object"), ('{"seed": 1}', "seed is given by --seed"),
+    ('{"x": NaN}', "NaN is no JSON"), ('{"model": "x"}', "model is given by --api-model")])
+def test_an_extra_that_cannot_be_sent_is_refused(extra, said, serve):
+    with pytest.raises(UsageError, match=said):
+        asked(serve(), "--api-extra", extra)
+
+
+def test_none_sends_no_system_prompt(serve, tmp_path):
+    server = serve()
+    for words in (["--system", "none"], ["--system", "Be exact."]):
+        ask(asked(server, *words), chats_of("a"), tmp_path)
+    assert [[turn["role"] for turn in body["messages"]] for body in server.bodies] == [
+        ["user"], ["system", "user"]]
 
 
 def test_only_a_whole_reply_of_status_200_counts():

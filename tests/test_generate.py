@@ -522,7 +522,7 @@ def test_the_command_prints_the_completion(tiny_folder, capsys):
 
 
 @pytest.mark.parametrize("words, code, part", [
-    (["--model", "m", "--run", "r", "why?"], 2, "--run excludes --model and --adapter"),
+    (["--adapter", "m", "--run", "r", "why?"], 2, "--run excludes --adapter"),
     (["--samples", "2", "why?"], 2, "--temperature"),
     ([" "], 2, "question is empty"),
     (["--top-p", "2", "why?"], 2, "above 1"),
@@ -558,5 +558,5 @@ def test_an_adapter_without_a_run(tiny_folder, tmp_path):
 
 
 def test_a_run_and_an_adapter_exclude_each_other(tmp_path):
-    with pytest.raises(UsageError, match="--run excludes --model and --adapter"):
+    with pytest.raises(UsageError, match="--run excludes --adapter"):
         load_asked(parse_flags(SamplingFlags, ["--run", "x", "--adapter", "y"]))

@@ -9,7 +9,7 @@ import torch
 import ia3
 from adapters import adapted_maps, merge
 from attention import PackedAttention
-from conftest import model_pair
+from conftest import model_pair, some_base
 
 IDS = torch.arange(20) * 7 % 97  # one document of 20 tokens
 
@@ -59,7 +59,7 @@ def test_merging_leaves_plain_maps_and_the_same_logits():
 
 def test_our_vectors_open_in_peft(tmp_path):
     model, tuning = trained()
-    ia3.save(tmp_path, model, tuning, "some/base", tmp_path)
+    ia3.save(tmp_path, model, tuning, some_base())
     theirs = model_pair()[0]
     before = theirs(IDS[None]).logits[0]
     opened = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
@@ -67,7 +67,9 @@ def test_our_vectors_open_in_peft(tmp_path):
     assert (logits(model) - opened(IDS[None]).logits[0]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("targets, inner", [(None, None), (["k_proj", "q_proj"], [])])
+@pytest.mark.parametrize("targets, inner", [
+    (None, None), (["k_proj", "q_proj"], []),
+    (r".*\.1\..*(k|down)_proj", r".*\.1\..*down_proj")])
 def test_vectors_of_peft_open_here(tmp_path, targets, inner):
     theirs, ours = model_pair()
     settings = peft.IA3Config(task_type="CAUSAL_LM", target_modules=targets,
@@ -82,7 +84,7 @@ def test_vectors_of_peft_open_here(tmp_path, targets, inner):
 
 def test_what_stands_on_disk(tmp_path):
     model, tuning = trained()
-    ia3.save(tmp_path, model, tuning, "some/base", tmp_path)
+    ia3.save(tmp_path, model, tuning, some_base())
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["target_modules"] == ["down_proj", "k_proj", "v_proj"]
     assert settings["feedforward_modules"] == ["down_proj"]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import lora
 from adapters import TARGETS, Tuning, adapted_maps, merge
 from attention import PackedAttention
-from conftest import model_pair
+from conftest import model_pair, some_base
 from lora import VARIANTS, Flags, LoRALinear, add_lora
 from model import Config, Qwen2
 from runtime import UserError
@@ -23,11 +23,11 @@ from train import TrainSettings, make_optimizer, update
 FLAGS = Flags()
 
 
-def save_lora(folder, model, base_name: str) -> None:
+def save_lora(folder, model, base) -> None:
     """Write the adapter of a model, whatever trains of it."""
     names = ("lora_A", "lora_B", "lora_magnitude_vector")
     found = {name: p for name, p in model.named_parameters() if name.endswith(names)}
-    lora.save(folder, model, Tuning(found), base_name)
+    lora.save(folder, model, Tuning(found), base)
 
 
 def load_lora(folder, model) -> dict[str, torch.nn.Parameter]:
@@ -190,7 +190,7 @@ def test_dora_keeps_directions_and_trains_lengths():
 def test_dora_has_pefts_gradients(tmp_path):
     """The length is taken for a constant there too."""
     theirs, ours = model_pair()[0], make_model(variant="dora")
-    save_lora(tmp_path, ours, "some/base")
+    save_lora(tmp_path, ours, some_base())
     settings = peft.PeftConfig.from_pretrained(tmp_path)
     settings.inference_mode = False
     made = peft.get_peft_model(theirs, settings)
@@ -264,24 +264,24 @@ def test_our_adapter_opens_in_peft(tmp_path, settings, tied):
     for name, parameter in ours.named_parameters():
         if name.endswith("lora_B"):
             torch.nn.init.normal_(parameter, std=0.1)
-    save_lora(tmp_path, ours, "some/base")
+    save_lora(tmp_path, ours, some_base())
     before = theirs(IDS[None]).logits[0]
     assert (logits(ours) - before).abs().max() > 1e-2  # the adapter does something
     assert (logits(ours) - peft_logits(theirs, tmp_path)).abs().max() < 1e-5
 
 
 def test_the_settings_on_disk(tmp_path):
-    save_lora(tmp_path, make_model(), "some/base")
+    save_lora(tmp_path, make_model(), some_base())
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["target_modules"] == sorted(TARGETS)
     assert (settings["r"], settings["lora_alpha"],
-            settings["base_model_name_or_path"]) == (4, 8, "some/base")
+            settings["base_model_name_or_path"]) == (4, 8, some_base().name)
     assert all(tensor.dtype == torch.float32
                for tensor in load_file(tmp_path / "adapter_model.safetensors").values())
 
 
 def test_rslora_is_exported_as_plain_alpha_times_root_of_r(tmp_path):
-    save_lora(tmp_path, make_model(rank=8, alpha=8, variant="rslora"), "some/base")
+    save_lora(tmp_path, make_model(rank=8, alpha=8, variant="rslora"), some_base())
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["use_rslora"] is False
     assert settings["lora_alpha"] == pytest.approx(8 * math.sqrt(8))
@@ -305,14 +305,49 @@ def test_an_adapter_of_peft_opens_here(tmp_path, variant, targets):
     assert (logits(ours) - peft_logits(model_pair()[0], tmp_path)).abs().max() < 1e-5
 
 
+WHERE = {
+    "a pattern": {"target_modules": r".*\.self_attn\.(q|v)_proj"},
+    "a pattern of one layer": {"target_modules": r"model\.layers\.1\..*(q|down)_proj"},
+    "all-linear": {"target_modules": "all-linear"},
+    "some layers": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+    "one layer": {"target_modules": ["k_proj"], "layers_to_transform": 0},
+    "layers by their pattern": {"target_modules": ["k_proj"], "layers_to_transform": [1],
+                                "layers_pattern": "layers"},
+    "excluded": {"target_modules": ["q_proj", "up_proj"],
+                 "exclude_modules": ["layers.0.self_attn.q_proj"]},
+    "excluded by a pattern": {"target_modules": ["q_proj"], "exclude_modules": r".*\.0\..*"},
+    "ranks and alphas": {"target_modules": ["q_proj", "v_proj", "up_proj"],
+                         "rank_pattern": {"q_proj": 2, r"layers\.1.*up_proj": 6},
+                         "alpha_pattern": {"layers.0.self_attn.v_proj": 3, "q_proj": 40.5}},
+    "orthogonal": {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
+    "MiCA": {"target_modules": ["q_proj"], "init_lora_weights": "mica"},
+}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("where", WHERE.values(), ids=WHERE)
+def test_an_adapter_of_peft_opens_wherever_it_stands(tmp_path, where, rslora):
+    theirs, ours = model_pair()
+    settings = peft.LoraConfig(**{"r": 8, "lora_alpha": 12, "use_rslora": rslora, **where})
+    made = peft.get_peft_model(theirs, settings)
+    with torch.no_grad():
+        for name, p in made.named_parameters():
+            if "lora_" in name:  # as after some training
+                p.normal_(std=0.3)
+    made.save_pretrained(tmp_path)
+    load_lora(tmp_path, ours)
+    assert (logits(ours) - logits(model_pair()[1])).abs().max() > 1e-2
+    assert (logits(ours) - peft_logits(model_pair()[0], tmp_path)).abs().max() < 2e-5
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_saved_loaded_and_saved_again_is_the_same(tmp_path, variant):
     model, other = make_model(variant=variant), model_pair()[1]
-    save_lora(tmp_path / "a", model, "some/base")
+    save_lora(tmp_path / "a", model, some_base())
     trainable = load_lora(tmp_path / "a", other)
     assert torch.equal(logits(model), logits(other))
     assert all(p.requires_grad and p.dtype == torch.float32 for p in trainable.values())
-    save_lora(tmp_path / "b", other, "some/base")
+    save_lora(tmp_path / "b", other, some_base())
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -325,15 +360,23 @@ BAD_SETTINGS = {
     "an endless alpha": ({"lora_alpha": math.inf}, "Infinity is no JSON"),
     "rsLoRA, or not": ({"use_rslora": "no"}, "use_rslora is 'no'"),
     "no targets": ({"target_modules": None}, "target_modules is None"),
-    "a pattern": ({"target_modules": ".*q_proj"}, "target_modules is"),
+    "no kind of targets": ({"target_modules": 5}, "target_modules is 5"),
+    "targets that are no names": ({"target_modules": [5]}, "target_modules is"),
     "an unknown target": ({"target_modules": ["lm_head"]}, "unknown target lm_head"),
     "fewer targets than tensors": ({"target_modules": ["q_proj"]}, "also holds"),
     "DoRA, or not": ({"use_dora": 1.5}, "use_dora is 1.5"),
     "biases": ({"bias": "all"}, "bias is 'all'"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),
-    "ranks by name": ({"rank_pattern": {"q_proj": 2}}, "sets rank_pattern"),
-    "alphas by name": ({"alpha_pattern": {"q_proj": 2}}, "sets alpha_pattern"),
-    "some layers": ({"layers_to_transform": [0]}, "sets layers_to_transform"),
+    "another rank by name": ({"r": 3, "rank_pattern": {"q_proj": 2}}, r"is \[4, 64\], not"),
+    "no ranks by name": ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern is"),
+    "alphas by a pattern": ({"alpha_pattern": {"(a+)+": 2}}, "alpha_pattern is"),
+    "no alphas by name": ({"alpha_pattern": {"q_proj": 0}}, "alpha_pattern is"),
+    "some layers, tensors of all": ({"layers_to_transform": [0]}, "also holds"),
+    "layers that are no numbers": ({"layers_to_transform": ["0"]}, "layers_to_transform is"),
+    "excluded, and yet there": ({"exclude_modules": ["q_proj"]}, "also holds"),
+    "no kind of excluded": ({"exclude_modules": 5}, "exclude_modules is 5"),
+    "PiSSA, in steps": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_nit"),
+    "LoftQ": ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
     "PiSSA": ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
     "what a later peft may bring": ({"use_something_new": True}, "sets use_something_new"),
 }
@@ -341,14 +384,14 @@ BAD_SETTINGS = {
 
 @pytest.mark.parametrize("change, message", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
 def test_settings_we_cannot_follow_are_refused(tmp_path, change, message):
-    save_lora(tmp_path, make_model(), "some/base")
+    save_lora(tmp_path, make_model(), some_base())
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     refuse(tmp_path, message)
 
 
 def test_tensors_that_do_not_fit_are_refused(tmp_path):
-    save_lora(tmp_path, make_model(), "some/base")
+    save_lora(tmp_path, make_model(), some_base())
     path = tmp_path / "adapter_model.safetensors"
     whole, key = load_file(path), "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     save_file({name: tensor for name, tensor in whole.items() if name != key}, path)
@@ -361,7 +404,7 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path):
 
 def test_missing_and_cut_files_are_refused(tmp_path):
     refuse(tmp_path, "adapter_config.json: no such file")
-    save_lora(tmp_path, make_model(), "some/base")
+    save_lora(tmp_path, make_model(), some_base())
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     refuse(tmp_path, "not a whole safetensors file")

@@ -1168,7 +1168,7 @@ def test_continued_pre_training_reads_plain_texts(common, tmp_path, capsys):
 
 def test_so_many_training_tokens_whatever_the_length_of_the_examples(tmp_path):
     job = mathft.Job(mathft.Flags(tokens=1000, batch_size=4), None, mathft.supervised(), None,
-                     tmp_path, None, {}, tmp_path, None, [], 0, [], 0)
+                     tmp_path, None, {}, None, [], 0, [], 0)
     short = dataclasses.replace(job, examples=[Example([0] * 10, [True] * 10)] * 7)
     long = dataclasses.replace(job, examples=[Example([0] * 50, [True] * 50)] * 7)
     assert (short.steps, long.steps) == (25, 5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mathft
-from adapters import Tuning
+from adapters import Base, Tuning
 from checkpoint import load_model, save_model
 from conftest import DEFAULT_SYSTEM
 from data import Problem
@@ -132,7 +132,7 @@ def make_run(name: str, tiny_folder: Path, folder: Path) -> tuple[Path, Tuning]:
             **dataclasses.asdict(method.Flags())}
     (folder / "args.json").write_text(json.dumps(args))
     place = folder / ("model" if method.PEFT_TYPE is None else "adapter")
-    method.save(place, model, tuning, str(tiny_folder), tiny_folder)
+    method.save(place, model, tuning, Base(str(tiny_folder), tokenizer, "Be exact."))
     return folder, tuning
 
 
@@ -166,6 +166,18 @@ def test_an_adapter_is_read_without_its_run(name, tiny_folder, tmp_path):
     adapter = load_adapter(folder / "adapter", str(tiny_folder), "cpu", torch.float32)
     run = load_run(folder, "cpu", torch.float32)
     assert [a for a in texts(dataclasses.replace(adapter, system="Be exact."))] == texts(run)
+
+
+def test_hints_name_the_flag_that_opens_a_folder(tiny_folder, tmp_path):
+    folder, _ = make_run("lora", tiny_folder, tmp_path / "run")
+    whole, _ = make_run("sft", tiny_folder, tmp_path / "whole")
+    for call, said in (
+            (lambda: load_adapter(folder, "tiny", "cpu", torch.float32), "a run; open it with --run"),
+            (lambda: read_run(folder / "adapter"), "--adapter opens it"),
+            (lambda: read_run(tiny_folder), "--model opens it"),
+            (lambda: load_run(whole, "cpu", torch.float32, model="tiny"), "needs no base")):
+        with pytest.raises(UserError, match=said):
+            call()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import prefix as module
 from adapters import Tuning
 from attention import PackedAttention
+from conftest import some_base
 from generate import generate
 from model import Config, Qwen2
 from prefix import INSTRUCTION, Flags, Prefix, prefix_from_ids, read_prefix, start_prefix
@@ -57,8 +58,8 @@ def logits(model: Qwen2, ids: list[int], prefix: torch.Tensor | None = None) -> 
     return model.logits(model(torch.tensor(ids), attention.positions, attention))
 
 
-def save_prefix(folder, prefix: torch.Tensor, base_name: str) -> None:
-    module.save(folder, None, Tuning({}, lambda: prefix), base_name)
+def save_prefix(folder, prefix: torch.Tensor, base) -> None:
+    module.save(folder, None, Tuning({}, lambda: prefix), base)
 
 
 class Letters:
@@ -150,6 +151,11 @@ def test_default_text_is_the_system_prompt_and_the_instruction(model):
 
 def test_zero_start(model):
     assert torch.equal(start(model, "zero"), torch.zeros(SHAPE))
+
+
+def test_without_a_system_prompt_the_text_is_the_instruction_alone(model):
+    assert torch.equal(start(model, "text", length=40, system="none"),
+                       start(model, f"text:{INSTRUCTION}\n", length=40))
 
 
 def test_random_start_follows_the_seed_alone(model):
@@ -261,13 +267,13 @@ def test_training_goes_on_from_a_saved_prefix(tmp_path, model):
     """
     trained = Prefix(prefix_from_ids(model, A), projection=True)
     losses = train(model, trained, make_optimizer(trained), 5)
-    save_prefix(tmp_path, trained(), "some/base")
+    save_prefix(tmp_path, trained(), some_base())
     opened = Prefix(read_prefix(tmp_path, model.config))
     assert train(model, opened, make_optimizer(opened), 1)[0] < losses[-1]
 
 
 def test_what_is_loaded_trains_on(tmp_path, model):
-    save_prefix(tmp_path, random_prefix(), "some/base")
+    save_prefix(tmp_path, random_prefix(), some_base())
     tuning = module.load(tmp_path, model, Flags())
     assert torch.equal(tuning.prefix(), random_prefix())
     assert [p.requires_grad for p in tuning.trainable.values()] == [True]
@@ -283,12 +289,12 @@ def test_a_prefix_cannot_be_merged(model):
 
 
 def test_saved_and_loaded_is_the_same(tmp_path, model):
-    save_prefix(tmp_path, random_prefix(), "some/base")
+    save_prefix(tmp_path, random_prefix(), some_base())
     assert torch.equal(read_prefix(tmp_path, model.config), random_prefix())
 
 
 def test_the_layout_on_disk(tmp_path):
-    save_prefix(tmp_path, random_prefix(), "some/base")
+    save_prefix(tmp_path, random_prefix(), some_base())
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (settings["task_type"], settings["num_virtual_tokens"],
             settings["token_dim"]) == ("CAUSAL_LM", P, 32)
@@ -306,7 +312,7 @@ def test_our_prefix_opens_in_peft(tmp_path, projection):
     theirs, ours = make_models()
     prefix = Prefix(prefix_from_ids(ours, A), projection)
     train(ours, prefix, make_optimizer(prefix), 3)
-    save_prefix(tmp_path, prefix(), "some/base")  # with a projection, the sum
+    save_prefix(tmp_path, prefix(), some_base())  # with a projection, the sum
     opened = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
     mine = logits(ours, B, prefix()).detach()
     assert (mine - opened(torch.tensor([B])).logits[0]).abs().max() < 1e-5
@@ -347,7 +353,7 @@ BAD_SETTINGS = {
 
 @pytest.mark.parametrize("change, message", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
 def test_settings_that_do_not_fit_are_refused(tmp_path, model, change, message):
-    save_prefix(tmp_path, random_prefix(), "some/base")
+    save_prefix(tmp_path, random_prefix(), some_base())
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     refuse(tmp_path, model, message)
@@ -355,7 +361,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, model, change, message):
 
 def test_files_that_do_not_fit_are_refused(tmp_path, model):
     refuse(tmp_path, model, "adapter_config.json: no such file")
-    save_prefix(tmp_path, random_prefix(), "some/base")
+    save_prefix(tmp_path, random_prefix(), some_base())
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     refuse(tmp_path, model, "not a whole safetensors file")

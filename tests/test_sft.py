@@ -4,8 +4,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import sft
-from adapters import Tuning
+from adapters import Base, Tuning
 from checkpoint import load_model
+from tokenizer import Tokenizer
 
 
 def test_everything_trains_and_matrices_decay(tiny_folder):
@@ -18,7 +19,7 @@ def test_everything_trains_and_matrices_decay(tiny_folder):
 
 def test_the_result_opens_in_transformers(tiny_folder, tmp_path):
     model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
-    sft.save(tmp_path / "model", model, Tuning({}), "some/base", tiny_folder)
+    sft.save(tmp_path / "model", model, Tuning({}), Base(str(tiny_folder), Tokenizer(tiny_folder), "Be exact."))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     ours = dict(model.named_parameters())
     for name, parameter in theirs.named_parameters():

@@ -10,7 +10,7 @@ import pytest
 from conftest import (DEFAULT_SYSTEM, LAYOUTS, MATH_SYSTEM, TEMPLATE, THINKING_TEMPLATE,
                       write_layout, write_tokenizer)
 from runtime import UserError
-from tokenizer import Tokenizer, find_default_system
+from tokenizer import CHATML, Tokenizer, find_default_system
 
 # As published with Qwen2.5-Instruct: a branch for tools comes first, with the same texts in pieces.
 TOOLS_TEMPLATE = (
@@ -204,9 +204,22 @@ def test_a_system_message_of_r1_distill_stands_at_the_head(thinking):
     user = {"role": "user", "content": "q"}
     with pytest.raises(UserError, match="have one at their head alone"):
         thinking.chat([user, {"role": "system", "content": "Be brief."}])
-    thinking.write_default_system(thinking.folder, "")  # it has none: nothing to write
-    with pytest.raises(UserError, match="its chat template cannot carry the system prompt"):
-        thinking.write_default_system(thinking.folder, "Be exact.")
+
+
+def test_r1_distill_has_no_default_until_it_gets_one(thinking):
+    """It stands before the template, which takes it for the chat's own, and can be taken out."""
+    user = [{"role": "user", "content": "q"}]
+    before = thinking.template
+    for system in ("Be exact.", "It's \"so\"\nand \\ so.", "", "none"):
+        thinking.write_default_system(thinking.folder, system)
+        again = Tokenizer(thinking.folder)
+        assert again.default_system == ("" if system == "none" else system)
+        rendered = rendered_ids(thinking.folder, user, add_generation_prompt=True)
+        assert again.prompt("q") == rendered == thinking.prompt("q", system)
+        own = [{"role": "system", "content": "Mine."}, *user]
+        assert again.prompt("q", "Mine.") == rendered_ids(thinking.folder, own,
+                                                          add_generation_prompt=True)
+    assert Tokenizer(thinking.folder).template == before
 
 
 # -------------------------------------------------------------------------- the default system text
@@ -362,5 +375,67 @@ def test_a_template_gets_another_default_prompt(template, system, tmp_path):
 
 def test_a_prompt_that_no_template_can_carry_is_refused(tmp_path):
     folder = write_tokenizer(tmp_path / "a")
-    with pytest.raises(UserError, match="its chat template cannot carry the system prompt"):
+    with pytest.raises(UserError, match=r"the system prompt spells <\|im_end\|>"):
         Tokenizer(folder).write_default_system(folder, "ends <|im_end|> early")
+    # A template that opens a thought, and that is not understood otherwise.
+    folder = write_tokenizer(tmp_path / "b", "<|im_start|>system\n{{ x }}<|im_end|>\n"
+                             "<|im_start|>assistant\n<think>\n")
+    with pytest.raises(UserError, match="its chat template cannot carry the system prompt"):
+        Tokenizer(folder).write_default_system(folder, "Be exact.")
+
+
+# As of QwQ, which has no default prompt, opens a thought and leaves out earlier ones.
+QWQ_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' %}\n"
+    "    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n{%- endif %}\n"
+    "{%- for message in messages %}\n"
+    "    {%- if message.role == 'assistant' and not loop.last %}\n"
+    "        {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}\n"
+    "        {{- '<|im_start|>assistant\\n' + content + '<|im_end|>' + '\\n' }}\n"
+    "    {%- elif message.role != 'system' %}\n"
+    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"
+    "    {%- endif %}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n<think>\\n' }}\n"
+    "{%- endif %}\n")
+CHATS = TEMPLATES | {
+    "no default": CHATML, "no default, by role": QWQ_TEMPLATE.replace("<think>\\n", "")}
+
+
+@pytest.mark.parametrize("template", [*CHATS.values(), QWQ_TEMPLATE], ids=[*CHATS, "QwQ"])
+@pytest.mark.parametrize("system", ["none", "Be \"it's\"\n\\so.", ""])
+def test_none_is_no_system_turn_and_each_default_is_read_back(template, system, tmp_path):
+    """Whatever the template had: rendered by the real engine, read back, and changed once more."""
+    folder = write_tokenizer(tmp_path, template.replace("SYSTEM", DEFAULT_SYSTEM),
+                             words=("<think>", "</think>"))
+    user = [{"role": "user", "content": "What is 1 + 1?"}]
+    first = Tokenizer(folder)
+    given = user if system == "none" else [{"role": "system", "content": system}, *user]
+    for wanted in (system, "Another.", system):
+        Tokenizer(folder).write_default_system(folder, wanted)
+        assert Tokenizer(folder).default_system == wanted
+    rendered = rendered_ids(folder, user, add_generation_prompt=True)
+    assert Tokenizer(folder).prompt("What is 1 + 1?") == rendered
+    assert first.prompt("What is 1 + 1?", system) == rendered
+    assert rendered == rendered_ids(folder, given, add_generation_prompt=True)
+    assert ("system" in first.decode(rendered)) == (system != "none")
+
+
+def test_a_template_without_a_default_is_asked_without(tmp_path):
+    for number, template in enumerate((CHATML, QWQ_TEMPLATE)):
+        folder = write_tokenizer(tmp_path / str(number), template, words=("<think>", "</think>"))
+        tokenizer, user = Tokenizer(folder), {"role": "user", "content": "1 + 1?"}
+        assert tokenizer.default_system == "none"
+        shown = [user, {"role": "assistant", "content": "I add.\n</think>\n\n2"}]
+        assert tokenizer.prompt("1 + 1?") == rendered_ids(folder, [user],
+                                                          add_generation_prompt=True)
+        assert tokenizer.prompt("1 + 1?", None, shown) == rendered_ids(
+            folder, [*shown, user], add_generation_prompt=True)
+
+
+def test_a_folder_without_a_template_gets_one(tmp_path):
+    """A prompt is given with --system, so that an export can say it."""
+    folder = write_tokenizer(tmp_path, None)
+    Tokenizer(folder).write_default_system(folder, "Be exact.")
+    assert Tokenizer(folder).default_system == "Be exact."
+    rendered = rendered_ids(folder, [{"role": "user", "content": "q"}], add_generation_prompt=True)
+    assert Tokenizer(folder).prompt("q") == rendered

@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 import fast
-from adapters import Tuning
+from adapters import Base, Tuning
 from checkpoint import find_model, load_model, read_config, save_model, size_of
 from data import Example, chat_examples, count_targets, usual_test_set, train_and_test
 from flags import flag, parse_flags, run_command
@@ -485,8 +485,10 @@ def write_start(case: str, source: Path, folder: Path, flags: Flags) -> None:
     method, cpu = find_method(case), torch.device("cpu")
     if method.PEFT_TYPE is not None:
         model = load_for(case, source, cpu, pick_dtype(flags.dtype, cpu))
-        tuning = fresh_tuning(case, model, Tokenizer(source), flags.seed)
-        method.save(folder / case, model, tuning, str(source), source)
+        tokenizer = Tokenizer(source)
+        tuning = fresh_tuning(case, model, tokenizer, flags.seed)
+        base = Base(str(source), tokenizer, tokenizer.default_system)
+        method.save(folder / case, model, tuning, base)
 
 
 def main(argv: list[str]) -> None:
