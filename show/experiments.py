@@ -368,3 +368,7 @@ EXPERIMENTS = (
         note="A short run of each gives its pace; the steps then fill the seconds. GRPO has 4 "
              "problems a step, so that several fit in; `training` is what each has taken."),
 )
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -261,3 +261,7 @@ def error_of(code: int, log: Path) -> str:
                 lines[-1] if lines else "")
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return one_line(f"{how}: {told}")[:LONGEST_ERROR]
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -641,7 +641,7 @@ def test_the_command(tiny_folder, tmp_path, monkeypatch, capsys):
     assert "samples 3, not 1" in capsys.readouterr().err
     assert run_command(module.main,
                        command + ["--samples", "3"]) == 2  # greedy samples are all the same
-    assert run_command(module.main, command + ["--run", "runs/none"]) == 2
+    assert run_command(module.main, command + ["--run", "runs/none", "--adapter", "x"]) == 2
 
 
 def test_a_run_is_measured_on_its_own_test_problems(tiny_folder, tmp_path, capsys, monkeypatch):
