@@ -27,7 +27,7 @@ from typing import TextIO
 
 import torch
 
-from runtime import UsageError, UserError, one_line, printable
+from runtime import ALONE, Alone, UsageError, UserError, one_line, printable
 
 
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -220,6 +220,18 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Alone]:
+    """The processes that do this command together: this one, or those that torchrun has started."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield ALONE
+        return
+    import parallel  # here: one process needs none of it
+
+    with parallel.joined(_explain) as ranks:
+        yield ranks
 
 
 def _ends() -> list[int]:

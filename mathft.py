@@ -35,12 +35,12 @@ from checkpoint import (as_saved, checkpoints, find_model, load_model, save_mode
 from data import (Example, Problem, chat_examples, document_examples, read_columns, short_name,
                   show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
-from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, pick,
+from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, joined, pick,
                    run_command, unread_output)
 from methods import (METHODS, check_args, find_method, history_of, merged_run, read_run,
                      result_folder)
 from model import Qwen2
-from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
+from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib,
                      pick_device, pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
                      whole_folder, write_json)
@@ -188,6 +188,7 @@ class Job:
     test_problems: list[Problem]
     overlap: int  # training problems that repeat a test problem
     with_markers: int = 0  # training problems that spell a marker such as <|im_end|>
+    ranks: Alone = ALONE  # the processes that do this run together
 
     @property
     def method(self) -> ModuleType:
@@ -464,29 +465,32 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
         weight_decay=tuning.weight_decay, micro_batch_tokens=args.micro_batch_tokens,
         log_every=args.log_every, save_every=args.save_every, keep=args.keep)
     done = step_of(last) if last else 0
-    trim_metrics(job.folder / "metrics.jsonl", done)
-    if done < steps:  # then a second measurement that is there belongs to a shorter run
-        shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
+    if job.ranks.first:
+        trim_metrics(job.folder / "metrics.jsonl", done)
+        if done < steps:  # then a second measurement that is there belongs to a shorter run
+            shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
 
     at_work = job.objective.begin(model, job.tokenizer, tuning, job.examples, args, job.goals,
-                                  job.folder)
+                                  job.folder, job.ranks)
     bar = tqdm(total=steps, desc="train", unit="step", leave=False, disable=not sys.stderr.isatty())
     with deferred_interrupts() as received, bar:
         totals = train(
             model, tuning.trainable, at_work.batch_at, settings, job.folder,
             loss=at_work.loss, prefix=tuning.prefix,
             rate_factors=tuning.rate_factors, resume_from=last, stop=lambda: bool(received),
-            on_log=lambda record: log(job, record | at_work.figures()),
+            ranks=job.ranks, on_log=lambda record: log(job, record | at_work.figures()),
             on_step=lambda step: bar.update(step - bar.n))
-    if received:
+    if totals.interrupted:  # by a signal to this process, or to another
         print(f"stopped after step {totals.steps} of {steps}; "
               f"the checkpoint is in {job.folder / 'checkpoints'}")
-        raise KeyboardInterrupt if signal.SIGINT in received else Terminated
+        raise Terminated if received and signal.SIGINT not in received else KeyboardInterrupt
     return totals
 
 
 def log(job: Job, record: dict) -> None:
     """Write a logged step to metrics.jsonl and to stdout."""
+    if not job.ranks.first:
+        return
     append_metrics(job.folder / "metrics.jsonl", record)
     speed = "{target_tokens_per_second:.0f} target tokens/s"
     line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
@@ -604,7 +608,9 @@ def make_examples(tokenizer: Tokenizer, problems: list, args: Flags, goals: obje
 def print_start(job: Job, total: int) -> None:
     """Machine, model and data, before anything is computed."""
     args = job.args
-    print("machine    {machine}, {device}, {dtype}, {threads} threads".format(**job.machine))
+    several = f", {job.ranks.size} processes" if job.ranks.size > 1 else ""
+    print("machine    {machine}, {device}, {dtype}, {threads} threads".format(**job.machine)
+          + several)
     start = f", from {args.from_run}" if args.from_run else ""
     print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
           f"objective {args.objective}{start}")
@@ -634,7 +640,7 @@ def run(job: Job, model: Qwen2) -> None:
         return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems,
                         folder, dataset=args.eval_dataset or args.dataset,
                         system=args.system, prefix=prefix, max_new_tokens=args.max_new_tokens,
-                         seed=args.seed, calculator=args.calculator,
+                         seed=args.seed, calculator=args.calculator, ranks=job.ranks,
                          about={"model": model_name, "dtype": job.machine["dtype"]})
 
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -648,9 +654,12 @@ def run(job: Job, model: Qwen2) -> None:
         fast.checkpoint_layers(model)
     totals = run_training(job, model, tuning)
     place = result_folder(job.folder, job.method)
-    shutil.rmtree(place, ignore_errors=True)  # a run that was interrupted behind this point left it
-    job.method.save(place, model, tuning, args.model, job.source)
+    if job.ranks.first:
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted behind this point
+        job.method.save(place, model, tuning, args.model, job.source)
     after = measure("after", tuning)
+    if not job.ranks.first:
+        return
     trained = sum(p.numel() for p in tuning.trainable.values())
     sizes = {"trainable_params": trained, "total_params": total}
     result = result_of(job, sizes, totals, before, after)
@@ -658,21 +667,22 @@ def run(job: Job, model: Qwen2) -> None:
     print_report(job, result, after, place)
 
 
-def main(argv: list[str]) -> None:
+def begin_run(argv: list[str], ranks: Alone) -> None:
     """Read the flags and the data, make the run's folder, and run."""
-    args, own, goals = read_flags(argv)
-    objective = objective_of(vars(args))
-    keep_freed_memory()
-    device = pick_device(args.device)
-    dtype = pick_dtype(args.dtype, device)
-    args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it
-    source = find_model(args.model)
-    tokenizer = Tokenizer(source)
-    args.system = tokenizer.default_system if args.system is None else args.system
-    left_out: Counter[str] = Counter()
-    problems, tests, overlap = load_data(args, left_out)
-    examples = make_examples(tokenizer, problems, args, goals, left_out)
-    steps_of(args, examples)  # an error is better before a model is loaded
+    with ranks.in_turn():
+        args, own, goals = read_flags(argv)
+        objective = objective_of(vars(args))
+        keep_freed_memory()
+        device = pick_device(args.device)
+        dtype = pick_dtype(args.dtype, device)
+        args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it
+        source = find_model(args.model)
+        tokenizer = Tokenizer(source)
+        args.system = tokenizer.default_system if args.system is None else args.system
+        left_out: Counter[str] = Counter()
+        problems, tests, overlap = load_data(args, left_out)
+        examples = make_examples(tokenizer, problems, args, goals, left_out)
+        steps_of(args, examples)  # an error is better before a model is loaded
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
@@ -681,23 +691,40 @@ def main(argv: list[str]) -> None:
     model = load_model(source, device, dtype, weight_dtype, args.plain)
     # Only now, so that a model that cannot be loaded leaves no folder behind.
     data = describe_examples(examples)
-    folder = Path(args.resume) if args.resume else start_folder(args, data, own, goals)
+    folder, args.model = ranks.agree(
+        lambda: [args.resume or str(start_folder(args, data, own, goals)), args.model])
     if find_model(args.model) != source:  # an earlier adapter was merged
         source = find_model(args.model)
         model = load_model(source, device, dtype, weight_dtype, args.plain)
-    machine = describe_machine(device, dtype)
-    job = Job(args, own, objective, goals, folder, device, machine, source, tokenizer, examples,
-              left_out, tests, overlap, 0 if objective.read else sum(map(spells_marker, problems)))
+    machine = describe_machine(device, dtype) | {"processes": ranks.size}
+    job = Job(args, own, objective, goals, Path(folder), device, machine, source, tokenizer,
+              examples, left_out, tests, overlap,
+              0 if objective.read else sum(map(spells_marker, problems)), ranks)
+    run_in_folder(job, model, data)
+
+
+def run_in_folder(job: Job, model: Qwen2, data: dict) -> None:
+    """Run, with the folder locked and cleaned by the first process."""
+    if not job.ranks.first:
+        run(job, model)
+        return
+    folder = job.folder
     try:
         with locked(folder):
             remove_leftovers(folder)
             remove_leftovers(folder / "checkpoints")
-            with going_on(folder, args, data, job.steps):
-                write_json(folder / "env.json", machine)
+            with going_on(folder, job.args, data, job.steps):
+                write_json(folder / "env.json", job.machine)
                 run(job, model)
     except KeyboardInterrupt:
         print(f"to go on:  python mathft.py --resume {folder}")
         raise
+
+
+def main(argv: list[str]) -> None:
+    """`python mathft.py`: one run, by this process or by all that torchrun has started."""
+    with joined() as ranks:
+        begin_run(argv, ranks)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ examples.
 3. The gradient is divided by the count of the whole step, clipped, and AdamW takes its step.
 
 However the step's examples are cut into micro-batches, the gradient is the same. (A mean of
-micro-batch means would give the tokens of a short answer more weight.)
+micro-batch means would give the tokens of a short answer more weight.) For the same reason several
+processes may share the examples of a step: their sums and counts are added up (parallel.py).
 
 Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule with warm-up,
 Loshchilov & Hutter 2017 (arXiv 1608.03983).
@@ -29,7 +30,7 @@ from attention import PackedAttention
 from checkpoint import drop_old_checkpoints, load_state, save_state, step_of
 from data import Example, PackedBatch, batch_indices, count_targets, pack, split_by_tokens
 from model import Qwen2
-from runtime import UserError, clock, peak_memory_mib
+from runtime import ALONE, Alone, UserError, clock, peak_memory_mib
 
 # A shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer
 # one.
@@ -105,8 +106,11 @@ def predict(model: Qwen2, examples: list[Example],
 
 def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], examples: list[Example],
                         micro_batch_tokens: int, prefix: Callable[[], Tensor] | None = None,
-                        loss: Loss = summed_loss) -> float:
-    """Give what trains the gradient of the mean loss a target; returns this loss."""
+                        loss: Loss = summed_loss, ranks: Alone = ALONE) -> float:
+    """Give what trains the gradient of the mean loss a target; returns this loss.
+
+    The mean is over the examples of all processes; `examples` are those of this one.
+    """
     total, count = 0.0, 0
     for part in split_by_tokens(examples, micro_batch_tokens):
         part_sum, part_count = loss(model, part, prefix() if prefix else None)
@@ -116,6 +120,7 @@ def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], exampl
         for p in trainable.values():  # only now, with the activations gone: narrow gradients widen
             if p.grad is not None and p.grad.dtype != p.dtype:
                 p.grad = p.grad.to(p.dtype)
+    total, count = ranks.add_gradients(list(trainable.values()), total, count)
     for p in trainable.values():
         if p.grad is not None:
             p.grad /= max(1, count)
@@ -144,7 +149,7 @@ class Steps:
 
 
 def in_order(model: Qwen2, tokenizer, tuning, examples: list[Example], args, flags,
-             folder: Path) -> Steps:
+             folder: Path, ranks: Alone = ALONE) -> Steps:
     """The examples in a new order each epoch, each with the plain loss."""
     def batch_at(step: int) -> list[Example]:
         indices = batch_indices(step, args.batch_size, len(examples), args.seed)
@@ -158,7 +163,7 @@ class Objective:
     """What a run learns: which examples a step sees, and what the loss is.
 
     examples(tokenizer, problems, args, flags) gives the examples, and how many were too long.
-    begin(model, tokenizer, tuning, examples, args, flags, folder) gives what the loop needs.
+    begin(model, tokenizer, tuning, examples, args, flags, folder, ranks) gives what the loop needs.
     `args` are the flags of mathft.py, `flags` the objective's own.
     """
 
@@ -278,7 +283,7 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
           batch_at: Callable[[int], list[Example]], settings: TrainSettings, folder: Path, *,
           loss: Loss = summed_loss, prefix: Callable[[], Tensor] | None = None,
           rate_factors: dict[str, float] | None = None, resume_from: Path | None = None,
-          stop: Callable[[], bool] = lambda: False,
+          stop: Callable[[], bool] = lambda: False, ranks: Alone = ALONE,
           on_log: Callable[[dict], None] = lambda record: None,
           on_step: Callable[[int], None] = lambda step: None) -> TrainTotals:
     """Train for `settings.steps` steps, or until `stop()`; writes checkpoints below `folder`.
@@ -287,26 +292,31 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
     [L, 2, P, K, h]. `on_log` receives a record every `log_every` steps, `on_step` the number of
     finished steps after each. Raises UserError that names the step if loss or gradient is no finite
     number; the parameters are then those of the step before, and a checkpoint of them is there.
+
+    Of several processes (`ranks`) each calls this with the same arguments; all stop after the same
+    step, and the first alone writes.
     """
     device = model.head_weight.device
     optimizer = make_optimizer(trainable, settings, rate_factors)
     totals = load_checkpoint(resume_from, trainable, optimizer) if resume_from else TrainTotals()
     totals.interrupted, since_log = False, TrainTotals()
+    ranks.align(list(trainable.values()))
 
     def save(step: int) -> None:
         path = folder / "checkpoints" / f"step-{step}"
-        if step and not path.exists():
+        if ranks.first and step and not path.exists():
             save_checkpoint(path, trainable, optimizer, totals)
             drop_old_checkpoints(folder, settings.keep)
 
     while totals.steps < settings.steps and not totals.interrupted:
         started = clock(device)
         rate = learning_rate_at(totals.steps, settings)
-        examples = batch_at(totals.steps)
-        mean = accumulate_gradient(model, trainable, examples, settings.micro_batch_tokens, prefix,
-                                   loss)
-        grad_norm = nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
         try:
+            examples = batch_at(totals.steps)
+            own = ranks.share(sorted(examples, key=lambda example: len(example.ids)))
+            mean = accumulate_gradient(model, trainable, own, settings.micro_batch_tokens, prefix,
+                                       loss, ranks)
+            grad_norm = nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
             check_finite(mean, grad_norm, totals.steps + 1, examples)
         except UserError:  # nothing has been updated: the state is that of the step before
             save(totals.steps)
@@ -316,7 +326,7 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
         seconds = clock(device) - started
         totals.add(examples, seconds)
         since_log.add(examples, seconds)
-        totals.interrupted = stop()
+        totals.interrupted = any(ranks.gather([stop()]))
         ended = totals.interrupted or totals.steps == settings.steps
         if totals.steps % settings.log_every == 0 or totals.steps == settings.steps:
             on_log(log_record(totals.steps, mean, rate, grad_norm, since_log, device))
