@@ -39,11 +39,12 @@ from flags import (Terminated, check_stored, deferred_interrupts, flag, given_fl
                    run_command, unread_output)
 from methods import (METHODS, check_args, find_method, history_of, merged_run, read_run,
                      result_folder)
+from memory import estimate
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
-                     dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib,
-                     pick_device, pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
-                     whole_folder, write_json)
+                     dtype_name, free_memory_mib, keep_freed_memory, locked, memory_in_use_mib,
+                     new_directory, peak_memory_mib, pick_device, pick_dtype, printable, read_json,
+                     remove_leftovers, trim_metrics, whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
@@ -189,6 +190,7 @@ class Job:
     overlap: int  # training problems that repeat a test problem
     with_markers: int = 0  # training problems that spell a marker such as <|im_end|>
     ranks: Alone = ALONE  # the processes that do this run together
+    program_mib: float = 0.0  # memory of the program, before the model was loaded
 
     @property
     def method(self) -> ModuleType:
@@ -626,6 +628,19 @@ def print_start(job: Job, total: int) -> None:
               "text, and ends no turn", flush=True)
 
 
+def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
+    """What training will take, and the flag that lowers it if that is more than is free."""
+    args, free = job.args, free_memory_mib(job.device)
+    if free is not None:  # what this process holds, training takes again
+        free += memory_in_use_mib(job.device)
+    expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
+                        args.grad_checkpoint, job.program_mib)
+    print(f"memory     {expected.line(free)}", flush=True)
+    mend = expected.mend(free, args.grad_checkpoint)
+    if mend:
+        print(f"note       {mend}", flush=True)
+
+
 def run(job: Job, model: Qwen2) -> None:
     """Measure, train, measure again, save, report, in a folder that may hold a part of this."""
     args = job.args
@@ -650,6 +665,7 @@ def run(job: Job, model: Qwen2) -> None:
     if before:
         print("before training", *report_lines(before.result), sep="\n  ", flush=True)
     tuning = trained_before or start_tuning(job, model)
+    print_memory(job, model, tuning)
     if args.grad_checkpoint:
         fast.checkpoint_layers(model)
     totals = run_training(job, model, tuning)
@@ -688,6 +704,7 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
         return
     # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
     weight_dtype = torch.float32 if find_method(args.method).PEFT_TYPE is None else dtype
+    program = memory_in_use_mib(device)
     model = load_model(source, device, dtype, weight_dtype, args.plain)
     # Only now, so that a model that cannot be loaded leaves no folder behind.
     data = describe_examples(examples)
@@ -699,7 +716,8 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
     machine = describe_machine(device, dtype) | {"processes": ranks.size}
     job = Job(args, own, objective, goals, Path(folder), device, machine, source, tokenizer,
               examples, left_out, tests, overlap,
-              0 if objective.read else sum(map(spells_marker, problems)), ranks)
+              0 if objective.read else sum(map(spells_marker, problems)), ranks,
+              program)
     run_in_folder(job, model, data)
 
 

@@ -227,6 +227,30 @@ def peak_memory_mib(device: torch.device) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def memory_in_use_mib(device: torch.device) -> float:
+    """MiB that this process holds now; 0 if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    return (_kib_in("/proc/self/status", "VmRSS") or 0) / 2**10
+
+
+def free_memory_mib(device: torch.device) -> float | None:
+    """MiB that nobody holds; None if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    kib = _kib_in("/proc/meminfo", "MemAvailable")
+    return kib and kib / 2**10
+
+
+def _kib_in(path: str, name: str) -> int | None:
+    """A number of KiB that Linux tells under that name."""
+    try:
+        with open(path, encoding="utf-8") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+    except (OSError, StopIteration):
+        return None
+
+
 # -------------------------------------------------------------------------------------------- files
 
 
