@@ -39,7 +39,6 @@ from flags import (Terminated, check_stored, deferred_interrupts, flag, given_fl
                    run_command, unread_output)
 from methods import (METHODS, check_args, find_method, history_of, merged_run, read_run,
                      result_folder)
-from memory import estimate
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, free_memory_mib, keep_freed_memory, locked, memory_in_use_mib,
@@ -48,7 +47,7 @@ from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metric
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
-from train import Objective, TrainSettings, TrainTotals, train
+from train import Objective, TrainSettings, TrainTotals, estimate, train
 
 
 

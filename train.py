@@ -24,11 +24,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from adapters import NoFlags
+from adapters import NoFlags, Tuning
 from attention import PackedAttention
 from checkpoint import drop_old_checkpoints, load_state, save_state, step_of
 from data import Example, PackedBatch, batch_indices, count_targets, pack, split_by_tokens
+from fast import LEAST_ROWS, LOGITS_AT_ONCE
 from model import Qwen2
 from runtime import ALONE, Alone, UserError, clock, peak_memory_mib
 
@@ -36,6 +38,10 @@ from runtime import ALONE, Alone, UserError, clock, peak_memory_mib
 # one.
 BETAS = (0.9, 0.95)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, as torch names it
+
+SAMPLE = 512  # tokens whose forward pass is made
+WIDE = 4  # tensors [T, I] that the backward pass of SwiGLU holds at a time
+MIB = 2**20
 
 # loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets,
 # count)
@@ -274,6 +280,91 @@ def _check_state(folder: Path, tensors: dict[str, Tensor],
             raise UserError(
                 f"{file}: {name} is {list(found.shape)} in {found.dtype}, and what trains is "
                 f"{list(shape)} in {dtype}; args.json or the state is not this run's own")
+
+
+# ------------------------------------------------------------------------------------------- memory
+# What training will take, before it takes it. Weights, gradients and moments are counted. What is
+# kept for the backward pass is what autograd keeps of a forward pass over a few hundred tokens of
+# the run's own examples, times the tokens at once. Added is what the backward pass holds for a
+# moment, the widest tensors of a layer and a chunk of logits; holes of the heap are left out.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Parts of the memory at its peak, in MiB."""
+
+    weights: float
+    optimiser: float  # gradients and moments
+    activations: float
+    program: float
+    tokens: int  # at once
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.optimiser + self.activations + self.program
+
+    def line(self, free: float | None) -> str:
+        """For people; `free` is what the run may take, in MiB, if that is known."""
+        room = "" if free is None else f"; {free:,.0f} MiB are free for it"
+        return (f"about {self.total:,.0f} MiB: weights {self.weights:,.0f}, gradients and moments "
+                f"{self.optimiser:,.0f}, activations of {self.tokens:,} tokens at once "
+                f"{self.activations:,.0f}, program {self.program:,.0f}{room}")
+
+    def mend(self, free: float | None, checkpointed: bool) -> str | None:
+        """What lowers it, if it is more than is free."""
+        if free is None or self.total <= free:
+            return None
+        if self.activations < self.optimiser + self.weights:
+            return "more than is free: a --method that trains less, --dtype bf16 or a smaller model"
+        lower = f"--micro-batch-tokens {max(1, self.tokens // 4)}"
+        other = "" if checkpointed else " or --grad-checkpoint"
+        return f"more than is free: give {lower}{other}"
+
+
+def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: int, most: int,
+             checkpointed: bool, program: float) -> Estimate:
+    """The memory of training with at most `most` tokens at once. The layers keep what they need
+    (`fast.checkpoint_layers` comes later, if `checkpointed`); `program` in MiB.
+    """
+    lengths = [len(example.ids) for example in examples]
+    whole = round(batch_size * sum(lengths) / len(lengths))  # tokens of a step
+    tokens = max(*lengths, min(most, whole)) if lengths[1:] else max(lengths[0], min(most, whole))
+    config, size = model.config, model.compute_dtype.itemsize
+    kept = tokens * kept_bytes(model, tuning, examples)
+    if checkpointed:
+        layers = config.num_hidden_layers
+        kept = kept / layers + layers * tokens * config.hidden_size * size
+    rows = max(LEAST_ROWS, LOGITS_AT_ONCE // config.vocab_size)
+    moment = WIDE * tokens * config.intermediate_size * size
+    moment += min(rows, tokens) * config.vocab_size * size
+    standing = {id(p): p for p in (*model.parameters(), *tuning.trainable.values())}
+    return Estimate(
+        weights=sum(p.numel() * p.element_size() for p in standing.values()) / MIB,
+        optimiser=sum(12 * p.numel() for p in tuning.trainable.values()) / MIB,
+        activations=(kept + moment) / MIB, program=program, tokens=tokens)
+
+
+def kept_bytes(model: Qwen2, tuning: Tuning, examples: list[Example]) -> float:
+    """Bytes a token that a forward pass keeps for the backward pass, besides what stands anyway."""
+    sample: list[Example] = []
+    for example in examples:
+        if sample and sum(len(e.ids) for e in sample) + len(example.ids) > SAMPLE:
+            break
+        sample.append(Example(example.ids, [True] * len(example.ids)))
+    kept: dict[int, int] = {}  # by address: of several views of a tensor, its memory counts once
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        memory = x.untyped_storage()
+        kept[memory.data_ptr()] = memory.nbytes()
+        return x
+
+    prefix = tuning.prefix() if tuning.prefix else None
+    with saved_tensors_hooks(note, lambda x: x):
+        total, _ = summed_loss(model, sample, prefix)
+    for p in (*model.parameters(), *tuning.trainable.values()):
+        kept.pop(p.untyped_storage().data_ptr(), None)
+    del total
+    return sum(kept.values()) / sum(len(e.ids) for e in sample)
 
 
 # --------------------------------------------------------------------------------------------- loop

@@ -19,7 +19,7 @@ ROOMS = """grader.tables grader.scanner grader.units grader.expressions grader.l
     tokenizer stats vote score
      sources records data forms attention model fast checkpoint adapters METHODS methods
      recipes.curate recipes.program recipes.perturb recipes.tutor calculator generate recipes.client
-     recipes.teacher train memory
+     recipes.teacher train
     verifier evaluate grpo distill mathft recipes.recipes augment tools.make_tiny tools.peer tools.bench"""
 ROOMS = ROOMS.replace("METHODS", " ".join(method.__name__ for method in METHODS.values())).split()
 # `python checkpoint.py export` needs what stands behind it; foreign records become problems.

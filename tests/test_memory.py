@@ -1,4 +1,5 @@
-"""memory.py: what is told beside what autograd keeps, by hand; and what is said if it is too much.
+"""The memory that train.py tells beforehand, beside what autograd keeps; and what is said if it is
+too much.
 """
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from adapters import Tuning
 from conftest import small_model, some_examples
 from lora import add_lora
-from memory import Estimate, estimate, kept_bytes
 from model import Qwen2
+from train import Estimate, estimate, kept_bytes
 
 
 def full(model: Qwen2) -> Tuning:
