@@ -37,7 +37,7 @@ from generate import generate, is_sampled, open_calculator
 from grpo import prompts
 from methods import Run, base_folder, load_run
 from model import Qwen2
-from runtime import UsageError, UserError
+from runtime import ALONE, Alone, UsageError, UserError
 from tokenizer import Tokenizer
 from train import Objective, Steps, in_order, predict
 
@@ -170,7 +170,7 @@ def load_teacher(name: str, model: Qwen2) -> Run:
 
 
 def begin(model: Qwen2, tokenizer: Tokenizer, tuning, made: list[Example], args, flags: Flags,
-          folder: Path) -> Steps:
+          folder: Path, ranks: Alone = ALONE) -> Steps:
     """The objective at work."""
     teacher = load_teacher(flags.teacher, model)
     in_turn = in_order(model, tokenizer, tuning, made, args, flags, folder).batch_at
@@ -184,9 +184,10 @@ def begin(model: Qwen2, tokenizer: Tokenizer, tuning, made: list[Example], args,
             as_saved(model, args.plain), [question.ids for question in asked],
             stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size, temperature=1.0,
             max_new_tokens=args.max_new_tokens, seed=(args.seed << 40) + step, prefix=prefix,
+            skip=ranks.left_to_others(len(asked), 1),
             calculator=open_calculator(tokenizer, args.calculator))
-        return [written(asked[done.problem], done)
-                for done in sorted(completions, key=lambda done: done.problem)]
+        mine = [[done.problem, vars(written(asked[done.problem], done))] for done in completions]
+        return [Example(**fields) for _, fields in sorted(ranks.gather(mine), key=lambda m: m[0])]
 
     return Steps(batch_at, distillation_loss(teacher, tokenizer.size, 1.0, True))
 

@@ -26,13 +26,14 @@ setting differs, it refuses. --regrade makes a new folder and leaves the old one
 """
 
 import contextlib
+import functools
 import json
 import math
 import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,13 +44,13 @@ from tqdm import tqdm
 from checkpoint import TOY
 from data import (Problem, has_split, is_embedded, load_problems, prompt_of, read_columns,
                   short_name, trained_on)
-from flags import flag, given_flags, run_command, unread_output
+from flags import flag, given_flags, joined, run_command, unread_output
 from generate import (MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked,
                       open_calculator, with_budget)
 from methods import load_run, read_run, read_settings
 from model import Qwen2
-from runtime import (UsageError, UserError, check_regular, clock, describe_machine, dtype_name,
-                     hash_of, locked, new_directory, pick_device, pick_dtype, read_json,
+from runtime import (ALONE, Alone, UsageError, UserError, check_regular, clock, describe_machine,
+                     dtype_name, hash_of, locked, new_directory, pick_device, pick_dtype, read_json,
                      remove_leftovers, text_sha256, write_json, write_text)
 from score import (Report, by_problem, compare_evaluations, grade_again, place, read_finished,
                    read_records, record_of, report_lines, score, summarise, versus_lines)
@@ -68,12 +69,13 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
              prefix: Tensor | None = None, samples: int = 1, temperature: float = 0.0,
              top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = MAX_NEW_TOKENS,
              seed: int = 0, rows: int | None = None, calculator: bool = False,
-             about: dict | None = None) -> Report:
+             about: dict | None = None, ranks: Alone = ALONE) -> Report | None:
     """Generate `samples` completions of each problem, grade them, and write everything to `folder`.
 
     The records carry the name `dataset`. `shots` are worked examples: earlier turns of the chat
     before every question. `about` is what the caller knows of the model. prefix [L, 2, P, K, h].
     calculator: put in results (calculator.py); a record's `put_in` lists their [start, end) tokens.
+    ranks: processes that share out the problems. The first writes, and the others return None.
 
     An interrupted evaluation goes on, a finished one is read back. The caller makes sure that the
     weights are the same. Raises UserError if there are no problems, if one has no gold answer, or
@@ -87,22 +89,42 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
     folder, total = Path(folder), samples * len(problems)
     prompts = [prompt_of(tokenizer, problem, system, _turns(shots)) for problem in problems]
     room = _room(model, prompts, prefix, len(shots))
+    new_records = functools.partial(
+        _new_records, model, tokenizer, problems, prompts, ranks, dataset=dataset, rows=rows,
+        prefix=prefix, calculator=open_calculator(tokenizer, calculator), **sampling)
+    if not ranks.first:
+        return _help(new_records, ranks)
     with _opened(folder, settings, problems) as done:
         if (folder / "result.json").exists() and len(done) == total:
+            ranks.agree(lambda: None)
             return _read_back(folder, done)
         _begin(folder, settings, done)
-        device = next(model.parameters()).device
-        start = clock(device)
-        completions = generate(model, prompts, stop_ids=tokenizer.stop_ids,
-                               vocab_size=tokenizer.size, rows=rows, prefix=prefix,
-                               skip=set(map(place, done)), tell=_tell,
-                               calculator=open_calculator(tokenizer, calculator), **sampling)
-        graded = _graded(completions, tokenizer, problems, prompts, dataset)
-        new = _append(folder, graded, len(done), total)
-        return _finish(folder, sorted(done + new, key=place), {
-            **_speed(new, clock(device) - start), "max_new_tokens": max_new_tokens,
-            "least_new_tokens": min(max_new_tokens, room),
-            "machine": describe_machine(device, model.compute_dtype)})
+        start = clock(model.head_weight.device)
+        there = ranks.agree(lambda: list(map(place, done)))
+        new = ranks.gather(_append(folder, new_records(there), len(done), total))
+        return _finish(folder, sorted(done + new, key=place),
+                       _measured(model, new, start, max_new_tokens, room))
+
+
+def _new_records(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem],
+                 prompts: list[list[int]], ranks: Alone, there: list, *, dataset: str,
+                 samples: int, **options) -> Iterator[dict]:
+    """Yield the records of this process's part of the problems, without those at the places `there`
+    ([problem, sample]).
+    """
+    skip = ranks.left_to_others(len(problems), samples)
+    completions = generate(model, prompts, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size,
+                           samples=samples, skip=skip | set(map(tuple, there)), tell=_tell,
+                           **options)
+    return _graded(completions, tokenizer, problems, prompts, dataset)
+
+
+def _help(new_records: Callable[[list], Iterator[dict]], ranks: Alone) -> None:
+    """What a process does that is not the first: its part of the records, which the first writes.
+    """
+    there = ranks.agree(list)  # as the first says; None: the evaluation has ended before
+    if there is not None:
+        ranks.gather(list(new_records(there)))
 
 
 def evaluate_api(teacher, problems: list[Problem], folder: Path, *, dataset: str = "",
@@ -151,10 +173,15 @@ def _tell(line: str) -> None:
     print(f"decoding   {line}", flush=True)
 
 
-def _speed(new: list[dict], seconds: float) -> dict:
-    """The time that new completions took; those of before an interruption are not in it."""
+def _measured(model: Qwen2, new: list[dict], start: float, most: int, room: int) -> dict:
+    """Limits, machine, and the time that new completions took since `start`; those of before an
+    interruption are not in it."""
+    device = model.head_weight.device
+    seconds = clock(device) - start
     return {"eval_seconds": seconds, "tokens_per_second": sum(r["tokens"] for r in new) / seconds,
-            "timed_completions": len(new)}
+            "timed_completions": len(new), "max_new_tokens": most,
+            "least_new_tokens": min(most, room),
+            "machine": describe_machine(device, model.compute_dtype)}
 
 
 def _as_settings(shots: Sequence[Problem]) -> list[dict]:
@@ -460,6 +487,10 @@ def print_notes(flags: Flags, problems: list[Problem], left_out: Counter[str]) -
 def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Counter[str]]:
     """The problems of --dataset or of the run's `own` file, checked before a model is loaded and a
     folder is made; and how many rows are left out, by reason."""
+    if flags.verifier and flags.samples == 1:
+        raise UsageError("--verifier chooses among several samples: give --samples")
+    if flags.verifier:
+        read_run(Path(flags.verifier))  # an error is better before hours of generation
     left_out: Counter[str] = Counter()
     if own:
         problems = load_problems(str(own), limit=flags.limit)
@@ -471,21 +502,20 @@ def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Count
     return problems, left_out
 
 
-def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
-    """Evaluate the model, run or server that the flags name. Returns the report and its folder."""
-    if flags.verifier and flags.samples == 1:
-        raise UsageError("--verifier chooses among several samples: give --samples")
-    if flags.verifier:
-        read_run(Path(flags.verifier))  # an error is better before hours of generation
-    flags, own = with_test_set(with_budget(flags))
-    problems, left_out = problems_asked(flags, own)
-    shots = worked_examples(flags, problems)
-    run, teacher = _open_asked(flags)
-    folder = _output_folder(flags)
+def evaluate_asked(flags: Flags, argv: list[str], ranks: Alone) -> tuple[Report | None, Path]:
+    """Evaluate the model, run or server that the flags name. Returns the report and its folder; of
+    several processes the first alone has a report.
+    """
+    with ranks.in_turn():
+        flags, own = with_test_set(with_budget(flags))
+        problems, left_out = problems_asked(flags, own)
+        shots = worked_examples(flags, problems)
+        run, teacher = _open_asked(flags, ranks)
+    folder = Path(ranks.agree(lambda: str(_output_folder(flags))))
     print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
     print_notes(flags, problems, left_out)
 
-    def once(part: Path, sampling: dict) -> Report:
+    def once(part: Path, sampling: dict) -> Report | None:
         """One evaluation into `part`; without `sampling` it is greedy."""
         if teacher:
             asked = teacher if sampling else replace(teacher, temperature=0.0)
@@ -495,25 +525,29 @@ def evaluate_asked(flags: Flags, argv: list[str]) -> tuple[Report, Path]:
         return evaluate(run.model, run.tokenizer, problems, part, dataset=flags.dataset,
                         shots=shots, system=run.system, prefix=run.prefix, seed=flags.seed,
                         max_new_tokens=flags.max_new_tokens, calculator=flags.calculator,
-                        about=about, **sampling)
+                        about=about, ranks=ranks, **sampling)
 
     try:
         report = once(folder, {"samples": flags.samples, "temperature": flags.temperature,
                                "top_p": flags.top_p, "top_k": flags.top_k})
-        if flags.samples > 1:
-            report = beside_greedy(report, once(folder / "greedy", {}), folder)
-        if flags.verifier:
+        greedy = once(folder / "greedy", {}) if flags.samples > 1 else None
+        if greedy:
+            report = beside_greedy(report, greedy, folder)
+        if flags.verifier and ranks.first:
             report = beside_verifier(report, flags, folder)
     except (KeyboardInterrupt, UserError) as error:
-        _leave(folder, flags, argv, can_go_on=bool(teacher) or isinstance(error, KeyboardInterrupt))
+        if ranks.first:
+            _leave(folder, flags, argv, bool(teacher) or isinstance(error, KeyboardInterrupt))
         raise
     return report, folder
 
 
-def _open_asked(flags: Flags) -> tuple:
+def _open_asked(flags: Flags, ranks: Alone) -> tuple:
     """Our own model that the flags name, or else the server: a Run or None, a teacher or None."""
     from recipes.client import open_api  # here, see above
 
+    if flags.api_model and ranks.size > 1:
+        raise UsageError("one process is enough to ask a server; start without torchrun")
     teacher = open_api(flags)
     if teacher and flags.calculator:
         raise UsageError("--calculator puts tokens into our own decoding, not into a server's;"
@@ -602,11 +636,21 @@ def main(argv: list[str]) -> None:
     # Read first: an error is better before hours of generation than after them.
     other = read_finished(Path(flags.versus)) if flags.versus else None
     if flags.read:
-        folder = Path(flags.read)
-        records, seconds = grade_again(read_finished(folder))
+        records, seconds = grade_again(read_finished(Path(flags.read)))
         report = Report(summarise(records) | {"grading_seconds_per_1000": seconds}, records)
-    else:
-        report, folder = regrade_asked(flags) if flags.regrade else evaluate_asked(flags, argv)
+        print_asked(flags, report, Path(flags.read), other)
+        return
+    if flags.regrade:
+        print_asked(flags, *regrade_asked(flags), other)
+        return
+    with joined() as ranks:
+        report, folder = evaluate_asked(flags, argv, ranks)
+        if report:
+            print_asked(flags, report, folder, other)
+
+
+def print_asked(flags: Flags, report: Report, folder: Path, other: list[dict] | None) -> None:
+    """The report for people, and how the evaluation differs from the records of another."""
     print(*report_lines(report.result), sep="\n")
     if "verifier" in report.result:
         import verifier

@@ -28,7 +28,7 @@ from typing import TextIO
 
 import torch
 
-from runtime import UsageError, UserError, one_line, printable
+from runtime import ALONE, Alone, UsageError, UserError, one_line, printable
 
 
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -250,6 +250,18 @@ def _has_working_directory() -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Alone]:
+    """The processes that do this command together: this one, or those that torchrun has started."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield ALONE
+        return
+    import parallel  # here: one process needs none of it
+
+    with parallel.joined(_explain) as ranks:
+        yield ranks
 
 
 def _ends() -> list[int]:

@@ -46,7 +46,8 @@ from flags import flag
 from generate import generate, is_sampled, open_calculator
 from methods import find_method
 from model import Qwen2
-from runtime import UsageError, UserError, append_metrics, clock, trim_metrics
+from runtime import (ALONE, Alone, UsageError, UserError, append_metrics, clock,
+                     trim_metrics)
 from tokenizer import Tokenizer
 from train import Objective, Steps, log_probs_of_targets
 
@@ -153,8 +154,8 @@ class Rollouts:
     """The examples of each step, the loss over them, and the figures of the step."""
 
     def __init__(self, model: Qwen2, tokenizer: Tokenizer, tuning: Tuning,
-                 asked: list[Question], args, flags: Flags, folder: Path):
-        self.model, self.tokenizer, self.tuning = model, tokenizer, tuning
+                 asked: list[Question], args, flags: Flags, folder: Path, ranks: Alone = ALONE):
+        self.model, self.tokenizer, self.tuning, self.ranks = model, tokenizer, tuning, ranks
         self.questions, self.args, self.flags = asked, args, flags
         self.path = folder / "rollouts.jsonl"
         self.device = model.head_weight.device
@@ -176,9 +177,11 @@ class Rollouts:
         first = step - step % self.flags.updates
         started = clock(self.device)
         if first != self.first:
-            if self.first < 0:  # of steps after the checkpoint: they are sampled again
+            # Records of steps after the checkpoint go: these steps are sampled again.
+            if self.first < 0 and self.ranks.first:
                 trim_metrics(self.path, step)
-            groups = self._sample(first) if first == step else self._read(first)
+            groups = (self._sample(first) if first == step
+                      else self.ranks.agree(lambda: self._read(first)))
             self.first, self.batch, self.sampled = first, self._rollouts(groups), figures_of(groups)
         self.ready = clock(self.device)
         self.sampled["generate_seconds"] = self.ready - started
@@ -205,28 +208,36 @@ class Rollouts:
             known = self._log_probs(made, self.prefix())
             for record, rollout in zip(used_records, made):
                 record["log_probs"] = known[id(rollout)]
-        for record in records:
+        for record in records if self.ranks.first else ():
             append_metrics(self.path, {"step": first + 1, **record})
         return records
 
     def _groups(self, model: Qwen2, chosen: list[int], first: int,
                 draw: int) -> Iterator[list[dict]]:
-        """The records of each chosen problem's group, with rewards and advantages."""
+        """The records of each chosen problem's group, with rewards and advantages.
+
+        Several processes share out the problems.
+        """
         asked = [self.questions[index] for index in chosen]
-        found: list[list[dict]] = [[] for _ in asked]
+        mine: list[list] = []  # number of the problem, of the sample, and its record
         completions = generate(
             model, [question.ids for question in asked],
             stop_ids=self.tokenizer.stop_ids, vocab_size=self.tokenizer.size,
             max_new_tokens=self.args.max_new_tokens, samples=self.flags.group, temperature=1.0,
             # another stream of random numbers for each (seed, step, draw)
             seed=(self.args.seed << 40) + (first << 8) + draw, prefix=self.prefix(),
+            skip=self.ranks.left_to_others(len(asked), self.flags.group),
             calculator=open_calculator(self.tokenizer, self.args.calculator))
-        for completion in sorted(completions, key=lambda c: (c.problem, c.sample)):
+        for completion in completions:
             number = completion.problem
             graded = grade(asked[number].problem, completion, self.tokenizer.decode(completion.ids))
             end = [] if completion.stop_id is None else [completion.stop_id]
-            found[number].append(graded | {"index": chosen[number], "ids": completion.ids + end,
-                                           "reward": reward(graded)})
+            record = graded | {"index": chosen[number], "ids": completion.ids + end,
+                               "reward": reward(graded)}
+            mine.append([number, completion.sample, record])
+        found: list[list[dict]] = [[] for _ in asked]
+        for number, _, record in sorted(self.ranks.gather(mine), key=lambda row: row[:2]):
+            found[number].append(record)
         for group in found:
             scored = advantages([record["reward"] for record in group], self.flags.advantage)
             for record, value in zip(group, scored or [None] * len(group)):
@@ -262,13 +273,13 @@ class Rollouts:
     def _log_probs(self, rollouts: list[Rollout],
                    prefix: Tensor | None) -> dict[int, tuple[float, ...]]:
         """What the model says of the tokens of each rollout, by its identity."""
-        found = {}
-        for part in split_by_tokens(rollouts, self.args.micro_batch_tokens):
+        numbers, mine = {id(rollout): n for n, rollout in enumerate(rollouts)}, []
+        for part in split_by_tokens(self.ranks.share(rollouts), self.args.micro_batch_tokens):
             values = log_probs_of_targets(self.model, part, prefix)  # [N]
             lengths = [sum(rollout.is_target) for rollout in part]
             for rollout, own in zip(part, values.split(lengths)):
-                found[id(rollout)] = tuple(own.tolist())
-        return found
+                mine.append([numbers[id(rollout)], own.tolist()])
+        return {id(rollouts[n]): tuple(own) for n, own in self.ranks.gather(mine)}
 
     # --- the loss
 
@@ -291,10 +302,11 @@ class Rollouts:
 
     def figures(self) -> dict:
         """The figures of the step that has ended, for the log."""
-        tokens = max(1, self.tokens)
+        rows = self.ranks.gather([[self.tokens, self.clipped, self.divergence]])
+        tokens, clipped, moved = map(sum, zip(*rows))
         found = {**self.sampled, "train_seconds": clock(self.device) - self.ready,
-                 "clipped_share": self.clipped / tokens,
-                 "kl": self.divergence / tokens if self.flags.kl else None}
+                 "clipped_share": clipped / max(1, tokens),
+                 "kl": moved / max(1, tokens) if self.flags.kl else None}
         self.tokens, self.clipped, self.divergence = 0, 0.0, 0.0
         return found
 
@@ -321,11 +333,11 @@ def figures_of(records: list[dict]) -> dict:
 
 
 def begin(model: Qwen2, tokenizer: Tokenizer, tuning: Tuning, asked: list[Question], args,
-          flags: Flags, folder: Path) -> Steps:
+          flags: Flags, folder: Path, ranks: Alone = ALONE) -> Steps:
     """The objective at work. Raises UsageError for a KL to a start that is no longer there."""
     if flags.kl and not tuning.prefix and not adapted_maps(model):
         raise UsageError(NO_REFERENCE)
-    made = Rollouts(model, tokenizer, tuning, asked, args, flags, folder)
+    made = Rollouts(model, tokenizer, tuning, asked, args, flags, folder, ranks)
     return Steps(made.batch_at, made.loss, made.figures)
 
 

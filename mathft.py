@@ -35,19 +35,20 @@ from checkpoint import (TOY, as_saved, checkpoints, drop_old_checkpoints, find_m
 from data import (Example, Problem, chat_examples, document_examples, is_embedded, keep_data,
                   read_columns, short_name, show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
-from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, pick,
+from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, joined, pick,
                    run_command, unread_output)
 from methods import (METHODS, check_args, find_method, goes_on_training, history_of, merged_run,
                      read_run, result_folder, start_tuning)
 from model import Qwen2
-from runtime import (VERSION, UsageError, UserError, append_metrics, describe_machine,
-                     dtype_name, keep_freed_memory, locked, new_directory, peak_memory_mib,
-                     pick_device, pick_dtype, printable, read_json, remove_leftovers, trim_metrics,
-                     use_threads, whole_folder, write_json)
+from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
+                     dtype_name, free_memory_mib, keep_freed_memory, locked, memory_in_use_mib,
+                     new_directory, peak_memory_mib, pick_device, pick_dtype, printable, read_json,
+                     remove_leftovers, trim_metrics, use_threads, whole_folder, write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
-from train import Objective, TrainSettings, TrainTotals, best_step, in_order, mean_loss, train
+from train import (Objective, TrainSettings, TrainTotals, best_step, estimate, in_order, mean_loss,
+                   train)
 
 
 def supervised() -> Objective:
@@ -200,6 +201,8 @@ class Job:
     test_problems: list[Problem]
     overlap: int  # training problems that repeat a test problem
     with_markers: int = 0  # training problems that spell a marker such as <|im_end|>
+    ranks: Alone = ALONE  # the processes that do this run together
+    program_mib: float = 0.0  # memory of the program, before the model was loaded
 
     @property
     def method(self) -> ModuleType:
@@ -478,9 +481,10 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
         log_every=args.log_every, save_every=args.save_every, save_minutes=args.save_minutes,
         eval_every=args.eval_every, keep=max(1, args.keep))
     done = step_of(last) if last else 0
-    trim_metrics(job.folder / "metrics.jsonl", done)
-    if done < steps:  # then a second measurement that is there belongs to a shorter run
-        shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
+    if job.ranks.first:
+        trim_metrics(job.folder / "metrics.jsonl", done)
+        if done < steps:  # then a second measurement that is there belongs to a shorter run
+            shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
 
     held_out = held_out_examples(job) if args.eval_every else []
 
@@ -489,23 +493,25 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
         return mean_loss(model, held_out, front, args.micro_batch_tokens)
 
     at_work = job.objective.begin(model, job.tokenizer, tuning, job.examples, args, job.goals,
-                                  job.folder)
+                                  job.folder, job.ranks)
     bar = tqdm(total=steps, desc="train", unit="step", leave=False, disable=not sys.stderr.isatty())
     with deferred_interrupts() as received, bar:
         totals = train(
             model, tuning.trainable, at_work.batch_at, settings, job.folder,
             loss=at_work.loss, prefix=tuning.prefix, held_out_loss=held_out_loss,
             rate_factors=tuning.rate_factors, resume_from=last, stop=lambda: bool(received),
-            on_log=lambda record: log(job, record | at_work.figures()),
+            ranks=job.ranks, on_log=lambda record: log(job, record | at_work.figures()),
             on_step=lambda step: bar.update(step - bar.n))
-    if received:
+    if totals.interrupted:  # by a signal to this process, or to another
         print(f"stopped after step {totals.steps} of {steps}")
-        raise KeyboardInterrupt if signal.SIGINT in received else Terminated
+        raise Terminated if received and signal.SIGINT not in received else KeyboardInterrupt
     return totals
 
 
 def log(job: Job, record: dict) -> None:
     """Write a logged step to metrics.jsonl and to stdout."""
+    if not job.ranks.first:
+        return
     append_metrics(job.folder / "metrics.jsonl", record)
     speed = "{target_tokens_per_second:.0f} target tokens/s"
     held_out = "  held out {eval_loss:.4f}" if "eval_loss" in record else ""
@@ -645,7 +651,9 @@ def make_examples(tokenizer: Tokenizer, problems: list, args: Flags, goals: obje
 def print_start(job: Job, total: int) -> None:
     """Machine, model and data, before anything is computed."""
     args = job.args
-    print("machine    {machine}, {device}, {dtype}, {threads} threads".format(**job.machine))
+    several = f", {job.ranks.size} processes" if job.ranks.size > 1 else ""
+    print("machine    {machine}, {device}, {dtype}, {threads} threads".format(**job.machine)
+          + several)
     start = f", from {args.from_run}" if args.from_run else ""
     print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
           f"objective {args.objective}{start}")
@@ -675,6 +683,19 @@ def print_plan(job: Job) -> None:
         print(f"note       {TOY}")
 
 
+def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
+    """What training will take, and the flag that lowers it if that is more than is free."""
+    args, free = job.args, free_memory_mib(job.device)
+    if free is not None:  # what this process holds, training takes again
+        free += memory_in_use_mib(job.device)
+    expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
+                        args.grad_checkpoint, job.program_mib)
+    print(f"memory     {expected.line(free)}", flush=True)
+    mend = expected.mend(free, args.grad_checkpoint)
+    if mend:
+        print(f"note       {mend}", flush=True)
+
+
 def run(job: Job, model: Qwen2) -> None:
     """Measure, train, measure again, save, report, in a folder that may hold a part of this."""
     args = job.args
@@ -689,7 +710,7 @@ def run(job: Job, model: Qwen2) -> None:
         return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems,
                         folder, dataset=args.eval_dataset or args.dataset,
                         system=args.system, prefix=prefix, max_new_tokens=args.max_new_tokens,
-                        seed=args.seed, calculator=args.calculator,
+                        seed=args.seed, calculator=args.calculator, ranks=job.ranks,
                         about={"model": model_name, "dtype": job.machine["dtype"]})
 
     def begin_tuning() -> Tuning:
@@ -702,13 +723,17 @@ def run(job: Job, model: Qwen2) -> None:
     if before:
         print("before training", *report_lines(before.result), sep="\n  ", flush=True)
     tuning = trained_before or begin_tuning()
+    print_memory(job, model, tuning)
     if args.grad_checkpoint:
         fast.checkpoint_layers(model)
     totals = run_training(job, model, tuning)
     place = result_folder(job.folder, job.method)
-    shutil.rmtree(place, ignore_errors=True)  # a run that was interrupted behind this point left it
-    job.method.save(place, model, tuning, Base(args.model, job.tokenizer, args.system))
+    if job.ranks.first:
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted behind this point
+        job.method.save(place, model, tuning, Base(args.model, job.tokenizer, args.system))
     after = measure("after", tuning)
+    if not job.ranks.first:
+        return
     trained = sum(p.numel() for p in tuning.trainable.values())
     sizes = {"trainable_params": trained, "total_params": total}
     result = result_of(job, sizes, totals, before, after)
@@ -724,8 +749,50 @@ def print_way_on(folder: Path) -> None:
     print(f"to go on:  python mathft.py --resume {folder}")
 
 
+def begin_run(argv: list[str], ranks: Alone) -> None:
+    """Read the flags and the data, make the run's folder, and run."""
+    with ranks.in_turn():
+        args, own, goals = read_flags(argv)
+        keep_freed_memory()
+        use_threads(args.threads)
+        device = pick_device(args.device)
+        dtype = pick_dtype(args.dtype, device)
+        args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it
+        source = find_model(args.model)
+        tokenizer = Tokenizer(source)
+        args.system = tokenizer.system_to_train(args.system)
+        left_out: Counter[str] = Counter()
+        problems, tests, overlap = load_data(args, left_out)
+        examples = make_examples(tokenizer, problems, args, goals, left_out)
+        steps_of(args, examples)  # an error is better before a model is loaded
+    if args.show_example:
+        print(show(tokenizer, examples[0]))
+        return
+    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
+    weight_dtype = torch.float32 if find_method(args.method).PEFT_TYPE is None else dtype
+    program = memory_in_use_mib(device)
+    model = load_model(source, device, dtype, weight_dtype, args.plain)
+    # Only now, so that a model that cannot be loaded leaves no folder behind.
+    data = describe_examples(examples)
+    objective = objective_of(vars(args))
+    known = [] if objective.read else problems
+    folder, args.model = ranks.agree(
+        lambda: [args.resume or str(start_folder(args, data, known, tests, own, goals)),
+                 args.model])
+    if find_model(args.model) != source:  # an earlier adapter was merged
+        tokenizer = Tokenizer(find_model(args.model))
+        model = load_model(tokenizer.folder, device, dtype, weight_dtype, args.plain)
+    machine = describe_machine(device, dtype) | {"processes": ranks.size}
+    job = Job(args, own, objective, goals, Path(folder), device, machine, tokenizer, examples,
+              left_out, tests, overlap, sum(map(spells_marker, known)), ranks, program)
+    run_in_folder(job, model, data)
+
+
 def run_in_folder(job: Job, model: Qwen2, data: dict) -> None:
-    """Run, with the folder locked and cleaned."""
+    """Run, with the folder locked and cleaned by the first process."""
+    if not job.ranks.first:
+        run(job, model)
+        return
     folder = job.folder
     try:
         with locked(folder):
@@ -740,37 +807,9 @@ def run_in_folder(job: Job, model: Qwen2, data: dict) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Read the flags and the data, make the run's folder, and run."""
-    args, own, goals = read_flags(argv)
-    keep_freed_memory()
-    use_threads(args.threads)
-    device = pick_device(args.device)
-    dtype = pick_dtype(args.dtype, device)
-    args.dtype = dtype_name(dtype)  # a run that goes on elsewhere keeps it
-    source = find_model(args.model)
-    tokenizer = Tokenizer(source)
-    args.system = tokenizer.system_to_train(args.system)
-    left_out: Counter[str] = Counter()
-    problems, tests, overlap = load_data(args, left_out)
-    examples = make_examples(tokenizer, problems, args, goals, left_out)
-    steps_of(args, examples)  # an error is better before a model is loaded
-    if args.show_example:
-        print(show(tokenizer, examples[0]))
-        return
-    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
-    weight_dtype = torch.float32 if find_method(args.method).PEFT_TYPE is None else dtype
-    model = load_model(source, device, dtype, weight_dtype, args.plain)
-    # Only now, so that a model that cannot be loaded leaves no folder behind.
-    data = describe_examples(examples)
-    objective = objective_of(vars(args))
-    known = [] if objective.read else problems
-    begun = args.resume or start_folder(args, data, known, tests, own, goals)
-    if find_model(args.model) != source:  # an earlier adapter was merged
-        tokenizer = Tokenizer(find_model(args.model))
-        model = load_model(tokenizer.folder, device, dtype, weight_dtype, args.plain)
-    job = Job(args, own, objective, goals, Path(begun), device, describe_machine(device, dtype),
-              tokenizer, examples, left_out, tests, overlap, sum(map(spells_marker, known)))
-    run_in_folder(job, model, data)
+    """`python mathft.py`: one run, by this process or by all that torchrun has started."""
+    with joined() as ranks:
+        begin_run(argv, ranks)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -163,6 +163,55 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+# -------------------------------------------------------------------------------- several processes
+
+
+class Alone:
+    """The processes that do one command together: here one. parallel.Ranks is one of several.
+
+    What is gathered and agreed on are values of JSON.
+    """
+
+    rank, size = 0, 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.rank == 0
+
+    def share(self, items: list) -> list:
+        """This process's part of the items."""
+        return items
+
+    def left_to_others(self, problems: int, samples: int) -> set[tuple[int, int]]:
+        """The (problem, sample) that other processes generate, of `samples` each of `problems`."""
+        mine = set(self.share(list(range(problems))))
+        return {(i, s) for i in range(problems) if i not in mine for s in range(samples)}
+
+    def gather(self, items: list) -> list:
+        """The items of all processes, in each of them."""
+        return items
+
+    def agree(self, find: Callable[[], object]):
+        """What `find` gives in the first process, for all; the others do not call it."""
+        return self.gather([find()] if self.first else [])[0]
+
+    def in_turn(self) -> contextlib.AbstractContextManager:
+        """The first process does the block before the others begin with it."""
+        return contextlib.nullcontext()
+
+    def align(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Give all processes the numbers of the first."""
+
+    def add_gradients(self, parameters: list[torch.nn.Parameter], total: float,
+                      count: int) -> tuple[float, int]:
+        """Add up over all processes: the gradients in their place, and what else is given."""
+        return total, count
+
+
+ALONE = Alone()
+
+
 # --------------------------------------------------------------------------------- clock and memory
 
 
@@ -193,6 +242,30 @@ def peak_memory_mib(device: torch.device) -> float:
         # macOS counts bytes
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def memory_in_use_mib(device: torch.device) -> float:
+    """MiB that this process holds now; 0 if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    return (_kib_in("/proc/self/status", "VmRSS") or 0) / 2**10
+
+
+def free_memory_mib(device: torch.device) -> float | None:
+    """MiB that nobody holds; None if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    kib = _kib_in("/proc/meminfo", "MemAvailable")
+    return kib and kib / 2**10
+
+
+def _kib_in(path: str, name: str) -> int | None:
+    """A number of KiB that Linux tells under that name."""
+    try:
+        with open(path, encoding="utf-8") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+    except (OSError, StopIteration):
+        return None
 
 
 # -------------------------------------------------------------------------------------------- files

@@ -10,7 +10,8 @@ examples.
 3. The gradient is divided by the count of the whole step, clipped, and AdamW takes its step.
 
 However the step's examples are cut into micro-batches, the gradient is the same. (A mean of
-micro-batch means would give the tokens of a short answer more weight.)
+micro-batch means would give the tokens of a short answer more weight.) For the same reason several
+processes may share the examples of a step: their sums and counts are added up (parallel.py).
 
 Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule with warm-up,
 Loshchilov & Hutter 2017 (arXiv 1608.03983).
@@ -24,18 +25,24 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from adapters import NoFlags
+from adapters import NoFlags, Tuning
 from attention import PackedAttention
 from checkpoint import drop_old_checkpoints, load_state, save_state, step_of
 from data import Example, PackedBatch, batch_indices, count_targets, pack, split_by_tokens
+from fast import LEAST_ROWS, LOGITS_AT_ONCE
 from model import Qwen2
-from runtime import UserError, clock, peak_memory_mib
+from runtime import ALONE, Alone, UserError, clock, peak_memory_mib
 
 # A shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer
 # one.
 BETAS = (0.9, 0.95)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, as torch names it
+
+SAMPLE = 512  # tokens whose forward pass is made
+WIDE = 4  # tensors [T, I] that the backward pass of SwiGLU holds at a time
+MIB = 2**20
 
 # loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets,
 # count)
@@ -108,8 +115,11 @@ def predict(model: Qwen2, examples: list[Example],
 
 def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], examples: list[Example],
                         micro_batch_tokens: int, prefix: Callable[[], Tensor] | None = None,
-                        loss: Loss = summed_loss) -> float:
-    """Give what trains the gradient of the mean loss a target; returns this loss."""
+                        loss: Loss = summed_loss, ranks: Alone = ALONE) -> float:
+    """Give what trains the gradient of the mean loss a target; returns this loss.
+
+    The mean is over the examples of all processes; `examples` are those of this one.
+    """
     total, count = 0.0, 0
     for part in split_by_tokens(examples, micro_batch_tokens):
         part_sum, part_count = loss(model, part, prefix() if prefix else None)
@@ -119,6 +129,7 @@ def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], exampl
         for p in trainable.values():  # only now, with the activations gone: narrow gradients widen
             if p.grad is not None and p.grad.dtype != p.dtype:
                 p.grad = p.grad.to(p.dtype)
+    total, count = ranks.add_gradients(list(trainable.values()), total, count)
     for p in trainable.values():
         if p.grad is not None:
             p.grad /= max(1, count)
@@ -147,7 +158,7 @@ class Steps:
 
 
 def in_order(model: Qwen2, tokenizer, tuning, examples: list[Example], args, flags,
-             folder: Path) -> Steps:
+             folder: Path, ranks: Alone = ALONE) -> Steps:
     """The examples in a new order each epoch, each with the plain loss."""
     def batch_at(step: int) -> list[Example]:
         indices = batch_indices(step, args.batch_size, len(examples), args.seed)
@@ -161,7 +172,7 @@ class Objective:
     """What a run learns: which examples a step sees, and what the loss is.
 
     examples(tokenizer, problems, args, flags) gives the examples, and how many were too long.
-    begin(model, tokenizer, tuning, examples, args, flags, folder) gives what the loop needs.
+    begin(model, tokenizer, tuning, examples, args, flags, folder, ranks) gives what the loop needs.
     `args` are the flags of mathft.py, `flags` the objective's own.
     """
 
@@ -274,6 +285,91 @@ def _check_state(folder: Path, tensors: dict[str, Tensor],
                 f"{list(shape)} in {dtype}; args.json or the state is not this run's own")
 
 
+# ------------------------------------------------------------------------------------------- memory
+# What training will take, before it takes it. Weights, gradients and moments are counted. What is
+# kept for the backward pass is what autograd keeps of a forward pass over a few hundred tokens of
+# the run's own examples, times the tokens at once. Added is what the backward pass holds for a
+# moment, the widest tensors of a layer and a chunk of logits; holes of the heap are left out.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Parts of the memory at its peak, in MiB."""
+
+    weights: float
+    optimiser: float  # gradients and moments
+    activations: float
+    program: float
+    tokens: int  # at once
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.optimiser + self.activations + self.program
+
+    def line(self, free: float | None) -> str:
+        """For people; `free` is what the run may take, in MiB, if that is known."""
+        room = "" if free is None else f"; {free:,.0f} MiB are free for it"
+        return (f"about {self.total:,.0f} MiB: weights {self.weights:,.0f}, gradients and moments "
+                f"{self.optimiser:,.0f}, activations of {self.tokens:,} tokens at once "
+                f"{self.activations:,.0f}, program {self.program:,.0f}{room}")
+
+    def mend(self, free: float | None, checkpointed: bool) -> str | None:
+        """What lowers it, if it is more than is free."""
+        if free is None or self.total <= free:
+            return None
+        if self.activations < self.optimiser + self.weights:
+            return "more than is free: a --method that trains less, --dtype bf16 or a smaller model"
+        lower = f"--micro-batch-tokens {max(1, self.tokens // 4)}"
+        other = "" if checkpointed else " or --grad-checkpoint"
+        return f"more than is free: give {lower}{other}"
+
+
+def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: int, most: int,
+             checkpointed: bool, program: float) -> Estimate:
+    """The memory of training with at most `most` tokens at once. The layers keep what they need
+    (`fast.checkpoint_layers` comes later, if `checkpointed`); `program` in MiB.
+    """
+    lengths = [len(example.ids) for example in examples]
+    whole = round(batch_size * sum(lengths) / len(lengths))  # tokens of a step
+    tokens = max(*lengths, min(most, whole)) if lengths[1:] else max(lengths[0], min(most, whole))
+    config, size = model.config, model.compute_dtype.itemsize
+    kept = tokens * kept_bytes(model, tuning, examples)
+    if checkpointed:
+        layers = config.num_hidden_layers
+        kept = kept / layers + layers * tokens * config.hidden_size * size
+    rows = max(LEAST_ROWS, LOGITS_AT_ONCE // config.vocab_size)
+    moment = WIDE * tokens * config.intermediate_size * size
+    moment += min(rows, tokens) * config.vocab_size * size
+    standing = {id(p): p for p in (*model.parameters(), *tuning.trainable.values())}
+    return Estimate(
+        weights=sum(p.numel() * p.element_size() for p in standing.values()) / MIB,
+        optimiser=sum(12 * p.numel() for p in tuning.trainable.values()) / MIB,
+        activations=(kept + moment) / MIB, program=program, tokens=tokens)
+
+
+def kept_bytes(model: Qwen2, tuning: Tuning, examples: list[Example]) -> float:
+    """Bytes a token that a forward pass keeps for the backward pass, besides what stands anyway."""
+    sample: list[Example] = []
+    for example in examples:
+        if sample and sum(len(e.ids) for e in sample) + len(example.ids) > SAMPLE:
+            break
+        sample.append(Example(example.ids, [True] * len(example.ids)))
+    kept: dict[int, int] = {}  # by address: of several views of a tensor, its memory counts once
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        memory = x.untyped_storage()
+        kept[memory.data_ptr()] = memory.nbytes()
+        return x
+
+    prefix = tuning.prefix() if tuning.prefix else None
+    with saved_tensors_hooks(note, lambda x: x):
+        total, _ = summed_loss(model, sample, prefix)
+    for p in (*model.parameters(), *tuning.trainable.values()):
+        kept.pop(p.untyped_storage().data_ptr(), None)
+    del total
+    return sum(kept.values()) / sum(len(e.ids) for e in sample)
+
+
 # --------------------------------------------------------------------------------------------- loop
 
 
@@ -281,7 +377,7 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
           batch_at: Callable[[int], list[Example]], settings: TrainSettings, folder: Path, *,
           loss: Loss = summed_loss, prefix: Callable[[], Tensor] | None = None,
           rate_factors: dict[str, float] | None = None, resume_from: Path | None = None,
-          stop: Callable[[], bool] = lambda: False,
+          stop: Callable[[], bool] = lambda: False, ranks: Alone = ALONE,
           held_out_loss: Callable[[], float] = lambda: 0.0,
           on_log: Callable[[dict], None] = lambda record: None,
           on_step: Callable[[int], None] = lambda step: None) -> TrainTotals:
@@ -293,26 +389,31 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
     checkpoint is saved at the end, by the clock, by steps, and if this loss is the lowest. Raises
     UserError that names the step if loss or gradient is no finite number; the parameters are then
     those of the step before, and a checkpoint of them is there.
+
+    Of several processes (`ranks`) each calls this with the same arguments; all stop after the same
+    step, and the first alone measures the held-out loss and writes.
     """
     device = model.head_weight.device
     optimizer = make_optimizer(trainable, settings, rate_factors)
     totals = load_checkpoint(resume_from, trainable, optimizer) if resume_from else TrainTotals()
     totals.interrupted, since_log, saved_at = False, TrainTotals(), clock(device)
+    ranks.align(list(trainable.values()))
 
     def save(step: int) -> None:
         path = folder / "checkpoints" / f"step-{step}"
-        if step and not path.exists():
+        if ranks.first and step and not path.exists():
             save_checkpoint(path, trainable, optimizer, totals)
             drop_old_checkpoints(folder, settings.keep, best_step(folder))
 
     while totals.steps < settings.steps and not totals.interrupted:
         started = clock(device)
         rate = learning_rate_at(totals.steps, settings)
-        examples = batch_at(totals.steps)
-        mean = accumulate_gradient(model, trainable, examples, settings.micro_batch_tokens, prefix,
-                                   loss)
-        grad_norm = nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
         try:
+            examples = batch_at(totals.steps)
+            own = ranks.share(sorted(examples, key=lambda example: len(example.ids)))
+            mean = accumulate_gradient(model, trainable, own, settings.micro_batch_tokens, prefix,
+                                       loss, ranks)
+            grad_norm = nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
             check_finite(mean, grad_norm, totals.steps + 1, examples)
         except UserError:  # nothing has been updated: the state is that of the step before
             save(totals.steps)
@@ -322,9 +423,9 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
         seconds = clock(device) - started
         totals.add(examples, seconds)
         since_log.add(examples, seconds)
-        totals.interrupted = stop()
+        totals.interrupted = any(ranks.gather([stop()]))
         ended = totals.interrupted or totals.steps == settings.steps
-        measure = is_due(totals.steps, settings.eval_every)
+        measure = ranks.first and is_due(totals.steps, settings.eval_every)
         if is_due(totals.steps, settings.log_every) or totals.steps == settings.steps or measure:
             record = log_record(totals.steps, mean, rate, grad_norm, since_log, device)
             on_log(record | {"eval_loss": held_out_loss()} if measure else record)

@@ -45,7 +45,7 @@ from data import Example, shared_beginning, split_by_tokens
 from flags import flag
 from methods import Run
 from model import Qwen2
-from runtime import clock, hash_of
+from runtime import ALONE, Alone, clock, hash_of
 from score import by_problem, read_finished
 from stats import bootstrap, interval
 from tokenizer import Tokenizer
@@ -174,7 +174,7 @@ def margin_loss(model: Qwen2, pairs: list[Pair], prefix: Tensor | None, words: t
 
 
 def begin(model: Qwen2, tokenizer: Tokenizer, tuning, pairs: list[Pair], args, flags: Flags,
-          folder: Path) -> Steps:
+          folder: Path, ranks: Alone = ALONE) -> Steps:
     """The objective at work: the pairs in a new order each epoch."""
     batch_at = in_order(model, tokenizer, tuning, pairs, args, flags, folder).batch_at
     if flags.verifier_loss == "cross-entropy":

@@ -1,0 +1,78 @@
+"""The memory that train.py tells beforehand, beside what autograd keeps; and what is said if it is
+too much.
+"""
+
+import pytest
+import torch
+
+from adapters import Tuning
+from conftest import small_model, some_examples
+from lora import add_lora
+from model import Qwen2
+from train import Estimate, estimate, kept_bytes
+
+
+def full(model: Qwen2) -> Tuning:
+    return Tuning(dict(model.named_parameters()))
+
+
+def test_weights_and_moments_are_counted_exactly():
+    model = small_model()
+    numbers = sum(p.numel() for p in model.parameters())
+    found = estimate(model, full(model), some_examples(8), 4, 100, False, 7.0)
+    assert found.weights == 4 * numbers / 2**20
+    assert found.optimiser == 12 * numbers / 2**20  # a gradient and two moments, in fp32
+    assert found.total == found.weights + found.optimiser + found.activations + 7
+
+    tuning = Tuning(add_lora(model, rank=4, alpha=8.0))  # its numbers stand beside the weights
+    trained = sum(p.numel() for p in tuning.trainable.values())
+    found = estimate(model, tuning, some_examples(8), 4, 100, False, 7.0)
+    assert found.weights == pytest.approx(4 * (numbers + trained) / 2**20)
+    assert found.optimiser == 12 * trained / 2**20
+
+
+def test_tokens_at_once_are_bounded_by_the_flag_the_batch_and_the_longest_example():
+    model, examples = small_model(), some_examples(8)
+    lengths = [len(example.ids) for example in examples]
+    mean, longest = sum(lengths) / 8, max(lengths)
+
+    def tokens(batch_size: int, most: int) -> int:
+        return estimate(model, full(model), examples, batch_size, most, False, 0.0).tokens
+
+    assert tokens(4, 10_000) == round(4 * mean)
+    assert tokens(4, 40) == 40 and tokens(4, 1) == longest
+
+
+def test_what_is_kept_is_known_for_a_plain_layer_of_each_kind():
+    """Twice the layers keep twice as much, apart from the embedding's end and the loss."""
+    kept = [kept_bytes(model, full(model), some_examples(8))
+            for model in (small_model(num_hidden_layers=n) for n in (2, 4, 6))]
+    assert kept[1] - kept[0] == pytest.approx(kept[2] - kept[1], rel=0.01) and kept[0] > 0
+    # At least the two inputs of the norms, gate, up and their product, the three of attention.
+    assert kept[1] - kept[0] > 2 * 4 * (2 * 32 + 3 * 48 + 3 * 32)
+
+
+def test_the_estimate_leaves_no_gradient_and_no_weight_changed():
+    model = small_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    estimate(model, full(model), some_examples(4), 4, 100, True, 0.0)
+    assert all(p.grad is None and torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_computing_layers_twice_keeps_less():
+    model = small_model(num_hidden_layers=6)
+    kept = [estimate(model, full(model), some_examples(8), 8, 10_000, twice, 0.0).activations
+            for twice in (False, True)]
+    assert kept[1] < kept[0]
+
+
+def test_the_flag_that_lowers_it_is_named():
+    wide = Estimate(weights=10, optimiser=10, activations=300, program=50, tokens=4096)
+    assert wide.mend(400, False) is None and wide.mend(None, False) is None
+    assert wide.mend(300, False) == ("more than is free: give --micro-batch-tokens 1024 or "
+                                     "--grad-checkpoint")
+    assert wide.mend(300, True) == "more than is free: give --micro-batch-tokens 1024"
+    heavy = Estimate(weights=100, optimiser=300, activations=30, program=50, tokens=4096)
+    assert "--method" in heavy.mend(300, False)
+    assert wide.line(None).startswith("about 370 MiB: weights 10, gradients and moments 10, ")
+    assert wide.line(1000).endswith("; 1,000 MiB are free for it")
