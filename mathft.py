@@ -696,22 +696,26 @@ def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
         print(f"note       {mend}", flush=True)
 
 
+def measure(job: Job, model: Qwen2, label: str, tuning: Tuning | None) -> Report | None:
+    """The accuracy on the test problems, in the run's folder evals/LABEL. None if there is nothing
+    to measure, and in all processes but the first."""
+    args = job.args
+    if args.eval_limit == 0:
+        return None
+    prefix = tuning.prefix().detach() if tuning and tuning.prefix else None
+    folder = job.folder / "evals" / label
+    begun = folder / "args.json"  # the model's folder may have moved since
+    model_name = read_json(begun).get("model") if begun.exists() else args.model
+    return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems, folder,
+                    dataset=args.eval_dataset or args.dataset, system=args.system, prefix=prefix,
+                    max_new_tokens=args.max_new_tokens, seed=args.seed, ranks=job.ranks,
+                    calculator=args.calculator,
+                    about={"model": model_name, "dtype": job.machine["dtype"]})
+
+
 def run(job: Job, model: Qwen2) -> None:
     """Measure, train, measure again, save, report, in a folder that may hold a part of this."""
     args = job.args
-
-    def measure(label: str, tuning: Tuning | None) -> Report | None:
-        if args.eval_limit == 0:
-            return None
-        prefix = tuning.prefix().detach() if tuning and tuning.prefix else None
-        folder = job.folder / "evals" / label
-        begun = folder / "args.json"  # the model's folder may have moved since
-        model_name = read_json(begun).get("model") if begun.exists() else args.model
-        return evaluate(as_saved(model, args.plain), job.tokenizer, job.test_problems,
-                        folder, dataset=args.eval_dataset or args.dataset,
-                        system=args.system, prefix=prefix, max_new_tokens=args.max_new_tokens,
-                        seed=args.seed, calculator=args.calculator, ranks=job.ranks,
-                        about={"model": model_name, "dtype": job.machine["dtype"]})
 
     def begin_tuning() -> Tuning:
         return start_tuning(job.method, job.own, vars(args), model, job.tokenizer)
@@ -719,7 +723,7 @@ def run(job: Job, model: Qwen2) -> None:
     total = sum(parameter.numel() for parameter in model.parameters())
     print_start(job, total)
     trained_before = begin_tuning() if goes_on_training(vars(args)) else None
-    before = measure("before", trained_before)
+    before = measure(job, model, "before", trained_before)
     if before:
         print("before training", *report_lines(before.result), sep="\n  ", flush=True)
     tuning = trained_before or begin_tuning()
@@ -731,7 +735,7 @@ def run(job: Job, model: Qwen2) -> None:
     if job.ranks.first:
         shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted behind this point
         job.method.save(place, model, tuning, Base(args.model, job.tokenizer, args.system))
-    after = measure("after", tuning)
+    after = measure(job, model, "after", tuning)
     if not job.ranks.first:
         return
     trained = sum(p.numel() for p in tuning.trainable.values())

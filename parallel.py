@@ -179,3 +179,7 @@ def _silence() -> int:
         stream.flush()
         os.dup2(nowhere, stream.fileno())
     return errors
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -266,7 +266,7 @@ EXPERIMENTS = (
          "greedy": evaluated("greedy", "*-all")},
         {"LoRA": {"1 sample": "28.73", "2 votes": "0", "3 votes": "0"}},
         (Claim("LoRA", "LoRA", "1 sample", "3 votes"),),
-        "Votes cannot do what the paper's table shows: of two samples the first decides a tie, and "
+        "Votes cannot do what the paper's table shows: of two samples one decides a tie, and "
         "three votes are right at least where all three samples are. It is a fault of its program; "
         "tests/test_vote.py holds ours to these laws."),
     Experiment(

@@ -115,7 +115,7 @@ def common(tiny_folder, tmp_path_factory) -> list[str]:
     return ["--model", str(tiny_folder), "--dataset", problems(folder / "train.jsonl", 30, 10),
             "--eval-dataset", problems(folder / "test.jsonl", 5, 100), "--dtype", "fp32",
             "--device", "cpu", "--batch-size", "5", "--max-new-tokens", "8", "--log-every", "1",
-            "--system", "Add.", "--lr", "5e-5", "--steps", str(STEPS)]
+            "--system", "Add.", "--lr", "5e-5", "--keep", "1", "--steps", str(STEPS)]
 
 
 def runs_of(common: list[str], root: Path, teacher: str = "") -> dict[str, list[str]]:

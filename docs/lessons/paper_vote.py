@@ -9,7 +9,7 @@ from collections import Counter
 SAMPLES = {  # gold answer -> the answers of three rounds
     "18": ["18", "18.0", "20"],
     "3/4": ["0.75", "3/4", "1/4"],
-    "7": ["9", "7", "7"],
+    "7": ["5", "7", "7"],
     "540": ["540", "540", "540"],
 }
 
