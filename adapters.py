@@ -206,7 +206,7 @@ told = model.generate(**ids, generation_config=GenerationConfig.from_pretrained(
 print(tokenizer.decode(told[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-A `pipeline` takes the base's tokenizer and settings, unless it is told otherwise:
+A `pipeline` takes the base's tokenizer and settings, if nothing else is given:
 `pipeline("text-generation", model=folder, tokenizer=folder)(chat, do_sample=False,
 repetition_penalty=1.0)`.
 """

@@ -102,7 +102,7 @@ STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset
                     "save_every", "save_minutes", "log_every")
 FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "threads", "plain", "debug")
 WRONG_SHOWN = 3
-FEW = 100  # test problems, of which an accuracy is told with a warning
+FEW = 100  # test problems; an accuracy on fewer comes with a warning
 MOST_HELD_OUT = 200  # test problems whose loss --eval-every measures
 MOST_STEPS = 10**7  # of a run; a larger number is a slip
 
