@@ -217,12 +217,13 @@ def peft_key(name: str) -> str:
     return f"base_model.model.{name}"
 
 
-def save_adapted(folder: Path, model: nn.Module, tuning: Tuning, base: Base, settings: dict,
-                 key_of: Callable[[str], str] = peft_key) -> None:
+def save_adapted(folder: Path, model: nn.Module, tuning: Tuning, base: Base, peft_type: str,
+                 key_of: Callable[[str], str] = peft_key, **settings) -> None:
     """Write what trains of a model's adapted maps; `settings` are the method's own."""
-    targets = {"target_modules": short_targets(model, adapted_maps(model))}
+    settings |= {"peft_type": peft_type,
+                 "target_modules": short_targets(model, adapted_maps(model))}
     tensors = {key_of(name): p for name, p in tuning.trainable.items()}
-    save_adapter(folder, settings | targets, tensors, base)
+    save_adapter(folder, settings, tensors, base)
 
 
 def read_adapter(folder: Path, peft_type: str,
@@ -313,15 +314,17 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor],
             raise UserError(f"{path}: {name} is {found}, not {list(shape)}; {misfit}")
 
 
-def load_adapted(model: nn.Module, folder: Path, tensors: dict[str, Tensor],
-                 maps: dict[str, Linear], adapt: Callable[[str, Linear], AdaptedLinear],
+def load_adapted(model: nn.Module, folder: Path, settings: dict, tensors: dict[str, Tensor],
+                 adapt: Callable[[str, Linear], AdaptedLinear],
                  key_of: Callable[[str], str] = peft_key) -> dict[str, nn.Parameter]:
-    """Swap the maps and fill what trains from the tensors, which PEFT calls `key_of(name)`.
+    """Swap the maps that the adapter is for, and fill what trains from the tensors, which PEFT
+    calls `key_of(name)`.
 
     `adapt(name, map)` gives the adapted map; it checks itself if it can adapt that kind of map.
 
     Raises UserError, with the model untouched, if names or shapes differ.
     """
+    maps = target_maps(folder, settings, tensors, model)
     made = {name: adapt(name, base) for name, base in maps.items()}
     frozen = {id(p) for base in maps.values() for p in base.parameters()}
     check_tensors(folder, tensors, {

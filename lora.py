@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters import (PLACES, TARGETS, AdaptedLinear, Base, Tuning, adapted_maps, check_settings,
-                      find_targets, load_adapted, merge, peft_key, read_adapter, save_adapted, swap,
-                      target_maps)
+                      find_targets, load_adapted, merge, peft_key, read_adapter, save_adapted, swap)
 from flags import flag
 from model import Linear
 
@@ -179,17 +178,10 @@ def save(folder: Path, model, tuning: Tuning, base: Base) -> None:
     rsLoRA is written as the plain α·√r that it is, because llama.cpp ignores its flag.
     """
     first = next(iter(adapted_maps(model).values()))
-    save_adapted(folder, model, tuning, base, {
-        "peft_type": PEFT_TYPE,
-        "r": first.lora_A.shape[0],
-        "lora_alpha": int(first.alpha) if first.alpha == int(first.alpha) else first.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": isinstance(first, DoRALinear),
-        "modules_to_save": None,
-    }, _key)
+    alpha = int(first.alpha) if first.alpha == int(first.alpha) else first.alpha
+    save_adapted(folder, model, tuning, base, PEFT_TYPE, _key, r=first.lora_A.shape[0],
+                 lora_alpha=alpha, lora_dropout=0.0, bias="none", fan_in_fan_out=False,
+                 use_rslora=False, use_dora=isinstance(first, DoRALinear), modules_to_save=None)
 
 
 def load(folder: Path, model, flags: Flags) -> Tuning:
@@ -222,8 +214,7 @@ def load(folder: Path, model, flags: Flags) -> Tuning:
         scale = _alpha_of(name, settings.get("alpha_pattern") or {}, alpha)
         return kind(base, own, scale * own**power, torch.Generator())
 
-    maps = target_maps(folder, settings, tensors, model)
-    return _tuning(load_adapted(model, folder, tensors, maps, adapt, _key), flags)
+    return _tuning(load_adapted(model, folder, settings, tensors, adapt, _key), flags)
 
 
 def _is_rank(value) -> bool:

@@ -192,6 +192,11 @@ def test_the_requirements_are_those_of_pyproject():
     assert {line.partition("==")[0] for line in developers[1:]} == TEST_PACKAGES - PACKAGES | runner
 
 
+def test_the_worked_example_of_a_method_is_short():
+    """README sends a reader to `ia3.py`: a whole method on one page."""
+    assert len((ROOT / "ia3.py").read_text(encoding="utf-8").splitlines()) < 60
+
+
 def test_the_readme_begins_with_the_two_commands():
     """One line installs and runs the main job, one installs and tests; what is checked is what a
     newcomer types.
