@@ -77,20 +77,21 @@ EMBEDDED = {
 SETTINGS = {
     "quick": EMBEDDED | {
         "length": "--steps 12 --log-every 3", "more": "--steps 6", "judged": "--steps 16",
-        "rewarded": "--steps 3", "read": "--tokens 60000", "few_steps": "--steps 8",
-        "tests": "--eval-limit 100", "problems": "--limit 100", "test_count": "100",
-        "sampled": "--limit 150", "many": "8", "seconds": "8"},
+        "rewarded": "--steps 3", "drawn": "--samples 2", "read": "--tokens 60000",
+        "few_steps": "--steps 8", "tests": "--eval-limit 100", "problems": "--limit 100",
+        "test_count": "100", "sampled": "--limit 150", "many": "8", "seconds": "8"},
     "full": EMBEDDED | {
         "length": "--steps 24 --log-every 4", "more": "--steps 12", "judged": "--steps 60",
-        "rewarded": "--steps 6", "read": "--tokens 150000", "few_steps": "--steps 12",
-        "tests": "--eval-limit 200", "problems": "--limit 200", "test_count": "200",
-        "sampled": "--limit 400", "many": "16", "seconds": "12"},
+        "rewarded": "--steps 6", "drawn": "--samples 4", "read": "--tokens 150000",
+        "few_steps": "--steps 12", "tests": "--eval-limit 200", "problems": "--limit 200",
+        "test_count": "200", "sampled": "--limit 400", "many": "16", "seconds": "12"},
     "real": {
         "train": "{data}", "copies": "2",
         "room": "--max-new-tokens 1024", "short": "256", "middle": "1024", "long": "8192",
         "start": "--steps 50", "cold_start": "--steps 50",
         "length": "", "more": "--epochs 1", "judged": "", "rewarded": "--steps 100",
-        "tests": "", "problems": "", "sampled": "--limit 2000", "many": "16", "seconds": "1200"},
+        "drawn": "--samples 2", "tests": "", "problems": "", "sampled": "--limit 2000",
+        "many": "16", "seconds": "1200"},
 }  # fmt: skip
 SEEDS = {"quick": 1, "full": 3, "real": 1}
 FOR_ALL = {
@@ -98,6 +99,12 @@ FOR_ALL = {
     "on_second": "{model} --dataset {second} --eval-dataset {second_test} {length} {tests}",
     "on_test": "--dataset {test} {problems} {room}",
     "tested": "--eval-dataset {test} {tests}",
+}
+
+TAUGHT = {
+    "distill": "--objective distill --teacher {larger} --alpha 1",
+    "distill-weighted": "--objective distill --teacher {larger} --alpha 0.5 --answer-weight 2",
+    "distill-on-policy": "--objective distill --teacher {larger} --on-policy",
 }
 
 # --------------------------------------------------------------------------------------------- runs
@@ -137,7 +144,7 @@ RUNS = {
     "verifier-larger": "mathft.py --objective verifier {larger_model} --dataset {samples} {judged}",
     **{f"{judge}-chooses": f"evaluate.py --run {{generator}} {{on_test}} --samples {{many}} "
                            f"--temperature 0.9 --most-clusters 2 --verifier {{{judge}}}"
-       for judge in ("verifier", "verifier-margin", "verifier-larger")},
+       for judge in ("verifier", "verifier-margin", "sequence-judge", "verifier-larger")},
     # generator, verifier, generator; and its control without a verifier
     "sequence-judge": "mathft.py --from {generator} --objective verifier --dataset {samples} "
                       "{judged}",
@@ -167,10 +174,16 @@ RUNS = {
     "cold-grpo": "mathft.py --from {cold} --objective grpo --dataset {train} {rewarded} {tested}",
     "cold-sft": "mathft.py --from {cold} --dataset {train} --steps {steps:sft-gold@cold-grpo} "
                 "{tested}",
-    "sft-distill": "mathft.py --objective distill --teacher {larger} --alpha 1 --method sft "
-                   "{on_gold}",
-    "sft-distill-weighted": "mathft.py --objective distill --teacher {larger} --alpha 0.5 "
-                            "--answer-weight 2 --method sft {on_gold}",
+    "cold-rft": "augment.py make rft --dataset {train} --teacher {cold} {drawn} --temperature 1 "
+                "{room}",
+    "cold-own": "mathft.py --from {cold} --dataset {cold-rft}/data.jsonl "
+                "--steps {steps:sft-gold@cold-grpo} {tested}",
+    **{f"sft-{way}": f"mathft.py {words} --method sft {{model}} --dataset {{train}} "
+                     f"--steps {{steps:sft-{way}-pace@sft-gold}} {{tested}}"
+       for way, words in TAUGHT.items()},
+    # the same weights, with exact results
+    **{f"{run}-calculated": f"evaluate.py --run {{{run}}} {{on_test}} --calculator"
+       for run in ("sft-gold", "lora-gold", "cold-grpo")},
     # from plain texts
     "read-problems": "mathft.py --objective cpt --method sft --dataset mini-gsm-plus {read} "
                      "--eval-limit 0",
@@ -183,21 +196,21 @@ RUNS = {
                             "{few_steps} --eval-dataset mini-gsm-plus {tests}"
        for read in ("problems", "stories")},
     "plus-solutions": "mathft.py --method sft --dataset mini-gsm-plus {read} {tests}",
-    # the leaderboard: a short run of each gives the pace, then the steps fill the same seconds
+    # equal seconds: a short run of each gives the pace, then the steps fill the same seconds
     **{f"{name}-grpo-pace": f"mathft.py --objective grpo --method {name} {{model}} "
                             "--dataset {train} --batch-size 4 --steps 2 --eval-limit 0"
        for name in METHODS},
-    **{f"{name}-distill-pace": f"mathft.py --objective distill --teacher {{larger}} --alpha 1 "
-                               f"--method {name} {{model}} --dataset {{train}} --steps 3 "
-                               "--eval-limit 0" for name in METHODS},
+    **{f"{name}-{way}-pace": f"mathft.py {words} --method {name} {{model}} --dataset {{train}} "
+                             "--steps 3 --eval-limit 0"
+       for name in METHODS for way, words in TAUGHT.items()},
 }
 BOARD = {
     "gold": "--dataset {train} --steps {steps:NAME-gold@seconds}",
     "perturbed": "--dataset {train},{perturbed}/data.jsonl --steps {steps:NAME-gold@seconds}",
     "grpo": "--objective grpo --dataset {train} --batch-size 4 "
             "--steps {steps:NAME-grpo-pace@seconds}",
-    "distill": "--objective distill --teacher {larger} --alpha 1 --dataset {train} "
-               "--steps {steps:NAME-distill-pace@seconds}",
+    "distill": TAUGHT["distill"]
+               + " --dataset {train} --steps {steps:NAME-distill-pace@seconds}",
 }
 RUNS |= {f"board-{name}-{learnt}": f"mathft.py --method {name} {{model}} {{tested}} "
          + words.replace("NAME", name) for name in METHODS for learnt, words in BOARD.items()}
@@ -297,6 +310,7 @@ EXPERIMENTS = (
     Experiment(
         "choices", "paper C, re-ranking", "What a verifier chooses among samples, and its cost",
         {"cross-entropy": "verifier-chooses", "margin": "verifier-margin-chooses",
+         "from the generator": "sequence-judge-chooses",
          "larger, cross-entropy": "verifier-larger-chooses"},
         {**CHOICES, **AUC, **READ},
         {"larger, cross-entropy": {"pass@1": "35.6", "Maj1": "55.2", "RR.All": "57.0",
@@ -334,14 +348,28 @@ EXPERIMENTS = (
                 Claim("with changed problems", "gold alone", "simple")), embedded=True),
     Experiment(
         "rewards", "paper D, rewards", "A cold start, then rewards or more solutions",
-        {"cold start": "cold", "then GRPO": "cold-grpo", "then solutions": "cold-sft"}, LEARNT,
+        {"cold start": "cold", "then GRPO": "cold-grpo", "then its own right samples": "cold-own",
+         "then solutions": "cold-sft"}, LEARNT,
         claims=(Claim("then GRPO", "cold start", "accuracy"),),
-        note="The last two train for the same seconds. The report names rewards as the way on."),
+        note="GRPO and rejection sampling (its own right samples) draw about as many samples; the "
+             "last two train for as many seconds as GRPO takes, sampling included. The report "
+             "names rewards as the way on."),
     Experiment(
         "distillation", "paper D, multi-objective distillation", "A teacher's word on every token",
-        {"gold alone": "sft-gold", "divergence": "sft-distill",
-         "divergence, gold and a weighted answer": "sft-distill-weighted", "teacher": "larger"},
-        LEARNT, claims=(Claim("divergence", "gold alone", "accuracy"),)),
+        {"gold alone": "sft-gold", "the teacher's solutions": "sft-answers",
+         "divergence": "sft-distill",
+         "divergence, gold and a weighted answer": "sft-distill-weighted",
+         "on policy": "sft-distill-on-policy", "teacher": "larger"},
+        {**LEARNT, "steps": Column("steps", "count")},
+        claims=(Claim("divergence", "gold alone", "accuracy"),),
+        note="Solutions by the teacher have the steps of gold alone; the divergences take the "
+             "steps that fill its seconds. On policy the student writes, which takes most."),
+    Experiment(
+        "calculator", "paper B, future work", "Results that a calculator puts in",
+        {"full tuning": "sft-gold", "LoRA": "lora-gold", "cold start and GRPO": "cold-grpo"},
+        {"without": ACCURACY, "with": evaluated(run="*-calculated")},
+        claims=(Claim("LoRA", "LoRA", "with", "without"),),
+        note="The same weights, asked twice.", embedded=True),
     Experiment(
         "corpora", "paper E, tables of corpora", "Reading problems or stories; by number of steps",
         {"40 solutions alone": "few-alone", "after stories": "few-after-stories",
