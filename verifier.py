@@ -21,7 +21,11 @@
        cross-entropy   - log p(correct | right one) - log p(incorrect | wrong one)
        margin          max(0, log S(wrong one) - log S(right one) + λ)
 
-3. Choosing among N samples of a problem, whose equal answers form clusters:
+3. With --verifier-steps, a verdict is about one line. In training, the wrong solution ends with its
+   first line whose mark <<a+b=c>> is wrong (with its last line if no mark is), and the right one
+   has as many lines. S of a solution is then the least S of its beginnings that end with a line.
+   (In Lightman et al. 2023, arXiv 2305.20050, people say which step is wrong; here arithmetic.)
+4. Choosing among N samples of a problem, whose equal answers form clusters:
 
        Maj1         the largest cluster
        RR.All       the sample of highest S
@@ -29,12 +33,12 @@
        W.RR         the cluster of the highest sum of S
        W.RR.MajK    the same among the K largest clusters
 
-Differs from the paper: the verifier reads a plain document, not a chat.
+Differs from the paper of Liu et al.: the verifier reads a plain document, not a chat.
 """
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +49,7 @@ from data import Example, shared_beginning, split_by_tokens
 from flags import flag
 from methods import Run
 from model import Qwen2
+from recipes.arithmetic import check, marks
 from runtime import ALONE, Alone, clock, hash_of
 from score import by_problem, read_finished
 from stats import bootstrap, interval
@@ -56,6 +61,7 @@ WORDS = (" correct", " incorrect")
 LOSSES = ("cross-entropy", "margin")
 TOKENS_AT_ONCE = 8192  # read without a gradient
 BINS = 10  # of the calibration table
+MOST_STEPS = 16  # lines of a solution that are judged one by one; further ones with the last
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Flags:
                               choices=LOSSES)
     margin: float = flag(1.0, "what log S of the right one should be ahead by", least=0)
     pairs: int = flag(4, "most pairs of a right and a wrong solution of each problem", least=1)
+    verifier_steps: bool = flag(False, "judge each line: S of a solution is the least of its lines")
 
 
 @dataclass(frozen=True)
@@ -133,11 +140,29 @@ def candidate_pairs(candidates: Iterable[Candidate],
     return pairs
 
 
+def beginnings(solution: str) -> list[str]:
+    """The solution up to each of its lines that is not empty; the last one is the whole."""
+    ends = [at for at, sign in enumerate(solution) if sign == "\n" and solution[:at].strip()]
+    texts = dict.fromkeys(solution[:at].rstrip() for at in ends[: MOST_STEPS - 1])
+    return [*(text for text in texts if text != solution.rstrip()), solution]
+
+
+def up_to_first_error(right: Candidate, wrong: Candidate) -> tuple[Candidate, Candidate]:
+    """The wrong solution up to its first wrong line, and the right one with as many lines."""
+    parts, others = beginnings(wrong.solution), beginnings(right.solution)
+    count = next((number for number, part in enumerate(parts, 1)
+                  if any(check(mark) is False for mark in marks(part))), len(parts))
+    return (replace(right, solution=others[min(count, len(others)) - 1]),
+            replace(wrong, solution=parts[count - 1]))
+
+
 def pair_examples(tokenizer: Tokenizer, candidates: list[Candidate], args,
                   flags: Flags) -> tuple[list[Example], int]:
     """Pairs whose two documents fit --max-length tokens each, and how many do not."""
     made = []
     for right, wrong in candidate_pairs(candidates, flags.pairs):
+        if flags.verifier_steps:
+            right, wrong = up_to_first_error(right, wrong)
         first, second = judged(tokenizer, right), judged(tokenizer, wrong)
         both = [*first.ids, *second.ids]
         made.append(Pair(both, [*first.is_target, *second.is_target], right.id, right=first,
@@ -202,15 +227,21 @@ def scores_of(run: Run, records: Sequence[dict]) -> tuple[list[float], list[int]
     room = run.model.config.max_position_embeddings
     room -= 0 if run.prefix is None else run.prefix.shape[2]
     words = verdict_tokens(run.tokenizer)[1]
-    documents = [judged(run.tokenizer, Candidate(str(number), r["question"], r["text"], True))
-                 for number, r in enumerate(records)]
-    scores = [0.0] * len(documents)
-    fitting = [document for document in documents if len(document.ids) <= room]
-    for part in split_by_tokens(fitting, TOKENS_AT_ONCE):
+    scores, tokens, documents = [1.0] * len(records), [0] * len(records), []
+    for number, record in enumerate(records):
+        text = record["text"]
+        own = [judged(run.tokenizer, Candidate(str(number), record["question"], part, True))
+               for part in (beginnings(text) if run.args.get("verifier_steps") else [text])]
+        if len(own[-1].ids) <= room:
+            documents += own
+            tokens[number] = sum(len(document.ids) for document in own)
+        else:
+            scores[number] = 0.0
+    for part in split_by_tokens(documents, TOKENS_AT_ONCE):
         found = log_scores(run.model, part, words, run.prefix)[:, 0].exp().tolist()
         for document, score in zip(part, found):
-            scores[int(document.name)] = score
-    return scores, [len(d.ids) if len(d.ids) <= room else 0 for d in documents]
+            scores[int(document.name)] = min(score, scores[int(document.name)])
+    return scores, tokens
 
 
 def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:

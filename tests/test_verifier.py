@@ -68,6 +68,38 @@ def test_pairs_that_are_too_long_are_counted(tiny_folder):
     assert len(pair.ids) == len(pair.right.ids) + len(pair.wrong.ids) == len(pair.is_target)
 
 
+def test_a_solution_begins_with_each_of_its_lines():
+    assert verifier.beginnings("a\n\nb \nc") == ["a", "a\n\nb", "a\n\nb \nc"]
+    assert verifier.beginnings("\na\n") == ["\na\n"] and verifier.beginnings("") == [""]
+    many = verifier.beginnings("x\n" * 1000)
+    assert len(many) == verifier.MOST_STEPS and many[-1] == "x\n" * 1000
+
+
+@pytest.mark.parametrize("wrong, cut", [
+    ("<<1+1=2>>2\n<<2+2=5>>5\n<<5+1=6>>6", "<<1+1=2>>2\n<<2+2=5>>5"),  # at the first wrong mark
+    ("<<1+1=3>>3\n<<2+2=5>>5", "<<1+1=3>>3"),
+    ("<<1+2=3>>3\n#### 3", "<<1+2=3>>3\n#### 3"),  # the arithmetic is right: at the end
+])
+def test_a_wrong_solution_is_judged_at_its_first_wrong_line(wrong, cut):
+    """And the right one is cut behind as many lines, so that length says nothing."""
+    good = "<<1+1=2>>2\n<<2+2=4>>4\n#### 4"
+    pair = verifier.up_to_first_error(Candidate("a", "A?", good, True),
+                                      Candidate("a", "A?", wrong, False))
+    assert pair[1].solution == cut and not pair[1].correct and pair[0].correct
+    assert pair[0].solution == "\n".join(good.split("\n")[: cut.count("\n") + 1])
+
+
+def test_the_weakest_line_is_the_score(tiny_folder):
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    tokenizer = Tokenizer(tiny_folder)
+    texts = ["1 + 1 = 2", "1 + 1 = 2\n2 + 2 = 4"]
+    records = [{"question": "1 + 1?", "text": text} for text in texts]
+    whole, read = scores_of(Run(model, tokenizer, None, None, {}), records)
+    scores, tokens = scores_of(Run(model, tokenizer, None, None, {"verifier_steps": True}), records)
+    assert scores == pytest.approx([whole[0], min(whole)], rel=1e-5)
+    assert tokens == [read[0], sum(read)]
+
+
 # -------------------------------------------------------------------------------- scores and losses
 
 
