@@ -31,7 +31,7 @@ from fast import accelerate
 from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
 from runtime import (UsageError, UserError, check_regular, dtype_name, locked, pick_dtype,
-                     read_json, whole_folder, write_json, write_tensors)
+                     read_json, whole_folder, write_json, write_tensors, write_text)
 from tokenizer import Tokenizer
 
 EMBEDDED = ("tiny", "tiny-large")  # models that come with the project; tools/make_tiny.py made them
@@ -492,7 +492,12 @@ def export(argv: list[str]) -> None:
     source = run.tokenizer.folder
     stored = torch.bfloat16 if _stored_dtypes(source) == {"BF16"} else torch.float32
     dtype = stored if flags.dtype == "auto" else pick_dtype(flags.dtype, torch.device("cpu"))
+    modelfile = run.tokenizer.modelfile(run.system)
     save_model(run.model, Path(flags.folder), source, dtype, run.system)
+    if modelfile is None:
+        print('note       no Modelfile: Ollama\'s cannot hold the """ of the system prompt')
+    else:
+        write_text(Path(flags.folder) / "Modelfile", modelfile)
     print(f"written    {flags.folder}: {args['model']} with {args['method']} of {flags.run}, "
           f"{dtype_name(dtype)}")
 

@@ -459,6 +459,7 @@ def test_an_exported_run_opens_in_transformers_with_the_same_texts(method, syste
     assert run_command(checkpoint.main, words) == 0
     assert str(tmp_path / "out") in capsys.readouterr().out
     run = load_run(tmp_path / "run", "cpu", torch.float32)
+    assert (tmp_path / "out" / "Modelfile").read_text() == run.tokenizer.modelfile(run.system)
     same_texts(run, tmp_path / "out")
     if METHODS[method].PEFT_TYPE is None:  # its own folder leaves the house as it stands
         same_texts(run, tmp_path / "run" / "model")
