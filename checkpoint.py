@@ -3,6 +3,7 @@ result.
 
     python checkpoint.py tiny                    # what a model holds; also a folder or a hub id
     python checkpoint.py export runs/NAME OUT    # one plain model that every other program opens
+    python checkpoint.py base runs/NAME MODEL    # the model that a run was trained on is there now
 
 This is the edge where files of unknown origin come in. Settings are held against what `model.py`
 can do, and the names and shapes of tensors against the settings, before a weight is read. The model
@@ -29,8 +30,8 @@ from torch import Tensor
 from fast import accelerate
 from flags import flag, parse_flags, run_command
 from model import Config, Qwen2
-from runtime import (UsageError, UserError, check_regular, dtype_name, pick_dtype, read_json,
-                     whole_folder, write_json, write_tensors)
+from runtime import (UsageError, UserError, check_regular, dtype_name, locked, pick_dtype,
+                     read_json, whole_folder, write_json, write_tensors, write_text)
 from tokenizer import Tokenizer
 
 EMBEDDED = ("tiny", "tiny-large")  # models that come with the project; tools/make_tiny.py made them
@@ -491,7 +492,12 @@ def export(argv: list[str]) -> None:
     source = run.tokenizer.folder
     stored = torch.bfloat16 if _stored_dtypes(source) == {"BF16"} else torch.float32
     dtype = stored if flags.dtype == "auto" else pick_dtype(flags.dtype, torch.device("cpu"))
+    modelfile = run.tokenizer.modelfile(run.system)
     save_model(run.model, Path(flags.folder), source, dtype, run.system)
+    if modelfile is None:
+        print('note       no Modelfile: Ollama\'s cannot hold the """ of the system prompt')
+    else:
+        write_text(Path(flags.folder) / "Modelfile", modelfile)
     print(f"written    {flags.folder}: {args['model']} with {args['method']} of {flags.run}, "
           f"{dtype_name(dtype)}")
 
@@ -505,13 +511,40 @@ def _stored_dtypes(folder: Path) -> set[str]:
     return found
 
 
+@dataclass
+class BaseFlags:
+    """The flags of `python checkpoint.py base`."""
+
+    run: str = flag(MISSING, "run directory of mathft.py", positional=True)
+    model: str = flag(MISSING, "where its base is now: a folder, or a hub id", positional=True)
+    debug: bool = flag(False, "show the traceback of an error")
+
+
+def rename_base(argv: list[str]) -> None:
+    """`python checkpoint.py base RUN MODEL`: tell a run, and its adapter, where its base is now."""
+    from methods import base_of, read_settings
+
+    flags = parse_flags(BaseFlags, argv, rename_base.__doc__)
+    run = Path(flags.run)
+    args, _ = read_settings(run)
+    name, revision = name_of(flags.model, base_of(run, args, flags.model))
+    with locked(run):
+        file = run / "adapter" / "adapter_config.json"
+        if file.exists():
+            write_json(file, read_json(file) | {"base_model_name_or_path": name,
+                                                "revision": revision})
+        write_json(run / "args.json", args | {"model": flags.model})
+    print(f"written    {run}: its base is {flags.model}")
+
+
 def main(argv: list[str]) -> None:
-    """`python checkpoint.py NAME` or `python checkpoint.py export RUN OUT`."""
-    if argv[:1] == ["export"]:
-        return export(argv[1:])
+    """`python checkpoint.py NAME`, or one of its commands."""
+    commands = {"export": export, "base": rename_base}
+    if argv[:1] and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
     if len(argv) > 1 or argv[:1] in (["-h"], ["--help"]):
         raise UsageError("usage: python checkpoint.py [MODEL], or python checkpoint.py export RUN "
-                         "OUT")
+                         "OUT, or python checkpoint.py base RUN MODEL")
     folder = find_model(argv[0] if argv else "tiny")
     model = load_model(folder, "meta", torch.float32, torch.float32)
     print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters\n{model.config}")

@@ -280,7 +280,9 @@ def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: 
     made = is_embedded(tested_on)
     problems = load_problems(dataset, "train", None, seed, columns, left_out)
     if eval_dataset or made:
-        tests = load_problems(tested_on, "test")
+        of_tests: Counter[str] = Counter()
+        tests = load_problems(tested_on, "test", left_out=of_tests)
+        left_out.update({f"of the test set, {reason}": of_tests[reason] for reason in of_tests})
     else:
         if not measured and all(problem.text for problem in problems):
             return problems, [], set()

@@ -369,7 +369,7 @@ def regrade(source: Path, folder: Path) -> Report:
     args = read_json(home / "args.json") if (home / "args.json").exists() else {}
     result = read_json(home / "result.json") if (home / "result.json").exists() else {}
     write_json(folder / "args.json", args | {"regraded_from": str(source)})
-    kept = ("max_new_tokens", "least_new_tokens", "lost", "wanted", "left_out")
+    kept = (*OTHERS, "lost", "wanted", "left_out", "rows_left_out")
     return _finish(folder, records, {key: result[key] for key in kept if key in result})
 
 
@@ -380,9 +380,7 @@ def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
     part = score(by_problem(greedy.records)) | {"majority": change}
     if greedy.result.get("lost"):
         part["lost"] = greedy.result["lost"]
-    result = report.result | {"greedy": part}
-    write_json(folder / "result.json", result)
-    return Report(result, report.records)
+    return _with(report, folder, greedy=part)
 
 
 def beside_verifier(report: Report, flags: "Flags", folder: Path) -> Report:
@@ -395,7 +393,12 @@ def beside_verifier(report: Report, flags: "Flags", folder: Path) -> Report:
     rows = [{"problem": record["problem"], "sample": record["sample"], "score": score}
             for record, score in zip(report.records, scores)]
     write_text(folder / "scores.jsonl", "".join(map(_line, rows)))
-    result = report.result | {"verifier": {"run": flags.verifier, **figures}}
+    return _with(report, folder, verifier={"run": flags.verifier, **figures})
+
+
+def _with(report: Report, folder: Path, **more) -> Report:
+    """The report with more in its result, also in the folder's result.json."""
+    result = report.result | more
     write_json(folder / "result.json", result)
     return Report(result, report.records)
 
@@ -535,6 +538,8 @@ def evaluate_asked(flags: Flags, argv: list[str], ranks: Alone) -> tuple[Report 
             report = beside_greedy(report, greedy, folder)
         if flags.verifier and ranks.first:
             report = beside_verifier(report, flags, folder)
+        if left_out and report:
+            report = _with(report, folder, rows_left_out=dict(left_out.most_common()))
     except (KeyboardInterrupt, UserError) as error:
         if ranks.first:
             _leave(folder, flags, argv, bool(teacher) or isinstance(error, KeyboardInterrupt))

@@ -37,8 +37,8 @@ from data import (Example, Problem, chat_examples, document_examples, is_embedde
 from evaluate import evaluate
 from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, joined, pick,
                    run_command, unread_output)
-from methods import (METHODS, check_args, find_method, goes_on_training, history_of, merged_run,
-                     read_run, result_folder, start_tuning)
+from methods import (METHODS, base_name, base_of, check_args, find_method, goes_on_training,
+                     history_of, merged_run, read_run, result_folder, start_tuning)
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, free_memory_mib, keep_freed_memory, locked, memory_in_use_mib,
@@ -320,8 +320,12 @@ def refuse_others(words: dict, method: ModuleType, objective: Objective) -> None
 
 
 def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
-    """The settings of the run that goes on, with what may differ taken from the command."""
-    path = Path(words["resume"]) / "args.json"
+    """The settings of the run that goes on, with what may differ taken from the command.
+
+    Raises UserError if its model has other weights than when it began.
+    """
+    folder = Path(words["resume"])
+    path = folder / "args.json"
     saved = read_json(path)
     check_stored((Flags,), saved, path)
     kinds = flag_kinds([saved.get("objective", Flags.objective)])
@@ -341,6 +345,8 @@ def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:
     if lengths:
         saved |= dict.fromkeys(LENGTHS)
     free = {name: value for name, value in words.items() if name in FREE_ON_RESUME}
+    base_of(folder, saved, words.get("model"))
+    saved["model"] = base_name(folder, saved)
     return tuple(pick(kind, saved | free) for kind in (Flags, method.Flags, objective.flags))
 
 
@@ -359,7 +365,8 @@ def continued(words: dict) -> tuple[dict, str]:
     folder = words["from_run"]
     earlier, method = read_run(Path(folder))
     if "model" in words:
-        raise UsageError("--from and --model exclude each other: a run names its own model")
+        raise UsageError("--from and --model exclude each other: a run names its own model; if it "
+                         f"has moved: python checkpoint.py base {folder} MODEL")
     first = earlier["history"][0]["model"] if earlier.get("history") else earlier["model"]
     words = {"system": earlier["system"], "method": earlier["method"], **words}
     if words["method"] == earlier["method"]:
@@ -373,7 +380,8 @@ def continued(words: dict) -> tuple[dict, str]:
     if method.PEFT_TYPE is None:
         words["model"] = str(result_folder(Path(folder), method))
     else:  # of another method's adapter, `start_folder` makes the base
-        words["model"] = earlier["model"]
+        base_of(Path(folder), earlier)
+        words["model"] = base_name(Path(folder), earlier)
     return words, size_of(first)
 
 

@@ -173,17 +173,23 @@ def base_folder(run: Path, model: str | None = None) -> Path:
     return result_folder(run, method)
 
 
+def base_name(run: Path, args: dict) -> str:
+    """What names the model that a run started from: --model, or what --from has merged."""
+    merged = Path(run) / "base"  # moves with the run
+    return str(merged) if merged.is_dir() else args["model"]
+
+
 def base_of(run: Path, args: dict, model: str | None = None) -> Path:
     """The folder of the model that a run started from, which `model` may name.
 
     Raises UserError if it has not the weights that the run was trained on.
     """
-    merged = Path(run) / "base"  # made by --from, and moves with the run
-    name = model or (str(merged) if merged.is_dir() else args["model"])
+    name = model or base_name(run, args)
     try:
         base = find_model(name)
     except UserError as error:
-        hint = "" if model else f"; {run} was trained on it: say where it is with --model"
+        hint = "" if model else (f"; {run} was trained on it: say where it is with --model, or for "
+                                 f"all commands with: python checkpoint.py base {run} MODEL")
         raise UserError(f"{error}{hint}") from None
     if args.get("base", fingerprint(base)) != fingerprint(base):  # an older run does not say
         adapter = Path(run) / "adapter"

@@ -69,6 +69,9 @@ class ChatML:
         self.opening = self.assistant
         if self.thinks:
             self.opening = [self.start, *self.encode("assistant\n" + THOUGHT)]
+        self.go_template = (
+            "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+            "<|im_start|>assistant\n" + THOUGHT * self.thinks)
 
     def turn(self, role: str, content: str) -> list[int]:
         """A turn of the system or the user; in one piece, like the rendered template."""
@@ -97,6 +100,10 @@ class ThinkingChat:
         # The first published template left it to the model to open a thought.
         thinks = _opens_thought(tokenizer.template, "<｜Assistant｜>")
         self.opening = [self.assistant, *(self.encode(THOUGHT) if thinks else [])]
+        self.go_template = (
+            '{{- range .Messages }}{{ if eq .Role "user" }}<｜User｜>{{ .Content }}'
+            '{{ else if eq .Role "assistant" }}<｜Assistant｜>{{ .Content }}<｜end▁of▁sentence｜>'
+            "{{ else }}{{ .Content }}{{ end }}{{ end }}<｜Assistant｜>" + THOUGHT * thinks)
 
     def turn(self, role: str, content: str) -> list[int]:
         """A turn of the user, or the system's text, which begins the chat."""
@@ -243,6 +250,20 @@ class Tokenizer:
         else:
             write_json(folder / "tokenizer_config.json",
                        self._settings | {"chat_template": template})
+
+    def modelfile(self, system: str) -> str | None:
+        """What Ollama needs to know of a model in whose folder it stands: template, system prompt
+        and stops; greedy, and without a penalty. (What begins a text, as R1's, Ollama adds itself.)
+
+        None if the system prompt holds three quotes, which would end it there.
+        """
+        if '"""' in system:
+            return None
+        bare = system in (NO_SYSTEM, self._form.bare_system)
+        told = "" if bare else f'SYSTEM """{system}"""\n'
+        stops = "".join(f'PARAMETER stop "{self.show(stop)}"\n' for stop in sorted(self.stop_ids))
+        return (f'FROM .\nTEMPLATE """{self._form.go_template}"""\n{told}{stops}'
+                "PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n")
 
     @property
     def vocabulary(self) -> dict[str, int]:

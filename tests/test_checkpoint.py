@@ -22,6 +22,7 @@ from checkpoint import (checkpoints, find_model, fingerprint, load_model, load_s
                         save_model, save_state)
 from conftest import reference_model
 from data import load_problems
+from distill import teacher_folder
 from evaluate import main as evaluate_main
 from flags import run_command
 from generate import generate, main as generate_main
@@ -458,6 +459,7 @@ def test_an_exported_run_opens_in_transformers_with_the_same_texts(method, syste
     assert run_command(checkpoint.main, words) == 0
     assert str(tmp_path / "out") in capsys.readouterr().out
     run = load_run(tmp_path / "run", "cpu", torch.float32)
+    assert (tmp_path / "out" / "Modelfile").read_text() == run.tokenizer.modelfile(run.system)
     same_texts(run, tmp_path / "out")
     if METHODS[method].PEFT_TYPE is None:  # its own folder leaves the house as it stands
         same_texts(run, tmp_path / "run" / "model")
@@ -559,6 +561,38 @@ def test_a_base_that_moved_is_named_and_checked(tuned, tmp_path, capsys):
     change_json(tuned / "args.json", model="tiny", base="0" * 64)  # the name has another model now
     assert run_command(checkpoint.main, ["export", str(tuned), out]) == 1
     assert "its weights are not those" in capsys.readouterr().err
+
+
+def test_a_run_is_told_where_its_base_is_now(tuned, tmp_path, capsys):
+    """Once, for the commands that have no flag for it; other weights are refused by all."""
+    moved = str(tmp_path / "moved")
+    shutil.copytree(find_model("tiny"), moved)
+    change_json(tuned / "args.json", model=str(tmp_path / "gone"))
+    commands = (lambda: mathft.read_flags(["--from", str(tuned)]),
+                lambda: mathft.read_flags(["--from", str(tuned), "--method", "ia3"]),
+                lambda: mathft.read_flags(["--resume", str(tuned)]),
+                lambda: teacher_folder(str(tuned)),
+                lambda: load_run(tuned, "cpu", torch.float32))
+    for asked in commands:
+        with pytest.raises(UserError, match=f"python checkpoint.py base {tuned} MODEL"):
+            asked()
+    with pytest.raises(UserError, match="its weights are not those"):
+        mathft.read_flags(["--resume", str(tuned), "--model", "tiny-large"])
+    assert mathft.read_flags(["--resume", str(tuned), "--model", moved])[0].model == moved
+    before = (tuned / "args.json").read_bytes()
+    assert run_command(checkpoint.main, ["base", str(tuned), "tiny-large"]) == 1
+    assert "its weights are not those" in capsys.readouterr().err
+    assert (tuned / "args.json").read_bytes() == before
+    assert run_command(checkpoint.main, ["base", str(tuned), moved]) == 0
+    for asked in commands:
+        asked()
+    settings = json.loads((tuned / "adapter" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == (moved, None)
+    # What --from has merged moves with the run.
+    shutil.copytree(find_model("tiny"), tuned / "base")
+    change_json(tuned / "args.json", model="runs/before/base")
+    for words in (["--resume", str(tuned)], ["--from", str(tuned)]):
+        assert mathft.read_flags(words)[0].model == str(tuned / "base")
 
 
 def test_export_keeps_the_stored_dtype_and_refuses_what_it_cannot_do(tuned, tmp_path, capsys):

@@ -140,6 +140,16 @@ def test_copies_of_a_held_out_problem_are_counted(tmp_path):
     assert left_out == {"the same question as a held-out problem": 2}
 
 
+def test_rows_of_the_test_set_that_are_left_out_are_counted_too(tmp_path):
+    rows = [{"question": f"q{n}", "answer": f"#### {n}", "is_correct": n > 2} for n in range(10)]
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left_out = Counter()
+    _, tests, _ = data.train_and_test("mini-gsm", str(test), 0, left_out=left_out)
+    assert len(tests) == 7
+    assert left_out == {"of the test set, marked as wrong by is_correct": 3}
+
+
 def test_an_example_is_named_after_its_problem(tokenizer):
     assert chat_example(tokenizer, problem(), None).name == "one"
 

@@ -685,6 +685,23 @@ def test_progress_is_told_where_no_bar_is_shown(tiny_folder, tmp_path, capsys, m
         f"evaluate   {done} of 3 completions" for done in (1, 2, 3)]
 
 
+def test_rows_that_are_not_asked_are_counted_by_reason(tiny_folder, tmp_path, capsys):
+    """On a line, and in the result.json also of an evaluation that is read back or graded again."""
+    file = write_problems(tmp_path / "sums.jsonl", 2)
+    wrong = {"question": "q", "generated_solution": "5", "answer": "4", "is_correct": False}
+    file.write_text(file.read_text() + (json.dumps(wrong) + "\n") * 3)
+    words = ["--model", str(tiny_folder), "--dataset", str(file), "--max-new-tokens", "3",
+             "--output-dir", str(tmp_path / "out")]
+    for _ in range(2):
+        assert run_command(module.main, words) == 0
+        assert "left out   3 rows: 3 marked as wrong by is_correct\n" in capsys.readouterr().out
+        result = read(tmp_path / "out" / "result.json")
+        assert result["rows_left_out"] == {"marked as wrong by is_correct": 3} and result["n"] == 2
+    assert run_command(module.main, ["--regrade", str(tmp_path / "out")]) == 0
+    assert read(tmp_path / "out-regraded-1" / "result.json")["rows_left_out"] == result[
+        "rows_left_out"]
+
+
 def test_two_evaluations_side_by_side(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_problems(tmp_path / "sums.jsonl", 3)

@@ -57,6 +57,21 @@ def test_a_prompt_is_the_rendered_template(template, system, tmp_path):
                                                                   add_generation_prompt=True)
 
 
+def test_what_ollama_is_told(tokenizer_folder, tmp_path):
+    """Its template is Go's, and was rendered by Go itself to the ids of `chat`."""
+    tokenizer = Tokenizer(tokenizer_folder)
+    assert tokenizer.modelfile("Add\n\"it\" up.") == (
+        'FROM .\nTEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n'
+        '{{ end }}<|im_start|>assistant\n"""\nSYSTEM """Add\n"it" up."""\n'
+        'PARAMETER stop "<|endoftext|>"\nPARAMETER stop "<|im_end|>"\n'
+        "PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n")
+    assert "SYSTEM" not in tokenizer.modelfile("none")
+    assert tokenizer.modelfile('x"""\nADAPTER /etc') is None
+    thinking = Tokenizer(write_tokenizer(tmp_path, **LAYOUTS["r1 distill"]["tokenizer"]))
+    told = thinking.modelfile(thinking.default_system)
+    assert '{{ end }}<｜Assistant｜><think>\n"""\nPARAMETER stop "<｜end▁of▁sentence｜>"\n' in told
+
+
 def test_a_prompt_behind_earlier_turns_is_the_rendered_template(tokenizer_folder):
     earlier = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "#### 2"}]
     messages = [{"role": "system", "content": "Add."}, *earlier,
