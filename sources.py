@@ -25,6 +25,7 @@ from huggingface_hub.utils import logging
 
 from flags import flag, parse_flags, run_command
 from runtime import UserError
+from synthetic import DATASETS
 from tools.download import LARGEST_FILE, download, hub_error, sha256_of
 
 # ---------------------------------------------------------------------------------------- the table
@@ -220,7 +221,8 @@ def _fetch_from_hub(name: str, path: Path | None) -> Path:
 
 def table() -> list[str]:
     """A line for each set: its splits (here or not), licence and source."""
-    lines = []
+    lines = [f"{name:20s} {'train, test':34s} {'':13s} made from a seed: python synthetic.py {name}"
+             for name in DATASETS]
     for name, source in SETS.items():
         splits = ", ".join(
             f"{split} ({'here' if all(_is_here(name, file) for file in files) else 'not here'})"
@@ -256,6 +258,9 @@ def main(argv: list[str]) -> None:
         print(*table(), sep="\n")
         print(f"{'':20s} files put by hand: {Path(constants.HF_HOME) / 'mathft' / 'NAME' / 'FILE'}")
         return
+    if name in DATASETS:
+        raise UserError(f"{name}: is made from a seed, there is nothing to fetch; "
+                        f"python synthetic.py {name} shows some of it")
     splits = SETS[name].splits if name in SETS else ["test"]
     print(*(path for split in splits for path in fetch(name, split)), sep="\n")
 

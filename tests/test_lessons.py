@@ -33,6 +33,12 @@ def named_tests(number: int) -> list[str]:
     return re.findall(r"\S+/test_\w+\.py", named(number, "Test"))
 
 
+def made_tests(number: int) -> list[str]:
+    """The tests that a solution brings along."""
+    new = r"^--- /dev/null\n\+\+\+ b/(tests/test_\w+\.py)$"
+    return re.findall(new, solution(number).read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def git_apply(folder: Path, *words: str) -> None:
     done = subprocess.run(["git", "apply", *words], cwd=folder, capture_output=True, text=True,
                           env=os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)})
@@ -82,7 +88,9 @@ def test_the_tests_are_red_before_and_green_after(copy):
     for number in NUMBERS:
         if number != MASK:
             git_apply(copy, str(solution(number)))
-    green = run_tests(copy, *own)
+    made = [name for number in NUMBERS for name in made_tests(number)]
+    assert made == ["tests/test_bitfit.py", "tests/test_dpo.py"]
+    green = run_tests(copy, *own, *made)
     assert green.returncode == 0, green.stdout
 
 
@@ -99,5 +107,5 @@ def test_a_broken_mask_is_seen(copy):
 @pytest.mark.parametrize("number", [number for number in NUMBERS if number != MASK])
 def test_a_solution_alone_passes_all_tests_of_its_lesson(number, copy):
     git_apply(copy, str(solution(number)))
-    done = run_tests(copy, *named_tests(number))
+    done = run_tests(copy, *named_tests(number), *made_tests(number))
     assert done.returncode == 0, done.stdout

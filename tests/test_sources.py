@@ -23,6 +23,7 @@ from conftest import BODY, HASH
 from data import load_problems
 from runtime import UserError
 from sources import SETS, File, Source, fetch
+from synthetic import DATASETS
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,7 +108,9 @@ def test_the_table_is_sound(server, capsys):
     sources.main([])
     out = capsys.readouterr().out
     assert all(f"\n{name} " in f"\n{out}"
-               for name in SETS) and "train (not here), test (not here)" in out
+               for name in (*SETS, *DATASETS)) and "train (not here), test (not here)" in out
+    with pytest.raises(UserError, match="made from a seed, there is nothing to fetch"):
+        sources.main(["mini-gsm"])
     assert server.requests == []
 
 

@@ -8,6 +8,7 @@ import torch
 
 import mathft
 from model import Config, Qwen2
+from runtime import ALONE
 from train import log_probs_of_targets
 
 SIZES = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -56,7 +57,8 @@ def test_at_the_start_the_loss_is_that_of_a_coin(dpo, tmp_path):
     model = small()
     args = SimpleNamespace(batch_size=1, seed=0, micro_batch_tokens=64)
     tuning = SimpleNamespace(prefix=None)
-    steps = dpo.OBJECTIVE.begin(model, None, tuning, [pair(dpo)], args, dpo.Flags(), tmp_path)
+    steps = dpo.OBJECTIVE.begin(model, None, tuning, [pair(dpo)], args, dpo.Flags(), tmp_path,
+                                ALONE)
     total, count = steps.loss(model, steps.batch_at(0), None)
     assert total.item() / count == pytest.approx(math.log(2), rel=1e-5)
     total.backward()
