@@ -343,7 +343,12 @@ def _write_records(folder: Path, records: list[dict]) -> None:
 
 
 def _line(record: dict) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, of a foreign file: it stays an escape
+        line = json.dumps(record, allow_nan=False)
+    return line + "\n"
 
 
 def _finish(folder: Path, records: list[dict], measured: dict) -> Report:

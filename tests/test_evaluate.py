@@ -570,6 +570,13 @@ def test_grading_again_makes_a_new_evaluation_and_changes_nothing_old(tuned, tmp
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
 
 
+def test_half_a_surrogate_pair_of_a_foreign_file_is_graded_again(tmp_path):
+    record = module.record_of(PROBLEMS[0], 0, 0, "\ud800 #### 5", 4, "stop", -0.1)
+    (tmp_path / "generations.jsonl").write_text(json.dumps(record) + "\n")
+    report = module.regrade(tmp_path, tmp_path / "new")
+    assert report.records == [record] == module.read_finished(tmp_path / "new")
+
+
 def test_regrading_by_the_command(argv, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "evals" / "sums"
     assert run_command(module.main, [*argv, "--output-dir", str(folder)]) == 0

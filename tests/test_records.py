@@ -58,6 +58,9 @@ def test_places_name_the_line(tmp_path):
     ("a.json", b'{"data": [}\n', "a.json:1: not valid JSON"),
     ("a.jsonl", b'{"a": NaN}\n', "a.jsonl:1: not valid JSON (NaN is no JSON)"),
     ("a.jsonl", b'{"a": 1}\n{"a": -Infinity}\n', "a.jsonl:2: not valid JSON (-Infinity is no JSON"),
+    # It would be kept in data/test.jsonl as Infinity, which no command reads again.
+    ("a.jsonl", b'{"a": 1}\n{"a": -1e999}\n',
+     "a.jsonl:2: not valid JSON (-1e999 is no finite number)"),
     ("a.jsonl", b'{"a": 1}\n\xff\n', "a.jsonl:2: cannot be read as UTF-8 text"),
     ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read (Not a gzipped file"),
     ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "a.jsonl.gz: cannot be read"),
