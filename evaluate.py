@@ -471,7 +471,7 @@ def with_test_set(flags: Flags) -> tuple[Flags, Path | None]:
         return replace(flags, dataset="mini-gsm"), None
     args, _ = read_settings(Path(flags.run))
     name = args.get("eval_dataset") or args.get("dataset")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():  # it names a folder, and is printed
         raise UserError(f"{flags.run}/args.json: dataset is no name; give --dataset")
     kept = Path(flags.run) / "data" / "test.jsonl"
     return replace(flags, dataset=name), kept if kept.exists() and flags.split == "test" else None

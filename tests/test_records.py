@@ -155,3 +155,9 @@ def test_a_device_is_no_file(capsys):
 
     assert run_command(records.main, [os.devnull]) == 1
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_column_cannot_steer_the_terminal(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"\\u001b[2Jx": 1}\n')
+    records.main([str(tmp_path / "a.jsonl")])
+    assert capsys.readouterr().out == f"{tmp_path}/a.jsonl: 1 records; columns of the first:  [2Jx\n"
