@@ -36,8 +36,8 @@ from recipes.curate import (DUPLICATE_KINDS, STRATA, CurationStep, drop_duplicat
                             unify)
 from recipes.recipes import NEEDS_MAJORITY, NEEDS_TEACHER, RECIPES, RecipeContext
 from recipes.teacher import TeacherFlags, open_teacher
-from runtime import (UsageError, UserError, new_directory, printable, read_json, write_json,
-                     write_text)
+from runtime import (UsageError, UserError, new_directory, one_line, printable, read_json,
+                     write_json, write_text)
 from score import cost_line
 from sources import SETS
 
@@ -296,7 +296,7 @@ def questions_of_tests(flags: AgainstFlags) -> dict[str, list[str]]:
         except UserError as error:
             if flags.against != "all":
                 raise
-            print(f"not checked for overlap: {error}", file=sys.stderr)
+            print(one_line(f"not checked for overlap: {error}"), file=sys.stderr)
     return tests
 
 

@@ -29,7 +29,8 @@ from torch import Tensor
 import synthetic
 from answers import extract_answer
 from flags import did_you_mean, run_command
-from runtime import UsageError, UserError, check_regular, hash_of, round_up, write_text
+from runtime import (UsageError, UserError, check_regular, hash_of, printable, round_up,
+                     write_text)
 from tokenizer import MARKERS, Tokenizer
 
 HELD_OUT = 200  # at most so many problems of a file are kept for measuring
@@ -447,7 +448,8 @@ def show(tokenizer: Tokenizer, example: Example) -> str:
         parts.append(tokenizer.show(token))
     parts.append("⟧" if marked else "")
     targets = sum(example.is_target)
-    return f"{''.join(parts)}\n({len(example.ids)} tokens, {targets} of them targets)"
+    # a question may hold anything, and this goes to a terminal
+    return printable(f"{''.join(parts)}\n({len(example.ids)} tokens, {targets} of them targets)")
 
 
 # ------------------------------------------------------------------------------------------ batches

@@ -343,7 +343,12 @@ def _write_records(folder: Path, records: list[dict]) -> None:
 
 
 def _line(record: dict) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, of a foreign file: it stays an escape
+        line = json.dumps(record, allow_nan=False)
+    return line + "\n"
 
 
 def _finish(folder: Path, records: list[dict], measured: dict) -> Report:
@@ -469,7 +474,7 @@ def with_test_set(flags: Flags) -> tuple[Flags, Path | None]:
         return replace(flags, dataset="mini-gsm"), None
     args, _ = read_settings(Path(flags.run))
     name = args.get("eval_dataset") or args.get("dataset")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():  # it names a folder, and is printed
         raise UserError(f"{flags.run}/args.json: dataset is no name; give --dataset")
     kept = Path(flags.run) / "data" / "test.jsonl"
     return replace(flags, dataset=name), kept if kept.exists() and flags.split == "test" else None

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flags import run_command
-from runtime import UsageError, UserError, Written, json_fault, parse_json
+from runtime import UsageError, UserError, Written, json_fault, one_line, parse_json
 from tools.download import UNPACKED, zip_lines
 
 LONGEST_LINE = 2**24  # bytes
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{argv[0]}: no such file")
     records = [record for _, record in read_records(Path(argv[0]))]
     columns = ", ".join(records[0]) if records and isinstance(records[0], dict) else "none"
-    print(f"{argv[0]}: {len(records)} records; columns of the first: {columns}")
+    print(one_line(f"{argv[0]}: {len(records)} records; columns of the first: {columns}"))
 
 
 if __name__ == "__main__":

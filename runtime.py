@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -408,11 +409,21 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor],
     write_whole(path, save)
 
 
+def finite(text: str) -> float:
+    """A decimal of a JSON text. Raises ValueError for NaN, and for one like 1e999: it would be
+    written back as Infinity, which is no JSON.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
 class Written(float):
-    """A decimal of a JSON text, which as a text is spelled as it stands there."""
+    """A decimal of a JSON text, which as a text is spelled as it stands there; see `finite`."""
 
     def __new__(cls, text: str):
-        value = super().__new__(cls, text)
+        value = super().__new__(cls, finite(text))
         value.text = text
         return value
 
@@ -420,7 +431,7 @@ class Written(float):
         return self.text
 
 
-def parse_json(text: str, decimals: type = float):
+def parse_json(text: str, decimals: Callable[[str], float] = float):
     """The value of a JSON text; `decimals=Written` keeps the spelling of 0.00001.
 
     Raises ValueError or RecursionError, also for valid JSON that is no usable text, and for NaN and

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from answers import equivalent, extract_answer
-from runtime import UserError, one_line, read_json
+from runtime import UserError, finite, json_fault, one_line, read_json
 from stats import interval, mcnemar
 
 # What a record must hold to be graded and counted. None: the server did not say it.
@@ -102,10 +102,10 @@ def read_records(path: Path) -> list[dict]:
     records = {}
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_float=finite, parse_constant=finite)
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}:{number}: not valid JSON ({error}); remove that line") from None
+            raise UserError(f"{path}:{number}: not valid JSON ({json_fault(error)}); "
+                            "remove that line") from None
         wrong = _wrong_fields(record)
         if wrong:
             raise UserError(f"{path}:{number}: no record of an evaluation ({', '.join(wrong)}"
@@ -119,11 +119,17 @@ def _wrong_fields(record) -> list[str]:
     if not isinstance(record, dict):
         return list(FIELDS)
     wrong = [name for name, kind in FIELDS.items()
-             if name not in record or not isinstance(record[name], kind)]
+             if name not in record or not isinstance(record[name], kind)
+             or isinstance(record[name], int) and not _is_count(record[name])]
     # Below 1 and not below 0: rounding may lift it a little.
     if not wrong and not -math.inf < (record["mean_log_prob"] or 0) < 1:
         wrong = ["mean_log_prob"]
     return wrong
+
+
+def _is_count(value: int) -> bool:
+    """Whether a whole number can be a count or a place (True is an int too)."""
+    return type(value) is int and 0 <= value < 2**53
 
 
 def place(record: dict) -> tuple[int, int]:

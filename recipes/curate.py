@@ -33,7 +33,7 @@ from forms import stated_answer
 from recipes.arithmetic import check, marks
 from recipes.dedup import (SYMBOLS, exact_duplicates, near_duplicates, normalised_duplicates,
                            normalised_words)
-from runtime import UsageError, UserError, hash_of
+from runtime import UsageError, UserError, hash_of, one_line
 
 ANSWER_ENDINGS = {"gsm8k": "#### {}", "boxed": r"The answer is $\boxed{{{}}}$."}  # by style
 # A sentence with these words before "answer is" says nothing but the answer.
@@ -65,7 +65,8 @@ class CurationStep:
         lines = [f"{self.name}: {len(self.problems)} of {before} kept"]
         for word, reasons in (("dropped", self.dropped), ("kept", self.noted)):
             for reason, count in reasons.most_common():
-                lines.append(f"  {count:7d} {word}: {reason} (such as {self.examples[reason]})")
+                lines.append(f"  {count:7d} {word}: "
+                             + one_line(f"{reason} (such as {self.examples[reason]})"))
         return "\n".join(lines)
 
 
@@ -424,4 +425,4 @@ if __name__ == "__main__":
             print(step)
             rows = step.problems
     except (UserError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {str(error) or 'interrupted'}")
+        sys.exit(one_line(f"error: {str(error) or 'interrupted'}"))

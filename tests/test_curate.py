@@ -194,6 +194,12 @@ def test_wrong_and_unreadable_arithmetic_is_dropped():
     assert "      1 dropped: wrong arithmetic (such as wrong)" in str(step)
 
 
+def test_an_id_of_a_file_cannot_steer_the_terminal():
+    step = keep_numeric([row("\x1b[2J\nid", answer="none")])
+    assert str(step) == ("plain numbers: 0 of 1 kept\n"
+                         "        1 dropped: answer is no plain number (such as  [2J id)")
+
+
 LONG = ("Mia walks to the old market with 12 red apples in her bag and sells most of the apples to "
         "some kind neighbours")
 

@@ -385,6 +385,12 @@ def test_an_example_is_shown_with_its_targets_marked(tokenizer):
     assert text.endswith("of them targets)")
 
 
+def test_a_shown_question_cannot_steer_the_terminal(tokenizer):
+    made = chat_example(tokenizer, Problem("a", "What is\x1b[2J\r 1?", "\x1b]0;2", "2"), "Hi")
+    assert "user\nWhat is [2J  1?<|im_end|>" in show(tokenizer, made)
+    assert "⟦ ]0;2<|im_end|>⟧" in show(tokenizer, made)
+
+
 def test_a_common_beginning_stands_once():
     """Up to the first target of any document, and never the whole of one."""
     begin = [50, 51, 52, 53]

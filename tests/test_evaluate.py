@@ -570,6 +570,21 @@ def test_grading_again_makes_a_new_evaluation_and_changes_nothing_old(tuned, tmp
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
 
 
+def test_the_data_set_that_a_foreign_run_names_is_a_plain_name(tmp_path, capsys):
+    for name in ("x\x1b[2J", "a\0b", 5):
+        (tmp_path / "args.json").write_text(json.dumps(
+            {"model": "tiny", "system": "S", "method": "sft", "dataset": name}))
+        assert run_command(module.main, ["--run", str(tmp_path)]) == 1
+        assert "dataset is no name; give --dataset" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_of_a_foreign_file_is_graded_again(tmp_path):
+    record = module.record_of(PROBLEMS[0], 0, 0, "\ud800 #### 5", 4, "stop", -0.1)
+    (tmp_path / "generations.jsonl").write_text(json.dumps(record) + "\n")
+    report = module.regrade(tmp_path, tmp_path / "new")
+    assert report.records == [record] == module.read_finished(tmp_path / "new")
+
+
 def test_regrading_by_the_command(argv, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "evals" / "sums"
     assert run_command(module.main, [*argv, "--output-dir", str(folder)]) == 0

@@ -58,6 +58,9 @@ def test_places_name_the_line(tmp_path):
     ("a.json", b'{"data": [}\n', "a.json:1: not valid JSON"),
     ("a.jsonl", b'{"a": NaN}\n', "a.jsonl:1: not valid JSON (NaN is no JSON)"),
     ("a.jsonl", b'{"a": 1}\n{"a": -Infinity}\n', "a.jsonl:2: not valid JSON (-Infinity is no JSON"),
+    # It would be kept in data/test.jsonl as Infinity, which no command reads again.
+    ("a.jsonl", b'{"a": 1}\n{"a": -1e999}\n',
+     "a.jsonl:2: not valid JSON (-1e999 is no finite number)"),
     ("a.jsonl", b'{"a": 1}\n\xff\n', "a.jsonl:2: cannot be read as UTF-8 text"),
     ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read (Not a gzipped file"),
     ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "a.jsonl.gz: cannot be read"),
@@ -152,3 +155,9 @@ def test_a_device_is_no_file(capsys):
 
     assert run_command(records.main, [os.devnull]) == 1
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_column_cannot_steer_the_terminal(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"\\u001b[2Jx": 1}\n')
+    records.main([str(tmp_path / "a.jsonl")])
+    assert capsys.readouterr().out == f"{tmp_path}/a.jsonl: 1 records; columns of the first:  [2Jx\n"

@@ -430,9 +430,16 @@ def test_records_are_read_in_order_each_once_without_a_half_line(tmp_path):
     ("{}", "generations.jsonl:2: no record of an evaluation (id, problem"),
     (json.dumps(record(0, 0, "x") | {"text": 5}),
      "generations.jsonl:2: no record of an evaluation (text missing"),
-    (json.dumps(record(0, 0, "x") | {"mean_log_prob": float("nan")}),
-     "(mean_log_prob missing or wrong)"),
+    (json.dumps(record(0, 0, "x") | {"mean_log_prob": float("nan")}), "(NaN is no finite number)"),
     (json.dumps(record(0, 0, "x") | {"mean_log_prob": 1e300}), "(mean_log_prob missing or wrong)"),
+    (json.dumps(record(0, 0, "x") | {"tokens": 10**400}), "(tokens missing or wrong)"),
+    (json.dumps(record(0, 0, "x") | {"tokens": -1}), "(tokens missing or wrong)"),
+    (json.dumps(record(0, 0, "x") | {"sample": True}), "(sample missing or wrong)"),
+    # What could not be written again.
+    (json.dumps(record(0, 0, "x") | {"more": float("nan")}),
+     "generations.jsonl:2: not valid JSON (NaN is no finite number)"),
+    (json.dumps(record(0, 0, "x"))[:-1] + ', "more": 1e999}',
+     "generations.jsonl:2: not valid JSON (1e999 is no finite number)"),
 ])
 def test_what_is_no_record_is_named_by_file_and_line(line, said, tmp_path):
     file = write(tmp_path / "generations.jsonl", [record(1, 0, "x")], tail=line + "\n")
