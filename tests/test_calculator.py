@@ -1,12 +1,11 @@
 """The calculator: exact values, what it leaves alone, and the tokens that it sees and writes."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import children
 from calculator import Calculator, completed
 from recipes.arithmetic import marks
 from synthetic import problems
@@ -111,8 +110,6 @@ def test_only_the_end_of_a_long_row_is_read(tiny):
 
 
 def test_the_command():
-    def told(text: str) -> str:
-        return subprocess.run([sys.executable, "calculator.py", text], cwd=ROOT, check=True,
-                              capture_output=True, text=True).stdout
-
-    assert told("<<48/2=") == "24>>\n" and told("<<1/0=") == "(nothing)\n"
+    for text, said in (("<<48/2=", "24>>\n"), ("<<1/0=", "(nothing)\n")):
+        done = children.run_program("calculator.py", text)
+        assert (done.returncode, done.stdout) == (0, said)

@@ -5,8 +5,6 @@ hub.
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import checkpoint
+import children
 import mathft
 from attention import PackedAttention
 from checkpoint import (checkpoints, find_model, fingerprint, load_model, load_state, read_config,
@@ -366,8 +365,7 @@ def test_a_full_disk_leaves_what_was_there(tiny_folder, tmp_path):
         "        print(error)\n"
     )
     save_file({"t": torch.ones(3)}, tmp_path / "old.safetensors")
-    done = subprocess.run([sys.executable, "-c", script, tiny_folder, tmp_path], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    done = children.run(script, tiny_folder, tmp_path)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 3, done.stderr
     for line, name in zip(
@@ -704,10 +702,7 @@ def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home),
         "NO_PROXY": "127.0.0.1"
     }
-    done = subprocess.run(
-        [sys.executable, "-c", script, *names],
-        env={**clean, **ours, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = children.run(script, *names, env={**clean, **ours, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

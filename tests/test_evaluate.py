@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import children
 import evaluate as module
 from calculator import Calculator
 from checkpoint import load_model
@@ -220,9 +220,7 @@ sys.exit(run_command(evaluate.main, sys.argv[1:]))
 
 
 def strike(name: str, n: int, argv: list[str]) -> subprocess.CompletedProcess:
-    script = STRIKE.format(n=n, name=name)
-    return subprocess.run([sys.executable, "-c", script, *argv], cwd=ROOT, capture_output=True,
-                          text=True)
+    return children.run(STRIKE.format(n=n, name=name), *argv)
 
 
 @pytest.fixture

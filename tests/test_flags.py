@@ -1,6 +1,6 @@
 """Flags from a dataclass, and how a command ends: exit codes, one-line errors, signals."""
 
-import os
+import io
 import signal
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flags import Terminated, check_stored, flag, given_flags, parse_flags, run_command
+from flags import Terminated, _main, check_stored, flag, given_flags, parse_flags, run_command
 from runtime import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,15 +168,22 @@ def test_sigterm_is_raised_where_the_program_stands():
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp932"])
-def test_output_never_fails_on_an_encoding(encoding):
+def test_output_never_fails_on_an_encoding(encoding, monkeypatch):
     """What the terminal cannot show is an escape; also in an error."""
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, "flags.py", "naïve…"], cwd=ROOT, env=environment,
-                          capture_output=True)
-    assert done.returncode == 0 and b"ve" in done.stdout and done.stderr == b""
-    done = subprocess.run([sys.executable, "flags.py", "a", "\u202f…"], cwd=ROOT, env=environment,
-                          capture_output=True)
-    assert done.returncode == 2 and done.stderr.startswith(b"error: ")
+    def said(*words: str) -> tuple[int, bytes, bytes]:
+        """Exit code, stdout and stderr of the command at the end of flags.py."""
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding, errors="strict") for _ in range(2)]
+        monkeypatch.setattr(sys, "stdout", streams[0])
+        monkeypatch.setattr(sys, "stderr", streams[1])
+        code = run_command(_main, list(words))
+        for stream in streams:
+            stream.flush()
+        return code, *(stream.buffer.getvalue() for stream in streams)
+
+    code, out, error = said("naïve…")
+    assert code == 0 and b"ve" in out and error == b""
+    code, _, error = said("a", "\u202f…")
+    assert code == 2 and error.startswith(b"error: ")
 
 
 @pytest.mark.parametrize("values, said", [

@@ -1,8 +1,6 @@
 """generate.py: a batch gives the texts that its rows give alone, and so does transformers."""
 
-import subprocess
-import sys
-from pathlib import Path
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +17,6 @@ from prefix import prefix_from_ids
 from runtime import UsageError
 from tokenizer import Tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
 V, REAL = 97, 90  # vocabulary with and without its padding rows
 STOPS = {7, 8, 9, 10, 11}
 
@@ -504,17 +501,16 @@ def test_with_a_calculator_a_sample_follows_seed_problem_and_sample_alone(model)
 # -------------------------------------------------------------------------------------- the command
 
 
-def test_the_command_prints_the_completion(tiny_folder, capsys):
+def test_the_command_prints_the_completion(tiny_folder, capsys, monkeypatch):
     tokenizer = Tokenizer(tiny_folder)
     model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
     settings = dict(stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size, max_new_tokens=9)
     [expected] = generate(model, [tokenizer.prompt("What is 1 + 2?", "Be brief.")], **settings)
     words = ["--model", str(tiny_folder), "--system", "Be brief.", "--max-new-tokens", "9"]
     words += ["--dtype", "fp32", "--device", "cpu"]
-    command = [sys.executable, str(ROOT / "generate.py"), *words, "-"]
-    done = subprocess.run(command, input="What is 1 + 2?\n", capture_output=True, text=True,
-                          timeout=120)
-    assert (done.returncode, done.stdout) == (0, tokenizer.decode(expected.ids) + "\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 1 + 2?\n"))
+    assert run_command(main, [*words, "-"]) == 0
+    assert capsys.readouterr().out == tokenizer.decode(expected.ids) + "\n"
     assert run_command(main,
                        [*words, "--samples", "2", "--temperature", "1", "What is 1 + 2?"]) == 0
     told = capsys.readouterr().out

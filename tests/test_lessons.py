@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import children
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = (ROOT / "docs" / "lessons.md").read_text(encoding="utf-8").split("\n## Lesson ")[1:]
@@ -46,9 +47,9 @@ def git_apply(folder: Path, *words: str) -> None:
 
 
 def run_tests(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
-    return subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    how = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+    return children.run("import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))", *how, *words,
+                        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import children
 import evaluate
 import mathft
 import train
@@ -324,8 +325,7 @@ sys.exit(run_command(mathft.main, sys.argv[2:]))
 
 
 def strike(name: str, argv: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", STRIKE, name, *argv], cwd=ROOT,
-                          capture_output=True, text=True)
+    return children.run(STRIKE, name, *argv)
 
 
 def test_after_ctrl_c_a_run_goes_on_to_the_same_result(common, tmp_path, capsys):
@@ -434,8 +434,7 @@ def test_nohup_is_heeded(common, tmp_path):
     """A program that was started to survive its terminal does."""
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + STRIKE
     argv = lora(common, tmp_path / "run", "--steps", "5", "--eval-limit", "0")
-    done = subprocess.run([sys.executable, "-c", code, "SIGHUP", *argv], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = children.run(code, "SIGHUP", *argv)
     assert done.returncode == 0, done.stderr
 
 
@@ -615,8 +614,7 @@ def test_a_full_disk_while_saving(common, tmp_path, capsys):
     """One line, nothing half written; with room again, the run goes on."""
     folder = tmp_path / "run"
     argv = lora(common, folder, "--steps", "2", "--eval-limit", "0")
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, *argv], cwd=ROOT, capture_output=True,
-                          text=True)
+    done = children.run(FULL_DISK, *argv)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(

@@ -20,6 +20,7 @@ import grpo
 import mathft
 import parallel
 from checkpoint import load_model, save_model
+from children import Child
 from flags import joined, run_command
 from methods import METHODS
 from runtime import ALONE, UsageError
@@ -61,27 +62,25 @@ def odd_reward(record: dict) -> float:
 
 
 def start(runs: list, doom: dict | None = None, size: int = 2,
-          script: str = SCRIPT) -> list[subprocess.Popen]:
+          script: str = SCRIPT) -> list[Child]:
     """The processes, with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
               "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen([sys.executable, "-c", script, json.dumps(doom), json.dumps(runs)],
-                             cwd=ROOT, env=common | {"RANK": str(rank)}, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return [Child(script, json.dumps(doom), json.dumps(runs), env=common | {"RANK": str(rank)})
             for rank in range(size)]
 
 
-def end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def end(processes: list[Child]) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each."""
     try:
-        texts = [process.communicate(timeout=120) for process in processes]
+        ended = [process.end() for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(p.returncode, *text) for p, text in zip(processes, texts)]
+    return [(done.returncode, done.stdout, done.stderr) for done in ended]
 
 
 def problems(path: Path, count: int, first: int) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import runtime
+from children import Child
 from runtime import UsageError, UserError
 
 CPU = torch.device("cpu")
@@ -171,14 +173,19 @@ def test_json_is_read_from_regular_files_of_a_bounded_size(tmp_path, monkeypatch
 
 # ------------------------------------------------------------------- what killed processes leave
 
-LOCKING = "import sys, runtime\nwith runtime.locked(sys.argv[1]): print('mine', flush=True); input()"
+LOCKING = """import sys, time, runtime
+with runtime.locked(sys.argv[1]):
+    print("mine", flush=True)
+    time.sleep(600)
+"""
 
 
-def holding(folder: Path) -> subprocess.Popen:
+def holding(folder: Path) -> Child:
     """A process that has locked the folder."""
-    other = subprocess.Popen([sys.executable, "-c", LOCKING, str(folder)], cwd=ROOT, text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert other.stdout.readline() == "mine\n"
+    other = Child(LOCKING, folder)
+    while other.texts()[0] != "mine\n":
+        assert other.process.is_alive(), other.texts()
+        time.sleep(0.01)
     return other
 
 
@@ -188,7 +195,6 @@ def test_two_processes_are_locked_out_of_one_folder(tmp_path):
         with runtime.locked(tmp_path):
             pass
     other.kill()  # a killed process holds nothing
-    other.wait()
     with runtime.locked(tmp_path):
         pass
     with runtime.locked(tmp_path):  # nor does one that has ended
@@ -209,7 +215,6 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
     runtime.remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*keep, ".busy.6.tmp"}
     other.kill()
-    other.wait()
     with runtime.whole_folder(tmp_path / "busy") as temporary:  # whoever writes it next
         (temporary / "weights").write_text("y")
     assert {path.name for path in tmp_path.iterdir()} == {*keep, "busy"}

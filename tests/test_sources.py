@@ -8,8 +8,6 @@ import.
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+import children
 import sources
 from conftest import BODY, HASH
 from data import load_problems
@@ -25,7 +24,6 @@ from runtime import UserError
 from sources import SETS, File, Source, fetch
 from synthetic import DATASETS
 
-ROOT = Path(__file__).parent.parent
 
 
 # ----------------------------------------------------------------------------------------- the sets
@@ -230,9 +228,7 @@ def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home),
         "NO_PROXY": "127.0.0.1"
     }
-    done = subprocess.run([sys.executable, "-c", script, *names],
-                          env={**clean, **ours, **environment}, cwd=ROOT, capture_output=True,
-                          text=True, timeout=120)
+    done = children.run(script, *names, env={**clean, **ours, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines() + [
         line for line in done.stderr.splitlines() if line.startswith("math")
