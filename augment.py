@@ -28,7 +28,7 @@ from time import perf_counter
 from tqdm import tqdm
 
 from data import Problem, load_problems, read_columns, short_name, write_problems
-from flags import flag, parse_flags, run_command
+from flags import flag, parse_flags, run_command, spelled
 from generate import ApiFlags
 from recipes import recipes
 from recipes.curate import (DUPLICATE_KINDS, STRATA, CurationStep, drop_duplicates, drop_overlap,
@@ -177,7 +177,7 @@ def _folder(flags: MakeFlags) -> Path:
         return folder
     other = sorted(name for name, value in read_json(begun).items() if settings.get(name) != value)
     if other:
-        names = ", ".join("--" + name.replace("_", "-") for name in other)
+        names = ", ".join(map(spelled, other))
         raise UserError(
             f"{begun}: was begun with another {names}; give the same, or another --output-dir")
     if (begun.parent / "data.jsonl").exists():

@@ -442,6 +442,11 @@ def checkpoints(folder: Path) -> list[Path]:
                   key=step_of)
 
 
+def last_checkpoint(run: Path) -> Path | None:
+    """Where a run that goes on goes on from."""
+    return next(reversed(checkpoints(run)), None)
+
+
 def _is_number(text: str) -> bool:
     """Whether a text is a whole number as `save_checkpoint` writes it: digits of ASCII, without a
     zero before others."""

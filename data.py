@@ -13,6 +13,7 @@ Targets are positions, never ids.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -290,12 +291,24 @@ def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: 
         whole = len(problems)
         problems, tests = hold_out(problems)
         copies = whole - len(problems) - len(tests)
-        left_out.update({"the same question as a held-out problem": copies} if copies else {})
+        count(left_out, "the same question as a held-out problem", copies)
     tested = {problem.key for problem in tests}
     if made:
         return problems, tests, {p.key for p in problems if p.key in tested}
     kinds_of = overlap_with({tested_on: [problem.question for problem in tests]})
     return problems, tests, {problem.key for problem in problems if kinds_of(problem)}
+
+
+def count(left_out: Counter[str], reason: str, rows: int) -> None:
+    """Add to the rows left out for that reason, if there are any."""
+    if rows > 0:
+        left_out[reason] += rows
+
+
+def left_out_line(left_out: Counter[str]) -> str:
+    """How many rows are left out, and why."""
+    reasons = ", ".join(f"{rows} {reason}" for reason, rows in left_out.most_common())
+    return f"left out   {left_out.total()} rows: {reasons}"
 
 
 def overlap_with(tests: dict[str, Iterable[str]]) -> Callable[[Problem], dict[str, str]]:
@@ -486,6 +499,15 @@ def split_by_tokens(examples: list[Example], most: int) -> list[list[Example]]:
 def count_targets(examples: list[Example]) -> int:
     """Target tokens of the examples; the first token cannot be one: nothing stands before it."""
     return sum(sum(example.is_target[1:]) for example in examples)
+
+
+def describe_examples(examples: list[Example]) -> dict:
+    """How many training examples there are, and a hash of their ids and targets."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for row in (example.ids, example.is_target):
+            digest.update(np.array([len(row), *row], np.int64).tobytes())
+    return {"examples": len(examples), "sha256": digest.hexdigest()}
 
 
 def shared_beginning(documents: list[list[int]]) -> int:

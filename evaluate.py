@@ -42,9 +42,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint import TOY
-from data import (Problem, has_split, is_embedded, load_problems, prompt_of, read_columns,
-                  short_name, trained_on)
-from flags import flag, given_flags, joined, run_command, unread_output
+from data import (Problem, has_split, is_embedded, left_out_line, load_problems, prompt_of,
+                  read_columns, short_name, trained_on)
+from flags import flag, given_flags, joined, run_command, spelled, unread_output
 from generate import (MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, generate, load_asked,
                       open_calculator, with_budget)
 from methods import load_run, read_run, read_settings
@@ -483,8 +483,7 @@ def with_test_set(flags: Flags) -> tuple[Flags, Path | None]:
 def print_notes(flags: Flags, problems: list[Problem], left_out: Counter[str]) -> None:
     """Rows that are left out, and a warning if the run was trained on some of the problems."""
     if left_out:
-        reasons = ", ".join(f"{rows} {reason}" for reason, rows in left_out.most_common())
-        print(f"left out   {left_out.total()} rows: {reasons}", flush=True)
+        print(left_out_line(left_out), flush=True)
     hashes = trained_on(Path(flags.run)) if flags.run else set()
     known = sum(hash_of(problem.key) in hashes for problem in problems)
     if known:
@@ -633,9 +632,8 @@ def refuse_idle(words: dict) -> None:
     for name, useful in (("regrade", {"versus", "output_dir"}), ("read", {"versus"})):
         idle = words.keys() - useful - {name, "debug"}
         if words.get(name) and idle:
-            spelled = ", ".join("--" + word.replace("_", "-") for word in sorted(idle))
-            raise UsageError(f"--{name} generates nothing: {spelled} would have no effect; leave "
-                             "it out")
+            raise UsageError(f"--{name} generates nothing: {', '.join(map(spelled, sorted(idle)))} "
+                             "would have no effect; leave it out")
 
 
 def main(argv: list[str]) -> None:

@@ -111,6 +111,11 @@ def given_flags(cls_or_classes: type | tuple[type, ...], argv: list[str],
     return vars(parser.parse_args(argv))
 
 
+def spelled(name: str) -> str:
+    """A field as the flag that a user types."""
+    return "--" + name.replace("_", "-")
+
+
 def pick(kind: type, values: dict):
     """The flags of a dataclass, from settings that hold others too."""
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)
@@ -139,7 +144,7 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
         options.update(metavar=field.name.upper(), nargs=None if required else "?")
         group.add_argument(field.name, **options)
     else:
-        names = [f"--{field.name.replace('_', '-')}"] + [about["alias"]] * bool(about["alias"])
+        names = [spelled(field.name)] + [about["alias"]] * bool(about["alias"])
         group.add_argument(*names, dest=field.name, required=required, **options)
 
 

@@ -13,54 +13,39 @@ All that a run does is in its folder: settings, machine, loss by step, every com
 after, the result.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import fast
 from adapters import Base, Tuning
-from checkpoint import (TOY, as_saved, checkpoints, drop_old_checkpoints, find_model, fingerprint,
-                        load_model, save_model, size_of, step_of)
-from data import (Example, Problem, chat_examples, document_examples, is_embedded, keep_data,
-                  read_columns, short_name, show, spells_marker, train_and_test, usual_test_set)
+from checkpoint import (TOY, as_saved, drop_old_checkpoints, find_model, last_checkpoint,
+                        load_model, size_of, step_of)
+from data import (Example, Problem, count, describe_examples, is_embedded, left_out_line,
+                  read_columns, show, spells_marker, train_and_test, usual_test_set)
 from evaluate import evaluate
 from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, joined, pick,
-                   run_command, unread_output)
-from methods import (METHODS, base_name, base_of, check_args, find_method, goes_on_training,
-                     history_of, merged_run, read_run, result_folder, start_tuning)
+                   run_command, spelled, unread_output)
+from methods import (METHODS, base_name, base_of, check_args, continued, find_method,
+                     goes_on_training, going_on, print_way_on, result_folder, start_folder,
+                     start_tuning)
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, free_memory_mib, keep_freed_memory, locked, memory_in_use_mib,
-                     new_directory, peak_memory_mib, pick_device, pick_dtype, printable, read_json,
-                     remove_leftovers, trim_metrics, use_threads, whole_folder, write_json)
-from score import Report, report_lines
-from stats import mcnemar, split_gain
+                     peak_memory_mib, pick_device, pick_dtype, read_json, remove_leftovers,
+                     trim_metrics, use_threads, write_json)
+from score import Report, before_and_after, gain_line, report_lines, wrong_lines
 from tokenizer import Tokenizer
-from train import (Objective, TrainSettings, TrainTotals, best_step, estimate, in_order, mean_loss,
-                   train)
-
-
-def supervised() -> Objective:
-    """Chats, of which the answers are the targets."""
-    return Objective(lambda tokenizer, problems, args, flags: chat_examples(
-        tokenizer, problems, args.system, args.max_length, args.train_on))
-
-
-def cpt() -> Objective:
-    """Continued pre-training: plain documents, of which every token is a target."""
-    return Objective(lambda tokenizer, problems, args, flags: document_examples(
-        tokenizer, problems, args.system, args.max_length))
+from train import (Objective, TrainSettings, TrainTotals, best_step, cpt, estimate, in_order,
+                   log_line, mean_loss, supervised, train)
 
 
 def grpo() -> Objective:
@@ -116,8 +101,7 @@ class Flags:
     objective: str = flag("supervised", "what they learn: the answers of problems; every token of "
                           "plain texts (cpt, continued pre-training); from rewards of the model's "
                           "own answers (grpo); to judge solutions (verifier); from a teacher "
-                          "(distill)",
-                          choices=tuple(OBJECTIVES))
+                          "(distill)", choices=tuple(OBJECTIVES))
     model: str = flag("tiny", "tiny or tiny-large (embedded), a folder, or a hub id such as "
                       "Qwen/Qwen2.5-0.5B-Instruct")
     from_run: str | None = flag(None, "start at the end of the run in this folder, with the same "
@@ -158,8 +142,7 @@ class Flags:
     system: str | None = flag(None, "system prompt; none: no system turn (default: the one in the "
                                     "checkpoint's template)")
     seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded "
-                        "set",
-                     least=0)
+                        "set", least=0)
     output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)",
                                   group="the run")
     resume: str | None = flag(None, "go on with the run in this folder, with its settings")
@@ -214,38 +197,26 @@ class Job:
         """Optimiser steps of the whole run."""
         return steps_of(self.args, self.examples)
 
-    @property
-    def last_checkpoint(self) -> Path | None:
-        """Where a run that goes on goes on from."""
-        return next(reversed(checkpoints(self.folder)), None)
-
 
 # ----------------------------------------------------------------------------------------- settings
 
 
 def defaults_table() -> str:
     """What a flag that is not given means, as text for --help."""
+    def row(size: str, name: str, values: dict) -> str:
+        return f"  {size:5s}{name}" + "  ".join(f"{spelled(k)} {v}" for k, v in values.items())
+
     lines = ["Defaults by model and method (--objective supervised; tiny on other than embedded "
              f"sets: --epochs {OWN_EPOCHS:g}):"]
-    for size in DEFAULTS:
-        for name, method in METHODS.items():
-            values = DEFAULTS[size] | method.DEFAULTS[size]
-            flags = "  ".join(f"{spelled(key)} {value}" for key, value in values.items())
-            lines.append(f"  {size:5s}{name:7s}{flags}")
+    lines += [row(size, f"{name:7s}", DEFAULTS[size] | method.DEFAULTS[size])
+              for size in DEFAULTS for name, method in METHODS.items()]
     lines.append("An objective may have others (its --lr is a multiple of the method's):")
     for size in DEFAULTS:
         for name, objective in ((name, make()) for name, make in OBJECTIVES.items()):
-            if not objective.defaults[size]:
-                continue
-            values = objective.defaults[size] | {"learning_rate": f"x {objective.rate[size]}"}
-            flags = "  ".join(f"{spelled(key)} {value}" for key, value in values.items())
-            lines.append(f"  {size:5s}{name:11s}{flags}")
+            if objective.defaults[size]:
+                rate = {"learning_rate": f"x {objective.rate[size]}"}
+                lines.append(row(size, f"{name:11s}", objective.defaults[size] | rate))
     return "\n".join(lines)
-
-
-def spelled(name: str) -> str:
-    """A field as the flag that a user types."""
-    return "--" + name.replace("_", "-")
 
 
 def read_flags(argv: list[str]) -> tuple[Flags, object, object]:
@@ -357,116 +328,6 @@ def lacking_in(saved: dict, method: ModuleType) -> list[str]:
     return lacking if any(saved.get(name) for name in LENGTHS) else [*lacking, LENGTHS[0]]
 
 
-def continued(words: dict) -> tuple[dict, str]:
-    """The words of a run that starts at another's end, and the size of its model: tiny or real.
-
-    With the same method its adapter goes on training, so that what shapes it is the earlier run's.
-    """
-    folder = words["from_run"]
-    earlier, method = read_run(Path(folder))
-    if "model" in words:
-        raise UsageError("--from and --model exclude each other: a run names its own model; if it "
-                         f"has moved: python checkpoint.py base {folder} MODEL")
-    first = earlier["history"][0]["model"] if earlier.get("history") else earlier["model"]
-    words = {"system": earlier["system"], "method": earlier["method"], **words}
-    if words["method"] == earlier["method"]:
-        for field in dataclasses.fields(method.Flags):
-            if words.get(field.name, earlier.get(field.name)) != earlier.get(field.name):
-                if not field.metadata["free"]:
-                    raise UsageError(f"{spelled(field.name)} {words[field.name]}: the run in "
-                                     f"{folder} has {earlier.get(field.name)}; leave it out")
-            elif field.name in earlier:
-                words[field.name] = earlier[field.name]
-    if method.PEFT_TYPE is None:
-        words["model"] = str(result_folder(Path(folder), method))
-    else:  # of another method's adapter, `start_folder` makes the base
-        base_of(Path(folder), earlier)
-        words["model"] = base_name(Path(folder), earlier)
-    return words, size_of(first)
-
-
-# -------------------------------------------------------------------------------------------- model
-
-
-def start_folder(args: Flags, data: dict, problems: list[Problem], tests: list[Problem],
-                 *own: object) -> Path:
-    """Make the folder of a new run with its args.json and its data, whole or not at all.
-
-    `data` is what `describe_examples` says of the training data. If the run starts from the adapter
-    of another method, that adapter is merged, and the merged model is written to `base/`: it is
-    this run's --model.
-    """
-    earlier = Path(args.from_run) if args.from_run else None
-    merged = merged_run(earlier, find_method(args.method)) if earlier else None
-    history = history_of(earlier) if earlier else []
-    middle = "" if args.objective == "supervised" else f"{args.objective}-"
-    folder = new_directory(args.output_dir, f"{args.method}-{middle}{short_name(args.dataset)}")
-    try:
-        with whole_folder(folder) as temporary:
-            if merged:
-                args.model = str(folder / "base")
-                dtype = pick_dtype(args.dtype, pick_device(args.device))
-                save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype,
-                           merged.system)
-            settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
-            base = temporary / "base" if merged else find_model(args.model)
-            settings |= {"output_dir": str(folder), "history": history, "data": data,
-                         "base": fingerprint(base)}
-            keep_data(temporary, problems, tests, earlier)
-            write_json(temporary / "args.json", settings)
-    except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
-        with contextlib.suppress(OSError):  # what has been written stays
-            folder.rmdir()
-        raise
-    return folder
-
-
-@contextlib.contextmanager
-def going_on(folder: Path, args: Flags, data: dict, steps: int) -> Iterator[None]:
-    """Store what the command changes of the run in `folder`, so that the next --resume does it too.
-
-    If an error ends the command before its first step, the run's settings stay as they were.
-
-    Raises UserError if the training data is not what the run began with, or if more steps are done
-    than are asked for.
-    """
-    path = folder / "args.json"
-    saved = read_json(path)
-    began = saved.get("data", data)  # an older run does not say
-    if began != data:
-        before = began.get("examples") if isinstance(began, dict) else None
-        how = (f"{data['examples']} training examples, not {before}"
-               if before != data["examples"] else "as many training examples, others")
-        raise UserError(f"{args.dataset}: gives {how} as when {folder} began; give the data that "
-                        "it began with, or start a run with --from")
-    done = max(map(step_of, checkpoints(folder)), default=0)
-    if not done and (folder / "result.json").exists():
-        raise UsageError(f"the run in {folder} has ended and kept no checkpoint (--keep 1 keeps "
-                         f"one); start a run at its end with --from {folder}")
-    if steps < done:
-        raise UsageError(f"the run in {folder} has {done} steps behind it, and {steps} are asked "
-                         "for; give more --steps")
-    changes = {name: getattr(args, name) for name in STORED_ON_RESUME}
-    changed = any(saved.get(name) != value for name, value in changes.items())
-    if changed:
-        write_json(path, saved | changes)
-    try:
-        yield
-    except UserError:
-        if changed and max(map(step_of, checkpoints(folder)), default=0) == done:
-            write_json(path, saved)
-        raise
-
-
-def describe_examples(examples: list[Example]) -> dict:
-    """How many training examples there are, and a hash of their ids and targets."""
-    digest = hashlib.sha256()
-    for example in examples:
-        for row in (example.ids, example.is_target):
-            digest.update(np.array([len(row), *row], np.int64).tobytes())
-    return {"examples": len(examples), "sha256": digest.hexdigest()}
-
-
 # ----------------------------------------------------------------------------------------- training
 
 
@@ -482,12 +343,9 @@ def steps_of(args: Flags, examples: list[Example]) -> int:
 
 def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
     """Train as the flags say. Raises KeyboardInterrupt once a checkpoint is written."""
-    args, steps, last = job.args, job.steps, job.last_checkpoint
-    settings = TrainSettings(
-        steps=steps, learning_rate=args.learning_rate, warmup=args.warmup, clip=args.clip,
-        weight_decay=tuning.weight_decay, micro_batch_tokens=args.micro_batch_tokens,
-        log_every=args.log_every, save_every=args.save_every, save_minutes=args.save_minutes,
-        eval_every=args.eval_every, keep=max(1, args.keep))
+    args, steps, last = job.args, job.steps, last_checkpoint(job.folder)
+    settings = pick(TrainSettings, vars(args) | {
+        "steps": steps, "weight_decay": tuning.weight_decay, "keep": max(1, args.keep)})
     done = step_of(last) if last else 0
     if job.ranks.first:
         trim_metrics(job.folder / "metrics.jsonl", done)
@@ -521,13 +379,8 @@ def log(job: Job, record: dict) -> None:
     if not job.ranks.first:
         return
     append_metrics(job.folder / "metrics.jsonl", record)
-    speed = "{target_tokens_per_second:.0f} target tokens/s"
-    held_out = "  held out {eval_loss:.4f}" if "eval_loss" in record else ""
-    line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
-            f"grad norm {{grad_norm:.3f}}  {job.objective.line or speed}  {{memory_mib:.0f}} MiB"
-            f"{held_out}")
     with unread_output(sys.stdout):
-        tqdm.write(line.format(steps=job.steps, **record))
+        tqdm.write(log_line(record, job.steps, job.objective.line))
         sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
 
 
@@ -550,22 +403,13 @@ def held_out_examples(job: Job) -> list[Example]:
 def result_of(job: Job, sizes: dict[str, int], totals: TrainTotals, before: Report | None,
               after: Report | None) -> dict:
     """The figures of result.json; null if nothing was measured."""
-
-    def pair(name: str) -> dict:
-        reports = (("before", before), ("after", after))
-        return {f"{name}_{when}": report and report.result[name] for when, report in reports}
-
     args, measured = job.args, before is not None and after is not None
     return {
         "method": args.method, "objective": args.objective, "model": args.model,
         "dataset": args.dataset, "eval_dataset": args.eval_dataset or args.dataset,
         "n": len(job.test_problems) if measured else None, "train_overlap": job.overlap,
         "left_out": dict(job.left_out.most_common()), "rows_with_markers": job.with_markers,
-        **pair("accuracy"), **pair("ci95"), **pair("no_answer_rate"), **pair("truncated_rate"),
-        **pair("ended_with_answer_rate"),
-        "mcnemar_p": mcnemar(before.verdicts, after.verdicts) if measured else None,
-        "gain": split_gain(before.result, after.result) if measured else None,
-        **sizes,
+        **before_and_after(before, after), **sizes,
         "train_seconds": totals.seconds,
         "eval_seconds": before.result["eval_seconds"] + after.result["eval_seconds"]
         if measured else None,
@@ -582,11 +426,7 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
     """What a person wants to know at the end, the most important first."""
     if after is not None:
         print("after training", *report_lines(after.result), sep="\n  ")
-        gain = result["gain"]
-        points = 100 * (result["accuracy_after"] - result["accuracy_before"])
-        print(f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more "
-              f"answers, {100 * gain['more_right_answers']:+.1f} by more right ones; "
-              f"McNemar p = {result['mcnemar_p']:.2g}")
+        print(gain_line(result))
     trained, total = result["trainable_params"], result["total_params"]
     print(f"trained    {trained:,} parameters, {trained / total:.2%} of the model's {total:,}")
     print(f"cost       {result['train_seconds']:.1f} s for {result['steps']} steps, "
@@ -596,11 +436,8 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
     if best is not None:
         print(f"held out   the lowest loss is that of step {best}: python evaluate.py --run "
               f"{job.folder} --checkpoint step-{best}")
-    wrong = [record for record in after.records if not record["correct"]] if after else []
-    for record in wrong[:WRONG_SHOWN]:  # raw texts could move a terminal's cursor
-        print(printable(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; "
-                        "the model wrote:"))
-        print(*(f"  | {printable(line)}" for line in record["text"].splitlines()), sep="\n")
+    for line in wrong_lines(after.records if after else [], WRONG_SHOWN):
+        print(line)
     print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, data/, evals/)")
     calculator = " --calculator" if job.args.calculator else ""
     print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7"
@@ -619,8 +456,7 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
     not trained on, by reason.
     """
     left_out = Counter() if left_out is None else left_out
-    read = objective_of(vars(args)).read
-    if read:
+    if read := objective_of(vars(args)).read:
         return read(args.dataset)[: args.limit], [], 0
     problems, tests, repeated = train_and_test(
         args.dataset, args.eval_dataset, args.seed, args.eval_limit != 0,
@@ -633,12 +469,6 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
     count(left_out, "overlap the test problems", len(problems) - len(chosen))
     count(left_out, "beyond --limit", max(0, len(chosen) - (args.limit or len(chosen))))
     return chosen[: args.limit], tests[: args.eval_limit or None], len(problems) - len(clean)
-
-
-def count(left_out: Counter[str], reason: str, rows: int) -> None:
-    """Add to the rows left out for that reason, if there are any."""
-    if rows > 0:
-        left_out[reason] += rows
 
 
 def make_examples(tokenizer: Tokenizer, problems: list, args: Flags, goals: object,
@@ -671,8 +501,7 @@ def print_start(job: Job, total: int) -> None:
     print(f"data       {args.dataset}: {len(job.examples)} training examples, "
           f"{measured} test problems{overlap}", flush=True)
     if job.left_out:
-        reasons = ", ".join(f"{rows} {reason}" for reason, rows in job.left_out.most_common())
-        print(f"left out   {job.left_out.total()} rows: {reasons}", flush=True)
+        print(left_out_line(job.left_out), flush=True)
     if job.with_markers:
         print(f"note       {job.with_markers} rows spell a marker such as <|im_end|>: it stays "
               "text, and ends no turn", flush=True)
@@ -699,8 +528,7 @@ def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
     expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
                         args.grad_checkpoint, job.program_mib)
     print(f"memory     {expected.line(free)}", flush=True)
-    mend = expected.mend(free, args.grad_checkpoint)
-    if mend:
+    if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)
 
 
@@ -754,13 +582,6 @@ def run(job: Job, model: Qwen2) -> None:
     print_report(job, result, after, place)
 
 
-def print_way_on(folder: Path) -> None:
-    """What an interrupted run has saved, and the command that goes on."""
-    last = next(reversed(checkpoints(folder)), None)
-    print(f"saved      {last}" if last else "saved      no step of the training yet")
-    print(f"to go on:  python mathft.py --resume {folder}")
-
-
 def begin_run(argv: list[str], ranks: Alone) -> None:
     """Read the flags and the data, make the run's folder, and run."""
     with ranks.in_turn():
@@ -810,7 +631,8 @@ def run_in_folder(job: Job, model: Qwen2, data: dict) -> None:
         with locked(folder):
             remove_leftovers(folder)
             remove_leftovers(folder / "checkpoints")
-            with going_on(folder, job.args, data, job.steps):
+            changes = {name: getattr(job.args, name) for name in STORED_ON_RESUME}
+            with going_on(folder, changes, data, job.steps):
                 write_json(folder / "env.json", job.machine)
                 run(job, model)
     except KeyboardInterrupt:

@@ -18,7 +18,9 @@ A method is a module that says which parameters train and how the result is stor
 To add a method, write such a module and add it to the table below. No other file names a method.
 """
 
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -30,10 +32,13 @@ import lora
 import prefix
 import sft
 from adapters import Tuning
-from checkpoint import checkpoints, find_model, fingerprint, load_model, load_state
-from flags import check_stored, pick
+from checkpoint import (checkpoints, find_model, fingerprint, last_checkpoint, load_model,
+                        load_state, save_model, size_of, step_of)
+from data import Problem, keep_data, short_name
+from flags import check_stored, pick, spelled
 from model import Qwen2
-from runtime import UsageError, UserError, read_json
+from runtime import (UsageError, UserError, new_directory, pick_device, pick_dtype, read_json,
+                     whole_folder, write_json)
 from tokenizer import Tokenizer, find_default, read_template
 
 METHODS: dict[str, ModuleType] = {"sft": sft, "lora": lora, "prefix": prefix, "ia3": ia3}
@@ -72,7 +77,7 @@ def read_run(folder: Path) -> tuple[dict, ModuleType]:
     args, method = read_settings(folder)
     result = result_folder(folder, method)
     if not result.is_dir():
-        last = next(reversed(checkpoints(folder)), None)
+        last = last_checkpoint(folder)
         measure = f", or measure it as it is with --checkpoint {last.name}" if last else ""
         raise UserError(f"{result}: no such folder, the run has not ended; "
                         f"go on: python mathft.py --resume {folder}{measure}")
@@ -228,7 +233,116 @@ def _load(base: Path, result: Path, method: ModuleType, args: dict, device: torc
     return Run(model.requires_grad_(False), tokenizer, front, system, args)
 
 
+# ------------------------------------------------------------------------------- the run's folder
+
+
+def start_folder(args, data: dict, problems: list[Problem], tests: list[Problem],
+                 *own: object) -> Path:
+    """Make the folder of a new run with its args.json and its data, whole or not at all.
+
+    `args` are its flags, `own` those of its method and objective. `data` is what
+    `data.describe_examples` says of the training data. If the run starts from the adapter
+    of another method, that adapter is merged, and the merged model is written to `base/`: it is
+    this run's --model.
+    """
+    earlier = Path(args.from_run) if args.from_run else None
+    merged = merged_run(earlier, find_method(args.method)) if earlier else None
+    history = history_of(earlier) if earlier else []
+    middle = "" if args.objective == "supervised" else f"{args.objective}-"
+    folder = new_directory(args.output_dir, f"{args.method}-{middle}{short_name(args.dataset)}")
+    try:
+        with whole_folder(folder) as temporary:
+            if merged:
+                args.model = str(folder / "base")
+                dtype = pick_dtype(args.dtype, pick_device(args.device))
+                save_model(merged.model, temporary / "base", merged.tokenizer.folder, dtype,
+                           merged.system)
+            settings = {key: value for part in (args, *own) for key, value in vars(part).items()}
+            base = temporary / "base" if merged else find_model(args.model)
+            settings |= {"output_dir": str(folder), "history": history, "data": data,
+                         "base": fingerprint(base)}
+            keep_data(temporary, problems, tests, earlier)
+            write_json(temporary / "args.json", settings)
+    except BaseException:  # a full disk, Ctrl-C: no command could go on with such a folder
+        with contextlib.suppress(OSError):  # what has been written stays
+            folder.rmdir()
+        raise
+    return folder
+
+
+@contextlib.contextmanager
+def going_on(folder: Path, changes: dict, data: dict, steps: int) -> Iterator[None]:
+    """Store the settings that the command changes of the run in `folder`, so that the next --resume
+    does it too.
+
+    If an error ends the command before its first step, the run's settings stay as they were.
+
+    Raises UserError if the training data is not what the run began with, or if more steps are done
+    than are asked for.
+    """
+    path = folder / "args.json"
+    saved = read_json(path)
+    began = saved.get("data", data)  # an older run does not say
+    if began != data:
+        before = began.get("examples") if isinstance(began, dict) else None
+        how = (f"{data['examples']} training examples, not {before}"
+               if before != data["examples"] else "as many training examples, others")
+        raise UserError(f"{changes['dataset']}: gives {how} as when {folder} began; give the data "
+                        "that it began with, or start a run with --from")
+    done = max(map(step_of, checkpoints(folder)), default=0)
+    if not done and (folder / "result.json").exists():
+        raise UsageError(f"the run in {folder} has ended and kept no checkpoint (--keep 1 keeps "
+                         f"one); start a run at its end with --from {folder}")
+    if steps < done:
+        raise UsageError(f"the run in {folder} has {done} steps behind it, and {steps} are asked "
+                         "for; give more --steps")
+    changed = any(saved.get(name) != value for name, value in changes.items())
+    if changed:
+        write_json(path, saved | changes)
+    try:
+        yield
+    except UserError:
+        if changed and max(map(step_of, checkpoints(folder)), default=0) == done:
+            write_json(path, saved)
+        raise
+
+
+def print_way_on(folder: Path) -> None:
+    """What an interrupted run has saved, and the command that goes on."""
+    last = last_checkpoint(folder)
+    print(f"saved      {last}" if last else "saved      no step of the training yet")
+    print(f"to go on:  python mathft.py --resume {folder}")
+
+
 # -------------------------------------------------------------------------- going on from a result
+
+
+def continued(words: dict) -> tuple[dict, str]:
+    """The words of a run that starts at another's end, and the size of its model: tiny or real.
+
+    With the same method its adapter goes on training, so that what shapes it is the earlier run's.
+    """
+    folder = words["from_run"]
+    earlier, method = read_run(Path(folder))
+    if "model" in words:
+        raise UsageError("--from and --model exclude each other: a run names its own model; if it "
+                         f"has moved: python checkpoint.py base {folder} MODEL")
+    first = earlier["history"][0]["model"] if earlier.get("history") else earlier["model"]
+    words = {"system": earlier["system"], "method": earlier["method"], **words}
+    if words["method"] == earlier["method"]:
+        for field in fields(method.Flags):
+            if words.get(field.name, earlier.get(field.name)) != earlier.get(field.name):
+                if not field.metadata["free"]:
+                    raise UsageError(f"{spelled(field.name)} {words[field.name]}: the run in "
+                                     f"{folder} has {earlier.get(field.name)}; leave it out")
+            elif field.name in earlier:
+                words[field.name] = earlier[field.name]
+    if method.PEFT_TYPE is None:
+        words["model"] = str(result_folder(Path(folder), method))
+    else:  # of another method's adapter, `start_folder` makes the base
+        base_of(Path(folder), earlier)
+        words["model"] = base_name(Path(folder), earlier)
+    return words, size_of(first)
 
 
 def merged_run(folder: Path, method: ModuleType) -> Run | None:

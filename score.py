@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from answers import equivalent, extract_answer
-from runtime import UserError, finite, json_fault, one_line, read_json
-from stats import interval, mcnemar
+from runtime import UserError, finite, json_fault, one_line, printable, read_json
+from stats import interval, mcnemar, split_gain
 
 # What a record must hold to be graded and counted. None: the server did not say it.
 FIELDS = {
@@ -268,6 +268,21 @@ def compare_evaluations(before: list[dict], after: list[dict]) -> dict:
     }
 
 
+def before_and_after(before: Report | None, after: Report | None) -> dict:
+    """The figures of the evaluations before and after a training, and what it has gained. All are
+    null if nothing was measured.
+    """
+    names = ("accuracy", "ci95", "no_answer_rate", "truncated_rate", "ended_with_answer_rate")
+    reports = {"before": before, "after": after}
+    measured = before is not None and after is not None
+    return {
+        **{f"{name}_{when}": report and report.result[name]
+           for name in names for when, report in reports.items()},
+        "mcnemar_p": mcnemar(before.verdicts, after.verdicts) if measured else None,
+        "gain": split_gain(before.result, after.result) if measured else None,
+    }
+
+
 # ----------------------------------------------------------------------------------------- in words
 
 
@@ -390,6 +405,24 @@ def versus_lines(other: str, change: dict) -> list[str]:
         name = "gained" if problem["gained"] else "lost  "
         lines.append(f"  {name} {one_line(problem['id'])}: gold {gold}, there {there}, here {here}")
         lines.append(f"         {_short(problem['question'], 90)}")
+    return lines
+
+
+def gain_line(result: dict) -> str:
+    """What `before_and_after` has found, in words."""
+    gain, points = result["gain"], 100 * (result["accuracy_after"] - result["accuracy_before"])
+    return (f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more "
+            f"answers, {100 * gain['more_right_answers']:+.1f} by more right ones; "
+            f"McNemar p = {result['mcnemar_p']:.2g}")
+
+
+def wrong_lines(records: list[dict], most: int) -> list[str]:
+    """The first wrong completions with their problems. Raw texts could move a terminal's cursor."""
+    lines = []
+    for record in [record for record in records if not record["correct"]][:most]:
+        lines.append(printable(f"\nstill wrong: {record['question']}\n  gold {record['gold']}; "
+                               "the model wrote:"))
+        lines += [f"  | {printable(line)}" for line in record["text"].splitlines()] or [""]
     return lines
 
 

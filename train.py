@@ -30,7 +30,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from adapters import NoFlags, Tuning
 from attention import PackedAttention
 from checkpoint import drop_old_checkpoints, load_state, save_state, step_of
-from data import Example, PackedBatch, batch_indices, count_targets, pack, split_by_tokens
+from data import (Example, PackedBatch, batch_indices, chat_examples, count_targets,
+                  document_examples, pack, split_by_tokens)
 from fast import LEAST_ROWS, LOGITS_AT_ONCE
 from model import Qwen2
 from runtime import ALONE, Alone, UserError, clock, peak_memory_mib
@@ -187,6 +188,18 @@ class Objective:
     read: Callable[[str], list] | None = None
     lengths: tuple[str, ...] = ("steps", "epochs", "tokens")  # how a run's length may be given
     line: str = ""  # of figures, in the log
+
+
+def supervised() -> Objective:
+    """Chats, of which the answers are the targets."""
+    return Objective(lambda tokenizer, problems, args, flags: chat_examples(
+        tokenizer, problems, args.system, args.max_length, args.train_on))
+
+
+def cpt() -> Objective:
+    """Continued pre-training: plain documents, of which every token is a target."""
+    return Objective(lambda tokenizer, problems, args, flags: document_examples(
+        tokenizer, problems, args.system, args.max_length))
 
 
 # ---------------------------------------------------------------------------------------- optimiser
@@ -477,6 +490,15 @@ def log_record(step: int, loss: float, rate: float, grad_norm: float, since: Tra
             "tokens_per_second": since.tokens / since.seconds,
             "target_tokens_per_second": since.target_tokens / since.seconds,
             "memory_mib": peak_memory_mib(device)}
+
+
+def log_line(record: dict, steps: int, figures: str) -> str:
+    """The same for people. `figures` is the objective's own part of it, a form to be filled in."""
+    figures = figures or "{target_tokens_per_second:.0f} target tokens/s"
+    held_out = "  held out {eval_loss:.4f}" if "eval_loss" in record else ""
+    line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
+            f"grad norm {{grad_norm:.3f}}  {figures}  {{memory_mib:.0f}} MiB{held_out}")
+    return line.format(steps=steps, **record)
 
 
 if __name__ == "__main__":

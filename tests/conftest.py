@@ -177,6 +177,14 @@ def write_layout(folder: Path, name: str, positions: int = 256) -> Path:
     return folder
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-n 2` each process goes through neighbouring tests, which share fixtures; one that has
+    none left takes over half of another's.
+    """
+    if config.getoption("dist", "no") == "load":  # the default of -n
+        config.option.dist = "worksteal"
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """A folder with the small tokenizer alone. Shared by all tests: read it, do not write there."""

@@ -1,13 +1,13 @@
 """The benchmark: both sides do the same work and begin at the same loss, and what fails is said."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import children
+import synthetic
 from checkpoint import load_model, read_config
 from flags import run_command
 from runtime import UsageError, UserError
@@ -87,16 +87,27 @@ def test_sides_that_do_not_agree_are_told(case, ours, theirs, said):
 # -------------------------------------------------------------------------------- the whole command
 
 
-def test_the_command_ends_with_a_table_and_json():
-    words = [sys.executable, "-m", "tools.bench", "--case", "lora", "--steps", "1"]
-    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
+@pytest.fixture
+def problems(tmp_path) -> list[str]:
+    """Flags of forty problems to train on and ten to generate for."""
+    words = []
+    for name, split, count in (("dataset", "train", 40), ("eval-dataset", "test", 10)):
+        path = tmp_path / f"{split}.jsonl"
+        rows = synthetic.problems("mini-gsm", split, count)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words += [f"--{name}", str(path)]
+    return words
+
+
+def test_a_command_that_goes_well(problems, monkeypatch, capsys):
+    """Its exit code, its table and its last line; the measurements are made up."""
+    monkeypatch.setattr(bench, "run_process", lambda task: record(task.side, task.case))
+    assert run_command(main, ["--case", "lora", *problems]) == 0
+    out, error = capsys.readouterr()
+    *lines, last = out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["case", "side"], ["lora", "ours"]]
     found = json.loads(last)
-    (process,) = found["processes"]
-    assert len(process["seconds"]) == 1 and sum(process["tokens"]) > process["target_tokens"] > 0
-    assert 0 < process["share_of_limit"] < 1 and process["peak_memory_mib"] > 100
+    assert found["processes"] == [record("ours")] and error == "1/1 lora ours: 50 tokens/s\n"
     assert found["settings"]["batch_size"] == 8 and found["machine"]["torch"] == torch.__version__
 
 
@@ -112,24 +123,31 @@ def test_the_sides_take_turns(tmp_path):
     assert len(work["prompts"]) == len(work["lengths"]) == 256
 
 
-def test_a_process_that_fails_is_one_line_and_the_rest_goes_on(tmp_path, capfd):
+def test_a_process_that_fails_is_one_line_and_the_rest_goes_on(problems, tmp_path, capfd):
     """A model with few positions: training finds problems that fit, decoding has no room for its
-    128 tokens.
+    128 tokens. Both are processes of their own.
     """
+    model = tmp_path / "model"
+    model.mkdir()
     for file in (ROOT / "tiny").iterdir():
         if file.name != "config.json":
-            (tmp_path / file.name).symlink_to(file)
+            (model / file.name).symlink_to(file)
     config = json.loads(
         (ROOT / "tiny" / "config.json").read_text()) | {"max_position_embeddings": 180}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert run_command(
-        main, ["--model", str(tmp_path), "--case", "decode,lora", "--steps", "1"]) == 1
+    (model / "config.json").write_text(json.dumps(config))
+    words = ["--model", str(model), "--case", "decode,lora", "--steps", "1", *problems]
+    assert run_command(main, words) == 1
     out, error = capfd.readouterr()
     lines = out.splitlines()
+    assert lines[1].split()[:2] == ["case", "side"]
     assert lines[2].split() == ["decode", "ours", "failed"
                                 ] and lines[3].startswith("lora     ours ")
-    failed, done = json.loads(lines[-1])["processes"]
-    assert failed.keys() == {"case", "side", "failed"} and len(done["seconds"]) == 1
+    found = json.loads(lines[-1])
+    failed, done = found["processes"]
+    assert failed.keys() == {"case", "side", "failed"}
+    assert len(done["seconds"]) == 1 and sum(done["tokens"]) > done["target_tokens"] > 0
+    assert 0 < done["share_of_limit"] < 1 and done["peak_memory_mib"] > 100
+    assert found["settings"]["batch_size"] == 8 and found["machine"]["torch"] == torch.__version__
     assert error.splitlines()[0] == f"1/2 decode ours: {failed['failed']}"
     assert error.splitlines()[-1] == f"error: decode ours failed: {failed['failed']}"
 
@@ -157,6 +175,5 @@ def test_a_missing_peer_is_said_before_any_work(monkeypatch):
 def test_our_side_needs_neither_transformers_nor_peft():
     code = ("import sys, tools.bench; "
             "print(sorted({'transformers', 'peft', 'tools.peer'} & {*sys.modules}))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True,
-                          text=True)
-    assert done.stdout.strip() == "[]"
+    done = children.run(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]")

@@ -1110,7 +1110,7 @@ def test_a_base_that_cannot_be_written_leaves_no_folder(first, common, tmp_path,
     def full(*args):
         raise OSError(28, "No space left on device", "base")
 
-    monkeypatch.setattr(mathft, "save_model", full)
+    monkeypatch.setattr("methods.save_model", full)
     code, _, err = command(onward(first, common, tmp_path / "second", "--method", "ia3"), capsys)
     assert code == 1 and "No space left on device" in err and not (tmp_path / "second").exists()
 
