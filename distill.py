@@ -65,7 +65,8 @@ def examples(tokenizer: Tokenizer, problems: list[Problem], args,
              flags: Flags) -> tuple[list[Example], int]:
     """Solutions with the weights of their tokens; with --on-policy the prompts alone.
 
-    Raises UsageError without a teacher, and UserError for one with another tokenizer.
+    Raises UsageError without a teacher or for a flag without effect, and UserError for a teacher
+    with another tokenizer.
     """
     if flags.teacher is None:
         raise UsageError("--teacher is missing: the run or the model that the student learns from")
@@ -73,6 +74,7 @@ def examples(tokenizer: Tokenizer, problems: list[Problem], args,
         raise UserError(f"{flags.teacher}: has another tokenizer than the student; let it write "
                         "solutions (python augment.py make responses) and train on them")
     if flags.on_policy:
+        refuse_idle(args, flags)
         return prompts(tokenizer, problems, args)
     made, dropped = [], 0
     for problem in problems:
@@ -86,6 +88,15 @@ def examples(tokenizer: Tokenizer, problems: list[Problem], args,
                      for example in found]
             dropped += long
     return made, dropped
+
+
+def refuse_idle(args, flags: Flags) -> None:
+    """Raise UsageError for flags of given solutions: on policy there are none, nor their tokens."""
+    given = [name for name in ("alpha", "answer_weight", "wrong_weight")
+             if getattr(flags, name) != getattr(Flags, name)] + ["tokens"] * bool(args.tokens)
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')} says nothing about --on-policy, where "
+                         "the student writes the solutions; leave it out")
 
 
 def weighted(tokenizer: Tokenizer, example: Example, solution: str, share: float,

@@ -69,7 +69,7 @@ class Flags:
     kl: float = flag(0.0, "weight of the divergence from the model without its adapter or prefix",
                      least=0)
     draws: int = flag(4, "times that problems are drawn to replace groups with equal rewards; 1: "
-                         "never", least=1)
+                         "never", least=1, most=256)
 
 
 @dataclass(frozen=True, kw_only=True)

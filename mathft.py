@@ -525,8 +525,9 @@ def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
     args, free = job.args, free_memory_mib(job.device)
     if free is not None:  # what this process holds, training takes again
         free += memory_in_use_mib(job.device)
+    prompts = not any(job.examples[0].is_target)  # the model writes the rest
     expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
-                        args.grad_checkpoint, job.program_mib)
+                        args.grad_checkpoint, job.program_mib, prompts * args.max_new_tokens)
     print(f"memory     {expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)

@@ -55,8 +55,8 @@ def _row(folder: Path, args: dict, result: dict) -> list[str]:
 
 
 def _number(value, unit: str) -> str:
-    """A share in percent, or a whole number; - if it is none."""
-    if type(value) not in (int, float):
+    """A share in percent, or a whole number; - if it is none, or none that a run can have."""
+    if type(value) not in (int, float) or not abs(value) < 1e12:
         return "-"
     return f"{value:.1%}" if unit else f"{value:,.0f}"
 

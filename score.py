@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from answers import equivalent, extract_answer
-from runtime import UserError, finite, json_fault, one_line, printable, read_json
+from runtime import (UserError, check_regular, finite, json_fault, one_line, printable,
+                     read_json)
 from stats import interval, mcnemar, split_gain
 
 # What a record must hold to be graded and counted. None: the server did not say it.
@@ -93,6 +94,8 @@ def read_records(path: Path) -> list[dict]:
 
     Raises UserError with file and line for a line that is not a record.
     """
+    if path.exists():
+        check_regular(path)
     try:
         # A half line may end inside a character. A whole line ends in a newline: the last piece is
         # not one.

@@ -338,12 +338,15 @@ class Estimate:
 
 
 def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: int, most: int,
-             checkpointed: bool, program: float) -> Estimate:
+             checkpointed: bool, program: float, new_tokens: int = 0) -> Estimate:
     """The memory of training with at most `most` tokens at once. The layers keep what they need
     (`fast.checkpoint_layers` comes later, if `checkpointed`); `program` in MiB.
+
+    new_tokens: how many the model may write behind each example, if these are prompts alone.
     """
-    lengths = [len(example.ids) for example in examples]
-    whole = round(batch_size * sum(lengths) / len(lengths))  # tokens of a step
+    lengths = [len(example.ids) + new_tokens for example in examples]
+    # Tokens of a step. How many completions of each prompt it has is not known here.
+    whole = most if new_tokens else round(batch_size * sum(lengths) / len(lengths))
     tokens = max(*lengths, min(most, whole)) if lengths[1:] else max(lengths[0], min(most, whole))
     config, size = model.config, model.compute_dtype.itemsize
     kept = tokens * kept_bytes(model, tuning, examples)

@@ -36,6 +36,7 @@
 Differs from the paper of Liu et al.: the verifier reads a plain document, not a chat.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ from flags import flag
 from methods import Run
 from model import Qwen2
 from recipes.arithmetic import check, marks
-from runtime import ALONE, Alone, clock, hash_of
+from runtime import ALONE, Alone, UserError, clock, hash_of
 from score import by_problem, read_finished
 from stats import bootstrap, interval
 from tokenizer import Tokenizer
@@ -179,9 +180,9 @@ def log_scores(model: Qwen2, documents: list[Example], words: tuple[int, int],
                prefix: Tensor | None = None) -> Tensor:
     """log S and log (1 - S) of each document [n, 2], from the two verdicts' logits alone."""
     batch, hidden = predict(model, documents, prefix)
-    rows = model.head_weight[list(words)]  # [2, D]
-    logits = F.linear(hidden[: len(batch.targets)], rows.to(hidden.dtype))  # [n, 2]
-    return logits.float().log_softmax(-1)
+    rows = model.head_weight[list(words)].float()  # [2, D]; in bf16 many scores would be equal
+    logits = F.linear(hidden[: len(batch.targets)].float(), rows)  # [n, 2]
+    return logits.log_softmax(-1)
 
 
 def cross_entropy(model: Qwen2, pairs: list[Pair],
@@ -222,7 +223,8 @@ OBJECTIVE = Objective(
 def scores_of(run: Run, records: Sequence[dict]) -> tuple[list[float], list[int]]:
     """S of each record's text, and the tokens read for it.
 
-    A text that the model's positions do not hold has S = 0 and costs nothing.
+    A text that the model's positions do not hold has S = 0 and costs nothing. Raises UserError if
+    a score is not finite.
     """
     room = run.model.config.max_position_embeddings
     room -= 0 if run.prefix is None else run.prefix.shape[2]
@@ -239,6 +241,8 @@ def scores_of(run: Run, records: Sequence[dict]) -> tuple[list[float], list[int]
             scores[number] = 0.0
     for part in split_by_tokens(documents, TOKENS_AT_ONCE):
         found = log_scores(run.model, part, words, run.prefix)[:, 0].exp().tolist()
+        if not all(map(math.isfinite, found)):
+            raise UserError("the verifier gives no finite scores; are its weights NaN or infinite?")
         for document, score in zip(part, found):
             scores[int(document.name)] = min(score, scores[int(document.name)])
     return scores, tokens

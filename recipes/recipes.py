@@ -359,13 +359,14 @@ def _tutored_by_teacher(context: RecipeContext,
         for reply in replies:
             first, _, rest = reply.text.strip().partition("\n")
             lines, said = text.splitlines(), first.strip().rstrip(".")
-            if not (said.isascii() and said.isdigit() and 1 <= int(said[:9]) <= len(lines)):
+            last = int(said) if said.isascii() and said.isdigit() and len(said) < 10 else 0
+            if not 1 <= last <= len(lines):
                 context.dropped["the teacher names no line"] += 1
                 continue
             if not _is_right(problem, rest):
                 context.dropped["the correction does not end in the gold answer"] += 1
                 continue
-            solution = "\n".join([*lines[: int(said)], rest.strip()])
+            solution = "\n".join([*lines[:last], rest.strip()])
             yield context.taught(problem, f"{number} by teacher", solution=solution,
                                  origin={"student": context.student.name})
 

@@ -202,10 +202,11 @@ class Jobs:
 def words_now(job: Job) -> list[str]:
     """The words to run now: those that go on with what an interrupted command has left."""
     program, folder = job.words[0], job.folder
+    last = "result.json" if program == "mathft.py" else DATA
+    if program != "evaluate.py" and (folder / last).exists():  # it ended, but not its record
+        shutil.rmtree(folder)
     if program == "mathft.py" and (folder / "args.json").exists():
         return [program, "--resume", str(folder)]
-    if program != "evaluate.py" and (folder / DATA).exists():  # it ended, but not its record
-        shutil.rmtree(folder)
     if folder.exists():
         remove_leftovers(folder)
     return list(job.words)

@@ -166,6 +166,15 @@ def test_a_run_on_policy_resumes_to_the_same_bits(world):
     assert whole == cut
 
 
+@pytest.mark.parametrize("idle", [["--alpha", "0.3"], ["--answer-weight", "2"],
+                                  ["--wrong-weight", "1"], ["--tokens", "1000"]])
+def test_on_policy_refuses_flags_without_effect(idle, world, capsys):
+    words, folder = world
+    words = [*words, "--teacher", str(folder / "teacher"), "--on-policy", *idle]
+    assert run_command(mathft.main, words) == 2
+    assert f"{idle[0]} says nothing about --on-policy" in capsys.readouterr().err
+
+
 def test_a_teacher_is_needed_and_reads_the_same_tokens(world, tmp_path, capsys):
     words, folder = world
     assert run_command(mathft.main, [*words, "--output-dir", str(folder / "a")]) == 2

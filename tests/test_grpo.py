@@ -346,6 +346,7 @@ def test_another_seed_or_step_samples_other_rollouts(tiny_folder, sums, rewarded
     (["--kl", "0.1"], "--kl: the untouched weights are needed"),
     (["--tokens", "1000"], "--tokens says nothing about --objective grpo"),
     (["--group", "1"], "1 is below 2"),
+    (["--draws", "257"], "257 is above 256"),  # its random numbers would be those of the next step
 ])
 def test_what_does_not_go_together_is_refused(words, message, tiny_folder, sums, tmp_path, capsys):
     assert command(*flags(tiny_folder, sums, "sft", tmp_path / "run", *words)) == 2

@@ -139,6 +139,16 @@ def test_half_of_the_made_data_is_not_taken_for_all_of_it(study):
     assert (folder / "data.jsonl").read_text() == '{"question": 1}\n'
 
 
+def test_a_training_that_ended_without_its_record_is_done_again(study):
+    """It has kept no checkpoint, and --resume would be an error each time."""
+    first = study()
+    first.do("paced", 0)
+    folder = first.job("paced", 0).folder
+    folder.with_name(folder.name + ".json").unlink()
+    assert study().do("paced", 0)["error"] == ""
+    assert "--resume" not in first.calls()[-1] and first.calls()[-1] == first.calls()[-2]
+
+
 def test_numbers_come_from_runs_that_have_ended(study):
     """Run `one` takes 2 seconds a step, and 770 tokens: 30 seconds are 15 steps."""
     first = study()

@@ -7,6 +7,7 @@ import torch
 
 from adapters import Tuning
 from conftest import small_model, some_examples
+from data import Example
 from lora import add_lora
 from model import Qwen2
 from train import Estimate, estimate, kept_bytes
@@ -41,6 +42,20 @@ def test_tokens_at_once_are_bounded_by_the_flag_the_batch_and_the_longest_exampl
 
     assert tokens(4, 10_000) == round(4 * mean)
     assert tokens(4, 40) == 40 and tokens(4, 1) == longest
+
+
+def test_prompts_grow_by_what_the_model_writes():
+    """GRPO and distillation on policy have the prompts alone as examples: how many completions
+    a step learns from is not known, but the flag bounds the tokens at once, or the longest does.
+    """
+    model = small_model()
+    prompts = [Example(e.ids, [False] * len(e.ids)) for e in some_examples(8)]
+    longest = max(len(e.ids) for e in prompts)
+
+    def tokens(most: int) -> int:
+        return estimate(model, full(model), prompts, 2, most, False, 0.0, new_tokens=100).tokens
+
+    assert tokens(5000) == 5000 and tokens(50) == longest + 100
 
 
 def test_what_is_kept_is_known_for_a_plain_layer_of_each_kind():

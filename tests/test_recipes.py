@@ -189,9 +189,9 @@ def test_an_attempt_that_no_rule_can_judge_is_the_teachers(tmp_path):
     attempt = "Half of 48 is 26.\nSo 74.\n#### 74"
     replies = {
         "good": "1.\nHalf of 48 is 24, not 26.\nIn all 72.\n#### 72", "wrong": "1\n#### 74",
-        "bare": "1", "lineless": "All of it."
+        "bare": "1", "lineless": "All of it.", "endless": f"{'0' * 8}1{'1' * 5000}\n#### 72"
     }
-    for kind, kept in (("good", 1), ("wrong", 0), ("bare", 0), ("lineless", 0)):
+    for kind, kept in (("good", 1), ("wrong", 0), ("bare", 0), ("lineless", 0), ("endless", 0)):
         made, context = cook("tutor", tmp_path / kind, lambda text, sample: replies[kind],
                              student=listed(attempt))
         assert len(made) == kept, context.dropped

@@ -44,6 +44,12 @@ def test_a_run_that_cannot_be_read_hides_no_other(tmp_path, capsys):
     assert "args.json:1: not valid JSON" in broken and whole.startswith("b")
 
 
+def test_a_number_that_is_none_is_a_dash(tmp_path):
+    result = {"train_seconds": 10**400, "peak_memory_mib": 1e300, "accuracy_after": True}
+    run(tmp_path / "a", ARGS, result)
+    assert runs.rows_of(tmp_path)[0][6:] == ["-", "-", "-", "-"]
+
+
 def test_no_runs_are_one_line(tmp_path, capsys):
     assert run_command(runs.main, [str(tmp_path)]) == 1
     assert capsys.readouterr().err == (

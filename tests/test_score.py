@@ -448,6 +448,12 @@ def test_what_is_no_record_is_named_by_file_and_line(line, said, tmp_path):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "generations.jsonl")
+    with pytest.raises(UserError, match="no regular file"):
+        read_finished(tmp_path)
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_is_asked_for(field, tmp_path):
     entry = record(0, 0, "x")

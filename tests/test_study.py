@@ -85,6 +85,18 @@ def test_a_figure_that_is_missing_is_a_failed_cell(monkeypatch, tmp_path):
     assert cell["value"] is None and cell["error"].startswith("result.json has no accuracy_after")
 
 
+@pytest.mark.parametrize("file, text", [
+    ("metrics.jsonl", ""), ("metrics.jsonl", None),
+    ("result.json", json.dumps({"first": {"loss": 10**400}})),
+])
+def test_a_file_without_its_figures_is_a_failed_cell(file, text, monkeypatch, tmp_path):
+    made = filled(ENDED, monkeypatch, tmp_path)
+    if text is not None:
+        (made.job("one", 0).folder / file).write_text(text)
+    cell = study.seed_cell(made, "one", 0, Column("first/loss", "number", file))
+    assert cell["value"] is None and cell["error"].startswith(f"{file} has no first/loss")
+
+
 def test_each_table_says_whether_the_direction_is_the_papers(monkeypatch, tmp_path):
     made = filled(ENDED, monkeypatch, tmp_path)
     same, other, none = study.table_of(made, TABLE, range(2))["directions"]

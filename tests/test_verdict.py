@@ -16,7 +16,8 @@ def test_verdict(gold, answer, equal):
 
 def test_steps_are_bounded_and_equal_texts_cost_none():
     assert verdict("x+y", "x + y") == (True, 0)
-    assert verdict("(x+y+z)^{200}", "x") == (False, BUDGET) or verdict("(x+y)^9", "x")[1] < BUDGET
+    assert verdict("(x+y+z)^{200}", "x") == (False, BUDGET)
+    assert 0 < verdict("(x+y)^9", "x")[1] < BUDGET
 
 
 def test_reading_is_kept_but_not_without_bound():

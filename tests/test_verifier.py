@@ -17,8 +17,9 @@ from conftest import small_model, some_examples
 from data import Example
 from flags import run_command
 from methods import Run
+from runtime import UserError
 from tokenizer import Tokenizer
-from train import accumulate_gradient
+from train import accumulate_gradient, predict
 from verifier import (Candidate, Flags, Pair, auc, calibration, candidate_pairs, choices,
                       cross_entropy, judged, log_scores, margin_loss, pair_examples, scores_of)
 
@@ -113,9 +114,16 @@ def test_scores_are_shares_of_the_two_verdicts():
             assert found == pytest.approx([odds[0] / sum(odds), odds[1] / sum(odds)], rel=1e-4)
 
 
-def _last_logits(model, document) -> list[float]:
-    from train import predict
+def test_scores_are_not_rounded_to_bf16():
+    """Logits near 16 would lie 0.125 apart: unlike solutions would have one score."""
+    model = small_model(torch.bfloat16)
+    for document in (part for pair in pairs() for part in (pair.right, pair.wrong)):
+        _, hidden = predict(model, [document])
+        wanted = (hidden[:1].float() @ model.head_weight[list(WORDS)].float().T).log_softmax(-1)
+        torch.testing.assert_close(log_scores(model, [document], WORDS), wanted, rtol=0, atol=1e-6)
 
+
+def _last_logits(model, document) -> list[float]:
     _, hidden = predict(model, [document])
     return model.logits(hidden[:1])[0].tolist()
 
@@ -165,6 +173,10 @@ def test_a_text_without_room_has_no_score_and_costs_nothing(tiny_folder):
     scores, tokens = scores_of(Run(model, tokenizer, None, None, {}), records)
     assert 0 < scores[0] < 1 and scores[1] == 0.0
     assert 0 < tokens[0] <= room and tokens[1] == 0
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    with pytest.raises(UserError, match="the verifier gives no finite scores"):
+        scores_of(Run(model, tokenizer, None, None, {}), records[:1])
 
 
 # ---------------------------------------------------------------------------------------- measuring
