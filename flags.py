@@ -45,7 +45,7 @@ def flag(default, help: str, *, alias: str | None = None, choices: Sequence | No
     """A dataclass field that is a flag. `least` and `most` are inclusive bounds of a number.
 
     `default=dataclasses.MISSING` makes the flag required. A positional argument that has a default
-    may be left out. A method's flag that is `free` may change when its result trains further. A
+    may be left out; one of type list[str] takes one word or more. A method's flag that is `free` may change when its result trains further. A
     `group` is a heading of --help, over this flag and those after it.
     """
     about = dict(help=help, alias=alias, choices=choices, least=least, most=most,
@@ -90,7 +90,7 @@ def given_flags(cls_or_classes: type | tuple[type, ...], argv: list[str],
     """
     classes = cls_or_classes if isinstance(cls_or_classes, tuple) else (cls_or_classes, )
     # No abbreviations: a flag that is added later would change what an old command means.
-    parser = _CommandParser(description=description, allow_abbrev=False,
+    parser = _CommandParser(prog=_called(argv), description=description, allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     owners: dict[str, type] = {}  # the class of each field name
     for cls in classes:
@@ -109,6 +109,13 @@ def given_flags(cls_or_classes: type | tuple[type, ...], argv: list[str],
             except argparse.ArgumentError as error:  # two aliases, or an alias and a name
                 raise ValueError(f"{cls.__name__}: {error}") from None
     return vars(parser.parse_args(argv))
+
+
+def _called(argv: list[str]) -> str:
+    """What --help calls the command: `augment.py filter`, if `argv` are the words behind that."""
+    program, *words = sys.argv
+    before = words[: len(words) - len(argv)]
+    return " ".join([Path(program).name, *before * (before + argv == words)])
 
 
 def pick(kind: type, values: dict):
@@ -130,13 +137,16 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
     options = {"help": help, "default": argparse.SUPPRESS}
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
+    elif kind == list[str]:
+        options["nargs"] = "+"
     else:
         options["type"] = str if kind is str else _number_reader(kind, about)
         options["choices"] = about["choices"]
         if not about["choices"]:
             options["metavar"] = {str: "TEXT", int: "N", float: "X"}[kind]
     if about["positional"]:
-        options.update(metavar=field.name.upper(), nargs=None if required else "?")
+        options.setdefault("nargs", None if required else "?")
+        options["metavar"] = field.name.upper()
         group.add_argument(field.name, **options)
     else:
         names = [f"--{field.name.replace('_', '-')}"] + [about["alias"]] * bool(about["alias"])

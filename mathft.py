@@ -608,11 +608,15 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
     """Training and test problems, and how many training problems repeat a test problem.
 
     These are left out, unless --train-on-overlap keeps them. `left_out` counts all rows that are
-    not trained on, by reason.
+    not trained on, by reason. Raises UsageError if test problems are asked for and there are none.
     """
     left_out = Counter() if left_out is None else left_out
     read = objective_of(vars(args)).read
     if read:
+        if args.eval_limit != 0 or args.eval_dataset:
+            raise UsageError(f"--objective {args.objective} reads samples, and has no test "
+                             "problems: leave --eval-limit and --eval-dataset out, and measure the "
+                             "run by python evaluate.py --run FOLDER --dataset NAME")
         return read(args.dataset)[: args.limit], [], 0
     problems, tests, repeated = train_and_test(
         args.dataset, args.eval_dataset, args.seed, args.eval_limit != 0,
