@@ -103,8 +103,8 @@ STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset
 FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "threads", "plain", "debug")
 WRONG_SHOWN = 3
 FEW = 100  # test problems; an accuracy on fewer comes with a warning
-MOST_HELD_OUT = 200  # test problems whose loss --eval-every measures
-MOST_STEPS = 10**7  # of a run; a larger number is a slip
+MOST_HELD_OUT = 200  # test problems of which --eval-every measures the loss
+MOST_STEPS = 10**7  # of a run; a larger number is a mistake
 
 
 @dataclasses.dataclass
@@ -296,7 +296,7 @@ def objective_of(words: dict) -> Objective:
 
 
 def named_objectives(argv: list[str]) -> list[str]:
-    """The objectives whose flags the command may hold; the others are not imported."""
+    """The objectives with flags that the command may hold; the others are not imported."""
     return [name for name in OBJECTIVES if any(name in word for word in argv)]
 
 

@@ -4,7 +4,7 @@
     python report.py runs/A runs/B runs/eval-gsm8k-1 --output both.html
 
 1. Read what the runs have left: args.json, metrics.jsonl, result.json, and of each evaluation its
-   generations.jsonl. A number that is none is an error that names its file.
+   generations.jsonl. What should be a number and is not is an error that names its file.
 2. Draw the figures (SVG) and the tables.
 3. Put all completions beside them as data, and a script that filters them and steps through them.
 
@@ -48,7 +48,7 @@ MILLION_MILLION = 1e12  # a larger number is a fault, and would break the scales
 
 @dataclass(frozen=True)
 class Checked:
-    """A JSON object from a file whose values are checked when they are asked for."""
+    """A JSON object from a file; its values are checked when they are asked for."""
 
     place: str  # of the file, and of a line in it
     values: dict

@@ -409,7 +409,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor],
 
 
 class Written(float):
-    """A decimal of a JSON text, which as a text is spelled as it stands there."""
+    """A decimal of a JSON text. `str` spells it as the file does."""
 
     def __new__(cls, text: str):
         value = super().__new__(cls, text)
@@ -503,7 +503,7 @@ def append_metrics(path: Path, record: dict) -> None:
 def trim_metrics(path: Path, step: int) -> None:
     """Remove the lines after `step`: a run that goes on from there writes them again.
 
-    Raises UserError that names a line which is none of a log.
+    Raises UserError that names a line that is not of a log.
     """
     if not path.exists():
         return

@@ -21,7 +21,7 @@
        cross-entropy   - log p(correct | right one) - log p(incorrect | wrong one)
        margin          max(0, log S(wrong one) - log S(right one) + λ)
 
-3. Choosing among N samples of a problem, whose equal answers form clusters:
+3. Choosing among N samples of a problem; equal answers form a cluster:
 
        Maj1         the largest cluster
        RR.All       the sample of highest S
@@ -96,8 +96,8 @@ def prompt(question: str, solution: str) -> str:
 
 
 def verdict_tokens(tokenizer: Tokenizer) -> tuple[list[int], tuple[int, int]]:
-    """What both verdicts begin with, mostly nothing, and the token of each behind it: correct,
-    incorrect.
+    """The tokens that both verdicts begin with (usually none), and the first token in which they
+    differ, of each: (correct, incorrect).
     """
     right, wrong = map(tokenizer.encode, WORDS)
     common = shared_beginning([right, wrong])
@@ -135,7 +135,7 @@ def candidate_pairs(candidates: Iterable[Candidate],
 
 def pair_examples(tokenizer: Tokenizer, candidates: list[Candidate], args,
                   flags: Flags) -> tuple[list[Example], int]:
-    """Pairs whose two documents fit --max-length tokens each, and how many do not."""
+    """The pairs of which both documents fit --max-length tokens, and how many do not."""
     made = []
     for right, wrong in candidate_pairs(candidates, flags.pairs):
         first, second = judged(tokenizer, right), judged(tokenizer, wrong)
@@ -247,7 +247,7 @@ def calibration(scores: Sequence[float], right: Sequence[bool]) -> list[dict]:
 
 def choices(answers: list[str | None], scores: list[float],
             most: int) -> dict[str, tuple[int | None, list[int]]]:
-    """The sample that each way chooses, and the samples whose scores it needs."""
+    """The sample that each way chooses, and the samples of which it needs the score."""
     ids = cluster(answers)
     few = keep_largest(ids, most)
     everyone, some = ([i for i, number in enumerate(part) if number is not None]
