@@ -164,7 +164,7 @@ NEUTRAL = set("peft_type peft_version task_type auto_mapping base_model_name_or_
 def save_adapter(folder: Path, settings: dict, tensors: dict[str, Tensor], base: Base) -> None:
     """Write an adapter of the model `base` as peft opens it, from any folder.
 
-    Beside it stand the tokenizer, whose template has the run's system prompt, and a short card.
+    Beside it stand the tokenizer, with the run's system prompt in its template, and a short card.
     """
     name, revision = name_of(base.name, base.tokenizer.folder)
     settings = {"task_type": "CAUSAL_LM", "base_model_name_or_path": name, "revision": revision,
@@ -229,6 +229,9 @@ def save_adapted(folder: Path, model: nn.Module, tuning: Tuning, base: Base, pef
 def read_adapter(folder: Path, peft_type: str,
                  understood: set[str]) -> tuple[dict, dict[str, Tensor]]:
     """Settings and tensors of a PEFT folder; `understood` are the settings that the caller knows.
+
+    Raises UserError for another kind of adapter, an unknown setting that is not empty, or a file
+    that is missing or not whole.
     """
     path = Path(folder) / "adapter_config.json"
     weights = Path(folder) / "adapter_model.safetensors"

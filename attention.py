@@ -173,8 +173,8 @@ def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """What grouped_attention computes, by torch's fused kernel.
 
     queries [B, S, H, h], keys and values [B, F + S, K, h] -> [B, S, H, h]. In bf16 this is
-    FlashAttention-2 (Dao 2023, arXiv 2307.08691), which never holds the scores, and whose heads
-    share keys without a copy. In fp32, torch holds them.
+    FlashAttention-2 (Dao 2023, arXiv 2307.08691), which never holds the scores and lets heads share
+    keys without a copy. In fp32, torch holds the scores.
     """
     q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))  # [B, n, tokens, h]
     from torch.nn.attention.bias import causal_lower_right  # here: it takes a second to import
@@ -224,7 +224,7 @@ class KVCache:
         more = min(math.ceil(slots / SLOTS) * SLOTS, self.max_slots) - self.slots
         self.slots += more
         for index, layer in enumerate(self.layers):
-            # Padded with zeros, or cut: a NaN in an empty slot would spoil the sum although hidden.
+            # Padded with zeros, or cut: 0 · NaN is NaN, and so the mask does not hide a NaN.
             self.layers[index] = F.pad(layer, (0, 0, 0, more))  # [2, rows, K, S, h]
 
     def put(self, row: int, past: list[Tensor]) -> None:
@@ -251,8 +251,8 @@ class KVCache:
     def begin_step(self, positions: Tensor) -> None:
         """Prepare for one new token in each of the first B rows, at `positions` [B].
 
-        There is room for them (`fit`). Nothing here depends on a number that the device would have
-        to tell: CUDA can record the step.
+        The caller has made room for them (`fit`). Nothing here waits for a number from the device,
+        so that CUDA can record the step.
         """
         device, dtype = positions.device, self.layers[0].dtype
         self.positions = positions

@@ -430,7 +430,7 @@ def load_state(folder: Path, part: str = "") -> tuple[dict[str, Tensor], dict]:
     info = read_json(Path(folder) / "state.json")
     with _open(Path(folder) / "state.safetensors") as file:
         # Copied out of the mapped file: torch aligns its own memory, and on a CPU the last bit of a
-        # product can hang on that. A resumed run shall give the same bits.
+        # product can depend on that. A resumed run gives the same bits.
         return {name: file.get_tensor(name).clone() for name in file.keys()
                 if name.startswith(part)}, info
 
@@ -461,7 +461,7 @@ def step_of(checkpoint: Path) -> int:
 def drop_old_checkpoints(folder: Path, keep: int, spared: int | None = None) -> None:
     """Delete all but the last `keep` checkpoints and that of step `spared`.
 
-    Each first takes the name of a temporary folder: half a checkpoint never bears a step's name.
+    Each first takes the name of a temporary folder: half a checkpoint never has a step's name.
     """
     whole = checkpoints(folder)
     for old in whole[: max(0, len(whole) - keep)]:

@@ -43,7 +43,7 @@ class Problem:
     """One problem, whatever file it came from; or a plain text."""
 
     id: str
-    question: str  # of a chat all that its user and assistant said before the last answer
+    question: str  # of a chat: all that user and assistant said before the last answer
     solution: str  # the worked solution that training teaches; may be empty if it is only evaluated
     answer: str  # the gold answer alone
     level: str = ""
@@ -89,7 +89,7 @@ class PackedBatch:
     ids: Tensor  # [T]; the last token of each document is left out: nothing is predicted from it
     shared: int  # tokens at the head of the row that stand there for all documents
     lengths: list[int]  # tokens of each document behind it
-    predictors: Tensor  # [N or a few more] positions whose hidden states predict the targets
+    predictors: Tensor  # [N or a few more] the hidden states at these places predict the targets
     targets: Tensor  # [N] the ids to be predicted there
     weights: Tensor | None  # [N] fp32; None: 1 each
 
@@ -103,9 +103,9 @@ def load_problems(name: str, split: str = "train", limit: int | None = None, see
     """Problems of an embedded set, of a published one, of a file, or of several, with commas.
 
     An embedded set is unlimited: `limit` says how many. Of others it keeps the first. A file has no
-    splits. `columns` gives a file's column for each of our names (see forms.py). Rows that say
-    themselves that they are not to be used are counted in `left_out`, by reason. Raises UserError
-    that names file and line.
+    splits. `columns` gives a file's column for each of our names (see forms.py). Rows that are
+    marked as not to be used are counted in `left_out`, by reason. Raises UserError that names file
+    and line.
     """
     names = set_names(name)
     if len(names) > 1:
@@ -181,9 +181,9 @@ def has_split(name: str, split: str) -> bool:
 
 
 def usual_test_set(name: str) -> str | None:
-    """The other set that measures a training on this one, by custom; None if there is none.
+    """The other set on which a training on this one is usually measured; None if there is none.
 
-    Of several sets it is the one that all of them have.
+    For several sets, it is the one that they all have in common.
     """
     names = set_names(name)
     if any(part in synthetic.DATASETS for part in names):
@@ -274,8 +274,8 @@ def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: 
     """Training problems, test problems, and the keys of the former that repeat one of the latter.
 
     Without an `eval_dataset`, embedded sets have their own test split, and of a file a tenth is
-    held out. Of an embedded test set, whose templates repeat, only the same question is a
-    repetition. `columns` are those of `dataset`; `left_out` counts rows by reason.
+    held out. Embedded sets repeat their templates: there, only the same question is a repetition.
+    `columns` are those of `dataset`; `left_out` counts rows by reason.
     """
     left_out = Counter() if left_out is None else left_out
     tested_on = eval_dataset or dataset
@@ -356,7 +356,8 @@ def hold_out(problems: list[Problem], most: int = HELD_OUT) -> tuple[list[Proble
 def keep_data(folder: Path, problems: list[Problem], tests: list[Problem],
               earlier: Path | None = None) -> None:
     """Write `data/test.jsonl`, the test problems, and `data/trained.txt`, a hash a line of what
-    each training problem asks; those of the run `earlier`, at whose end this one starts, too."""
+    each training problem asks. If this run starts at the end of the run `earlier`, the hashes of
+    that one are added."""
     keys = trained_on(earlier) if earlier else set()
     keys |= {hash_of(problem.key) for problem in problems}
     write_text(folder / "data" / "trained.txt", "".join(f"{key:016x}\n" for key in sorted(keys)))
@@ -373,8 +374,8 @@ def trained_on(run: Path) -> set[int]:
     try:
         return {int(line, 16) for line in path.read_text(encoding="ascii").split()}
     except ValueError:
-        raise UserError(f"{path}: not a hash a line; remove this file, and nothing is said about "
-                        "problems that were trained on") from None
+        raise UserError(f"{path}: not a hash a line; remove this file (then no warning comes for "
+                        "problems that were trained on)") from None
 
 
 # ----------------------------------------------------------------------------------------- examples
@@ -413,8 +414,8 @@ def chat_example(tokenizer: Tokenizer, problem: Problem, system: str | None,
                  train_on: str = "all") -> Example:
     """ChatML ids of a problem with its solution; the solution and its end token are the targets.
 
-    Of a chat all turns of the assistant are, or with `train_on` "last" the last one, but for those
-    with "train" false.
+    In a chat, all turns of the assistant are targets, or with `train_on` "last" only the last one.
+    Turns with "train" false are none.
     """
     turns = list(problem.messages) or [{"role": "user", "content": problem.question},
                                        {"role": "assistant", "content": problem.solution}]
@@ -523,9 +524,9 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
     """Lay documents end to end. Token t is predicted by the hidden state of token t-1 of its
     document.
 
-    Their common beginning is computed once for all. Nothing may be predicted from it, so it ends
-    before the first target. Fillers round up both numbers: tokens behind the last document, which
-    nobody looks back at, and predictors without a target.
+    Their common beginning is computed once for all. It ends before the first target, since nothing
+    is predicted from it. Fillers round up both numbers: tokens behind the last document, which no
+    other token sees, and predictors without a target.
     """
     wanted = [[t for t in range(1, len(e.ids)) if e.is_target[t]] for e in examples]
     beginnings = [e.ids[: times[0] if times else -1] for e, times in zip(examples, wanted)]

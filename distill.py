@@ -10,8 +10,8 @@ p is the teacher's distribution over the next token, q the student's. The loss o
     on policy     Σ q log (q / p)                                          on the student's own
 
 1. Off policy, the two are mixed by `--alpha` (Hinton et al. 2015, arXiv 1503.02531, without a
-   temperature). The tokens of the final answer's line weigh `--answer-weight`, and solutions whose
-   answer is wrong `--wrong-weight`, so that a teacher's solutions can be used as they are.
+   temperature). The tokens of the final answer's line weigh `--answer-weight`, and solutions with a
+   wrong answer `--wrong-weight`, so that a teacher's solutions can be used as they are.
 2. On policy, the student samples one completion of each problem of a step at temperature 1, and the
    teacher scores every token of it (Agarwal et al. 2023, arXiv 2306.13649, reverse divergence).
    The completions are a function of the weights, the seed and the step.
@@ -41,7 +41,7 @@ from runtime import ALONE, Alone, UsageError, UserError
 from tokenizer import Tokenizer
 from train import Objective, Steps, in_order, predict
 
-ROWS_AT_ONCE = 256  # targets whose logits stand in memory, of both models
+ROWS_AT_ONCE = 256  # targets that have their logits in memory, of both models
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Flags:
                         least=0, most=1)
     answer_weight: float = flag(1.0, "weight of the last line's tokens, which hold the answer",
                                 least=0)
-    wrong_weight: float = flag(0.0, "weight of solutions whose answer is not the gold one; 0 "
+    wrong_weight: float = flag(0.0, "weight of solutions with another answer than the gold one; 0 "
                                     "leaves them out", least=0)
     on_policy: bool = flag(False, "the student writes the solutions, and the teacher scores them")
 
@@ -204,7 +204,7 @@ def begin(model: Qwen2, tokenizer: Tokenizer, tuning, made: list[Example], args,
 
 
 def written(question: Example, done) -> Example:
-    """A prompt and its completion, whose tokens are the targets, except those put in."""
+    """A prompt and its completion; the completion's tokens are the targets, except those put in."""
     new = done.ids + ([] if done.stop_id is None else [done.stop_id])
     ids = question.ids + new
     is_target = [False] * len(question.ids) + is_sampled(len(new), done.put_in)

@@ -281,8 +281,8 @@ def _records_so_far(folder: Path, settings: dict, problems: list[Problem]) -> li
     return done
 
 
-# What result.json holds besides the figures that its records give: numbers, of our own model or of
-# a server; and, at times, what else there is to say.
+# What result.json holds besides the figures that its records give: of our own model, of a server,
+# of a server's cost, and what only some evaluations have.
 TIMED = ("grading_seconds_per_1000", "eval_seconds", "tokens_per_second", "timed_completions")
 ASKED = ("grading_seconds_per_1000", "lost", "wanted", "left_out")
 COST = ("requests", "retries", "seconds", "prompt_tokens", "new_tokens")

@@ -33,7 +33,7 @@ from runtime import round_up, rows_in_cache
 FEW_ROWS = range(16, 97)  # tokens decoded at a time: the product then waits for its weight
 LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
 LEAST_ROWS = 256  # of them, however large the vocabulary is
-TOKENS_AT_ONCE = 1 << 14  # rows of the head whose gradient is computed in one product
+TOKENS_AT_ONCE = 1 << 14  # rows of the head that get their gradient in one product
 
 
 # -------------------------------------------------------------------------------------- linear maps
@@ -364,7 +364,7 @@ class TiedEmbedding(nn.Embedding):
 
 
 class FastQwen2(Qwen2):
-    """Qwen2.5 whose logits are never whole in memory."""
+    """Qwen2.5 that never has all logits in memory."""
 
     forward = forward_tied
     log_probs = chunked_log_probs

@@ -3,9 +3,8 @@
     python flags.py --help       # a small command made of the pieces below
     python flags.py --times 2 hello
 
-A command is a dataclass whose fields are its flags, and a `main(argv)` under `run_command`. The
-field `batch_size` is the flag `--batch-size`; its default value is the dataclass's own; an unknown
-flag is an error.
+A command is a dataclass and a `main(argv)` under `run_command`. Each field of the dataclass is a
+flag: `batch_size` is `--batch-size`, and its default is the field's. An unknown flag is an error.
 """
 
 import argparse
@@ -45,8 +44,9 @@ def flag(default, help: str, *, alias: str | None = None, choices: Sequence | No
     """A dataclass field that is a flag. `least` and `most` are inclusive bounds of a number.
 
     `default=dataclasses.MISSING` makes the flag required. A positional argument that has a default
-    may be left out. A method's flag that is `free` may change when its result trains further. A
-    `group` is a heading of --help, over this flag and those after it.
+    may be left out; one of type list[str] takes one word or more. A method's flag that is `free`
+    may change when its result trains further. A `group` is a heading of --help, over this flag and
+    those after it.
     """
     about = dict(help=help, alias=alias, choices=choices, least=least, most=most,
                  positional=positional, free=free, group=group)
@@ -66,8 +66,7 @@ class _CommandParser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Words for an error about a name that is none of `known`: the one that it is near to, if any.
-    """
+    """Words for an error about an unknown name: which of `known` it is near to, if any."""
     known = list(known)
     near = [] if word in known else difflib.get_close_matches(word, known, 1, 0.7)
     return f"; did you mean {near[0]}?" if near else ""
@@ -82,7 +81,7 @@ def given_flags(cls_or_classes: type | tuple[type, ...], argv: list[str],
                 description: str | None = None) -> dict:
     """The values that a command line gives, by field name. A flag that is not given is left out.
 
-    `cls_or_classes` is a dataclass, or a tuple of dataclasses whose fields stand on one command.
+    `cls_or_classes` is a dataclass, or a tuple of dataclasses for the flags of one command.
     `--help` lists each class after the first under its own heading, the first line of its
     docstring. Types are str, int, float, bool (--name / --no-name) and each of them `| None`.
     Raises UsageError for an unknown flag or a value that does not fit, and ValueError if two fields
@@ -90,7 +89,7 @@ def given_flags(cls_or_classes: type | tuple[type, ...], argv: list[str],
     """
     classes = cls_or_classes if isinstance(cls_or_classes, tuple) else (cls_or_classes, )
     # No abbreviations: a flag that is added later would change what an old command means.
-    parser = _CommandParser(description=description, allow_abbrev=False,
+    parser = _CommandParser(prog=_called(argv), description=description, allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     owners: dict[str, type] = {}  # the class of each field name
     for cls in classes:
@@ -116,6 +115,13 @@ def spelled(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _called(argv: list[str]) -> str:
+    """What --help calls the command: `augment.py filter`, if `argv` are the words behind that."""
+    program, *words = sys.argv
+    before = words[: len(words) - len(argv)]
+    return " ".join([Path(program).name, *before * (before + argv == words)])
+
+
 def pick(kind: type, values: dict):
     """The flags of a dataclass, from settings that hold others too."""
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)
@@ -135,13 +141,16 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
     options = {"help": help, "default": argparse.SUPPRESS}
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
+    elif kind == list[str]:
+        options["nargs"] = "+"
     else:
         options["type"] = str if kind is str else _number_reader(kind, about)
         options["choices"] = about["choices"]
         if not about["choices"]:
             options["metavar"] = {str: "TEXT", int: "N", float: "X"}[kind]
     if about["positional"]:
-        options.update(metavar=field.name.upper(), nargs=None if required else "?")
+        options.setdefault("nargs", None if required else "?")
+        options["metavar"] = field.name.upper()
         group.add_argument(field.name, **options)
     else:
         names = [spelled(field.name)] + [about["alias"]] * bool(about["alias"])
@@ -165,7 +174,7 @@ def _number_reader(kind: type, about: Mapping) -> Callable[[str], float]:
 
 
 def _fault(value, kind: type, about: Mapping) -> str | None:
-    """Why a value is none of a flag of this kind and these bounds; None if it is one."""
+    """Why a flag of this kind and these bounds does not take a value; None if it does."""
     # `type`, not isinstance: true is an int.
     if type(value) is not kind and not (kind is float and type(value) is int):
         return f"not {NAMES[kind]}"
@@ -303,7 +312,7 @@ def unread_output(stream: TextIO) -> Iterator[None]:
 
 
 def _leave_closed_terminal() -> None:
-    """Write no more to a terminal whose window is closed: it would be an error each time."""
+    """Write no more to a terminal that is closed: it would be an error each time."""
     for stream in (sys.stdout, sys.stderr):
         try:
             os.write(stream.fileno(), b"")

@@ -9,8 +9,8 @@ names the columns of any other set.
 1. Upper and lower case are one, and a null column is absent.
 2. A column that changes the meaning is honoured (a system prompt, turns that are not learnt) or
    refused with file and line (calls of tools, pictures, hidden reasoning).
-3. A gold answer is what a column or the text itself states as one. It is never guessed: a proof, or
-   a text whose last number is just its last number, has none. It is trained on, not measured.
+3. A gold answer is what a column or the text itself states as one. It is never guessed from the
+   last number of a text. A problem without one, such as a proof, is trained on and not measured.
 """
 
 import sys
@@ -36,7 +36,7 @@ NAMES = ("question", "solution", "answer", "system", "text", "messages", "id", "
 
 
 class LeftOut(Exception):
-    """A record that is in order, and says of itself that it should not be used; the reason."""
+    """A record that is in order and marked as not to be used; its text is the reason."""
 
 
 # ------------------------------------------------------------------------------------ from a record
@@ -174,7 +174,7 @@ def is_prose(text: str) -> bool:
 
 
 def count_words(text: str) -> int:
-    r"""Words of two letters or more; a command such as \frac is none."""
+    r"""Words of two letters or more; a command such as \frac does not count."""
     count, at = 0, 0
     while at < len(text):
         end = at
@@ -394,7 +394,7 @@ def document(row: dict, where: str) -> Problem:
     return Problem(question="", solution="", answer="", text=text, **extras(row, where))
 
 
-# The first form whose columns a record has; `text` is last, since many sets have it too.
+# A record has the first form of which it has the columns; `text` is last: many sets have it too.
 FORMS: tuple[tuple[set[str], Callable[[dict, str], Problem]], ...] = (
     ({"gold", "finish", "text"}, evaluation),
     ({"messages"}, chat),

@@ -177,9 +177,9 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
                   top_k: int = 0) -> Tensor:
     """Token ids [B] from logits [B, V] and one uniform number of [0, 1) each: `uniforms` [B], fp64.
 
-    top_k keeps the k most probable tokens (0: all). Of these, top_p keeps the smallest set of the
-    most probable whose share is at least top_p, and never fewer than one. The order is that of
-    transformers.
+    top_k keeps the k most probable tokens (0: all). Of these, top_p keeps the most probable, as few
+    as have together a share of top_p or more, and never fewer than one. The order of the two is
+    that of transformers.
     """
     scaled = logits / temperature
     if top_k == 0 and top_p >= 1:
@@ -283,16 +283,15 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
              prefill_tokens: int = 8192) -> Iterator[Completion]:
     """Yield `samples` completions of each prompt, in the order in which they end.
 
-    temperature: 0 is greedy, the most probable token, without a penalty. vocab_size: the size of
-    the tokenizer; larger ids are never produced. max_new_tokens: one number, or one for each
-    prompt; the model's positions may leave less. A prompt
-        that leaves none gives an empty completion that ends by "length".
-    rows, prefill_tokens: how many rows are decoded, and how many tokens of prompts are read at a
-    time;
-        both bound memory. Without `rows` there are as many as CACHE_BYTES hold.
+    temperature: 0 is greedy, the most probable token, without a penalty.
+    vocab_size: the size of the tokenizer; larger ids are never produced.
+    max_new_tokens: one number, or one for each prompt. The model's positions may leave less; if
+        they leave none, the completion is empty and ends by "length".
+    rows, prefill_tokens: rows that are decoded, and tokens of prompts that are read, at a time.
+        Both bound memory. Without `rows` there are as many as CACHE_BYTES holds.
     prefix [L, 2, P, K, h]: keys and values before every prompt.
     skip: pairs (problem, sample) that are left out; the other completions do not change.
-    calculator: gives the tokens that are put in behind the new tokens of a row, mostly none; see
+    calculator: gives the tokens to put in behind the new tokens of a row, usually none; see
         `open_calculator`. They count in max_new_tokens.
     tell: gets a line about rows and memory, before decoding starts.
 

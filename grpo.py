@@ -81,8 +81,8 @@ class Question(Example):
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Example):
-    """A prompt and a sampled completion, whose tokens are the targets, except those that a
-    calculator has put in: the model did not choose them.
+    """A prompt and a sampled completion. The tokens of the completion are the targets, except those
+    that a calculator has put in: the model did not choose them.
 
     old: their log-probabilities when they were sampled; empty: those of now.
     reference: their log-probabilities without what trains; empty if no KL is asked for.

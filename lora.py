@@ -88,8 +88,8 @@ class LoRALinear(AdaptedLinear):
 
 
 class DoRALinear(LoRALinear):
-    """LoRA whose rows have a trained length: `lora_magnitude_vector` [out], at first that of W's
-    rows.
+    """LoRA with a trained length for each row, `lora_magnitude_vector` [out]. It starts as the
+    length of W's row.
     """
 
     def __init__(self, base: Linear, rank: int, alpha: float, generator: torch.Generator | None):
@@ -98,7 +98,7 @@ class DoRALinear(LoRALinear):
         self.register_buffer("squares", squares, persistent=False)
         self.lora_magnitude_vector = nn.Parameter(squares.sqrt())
 
-    @torch.no_grad()  # section 4.3: the length is taken for a constant, which saves memory
+    @torch.no_grad()  # section 4.3: the length counts as a constant, which saves memory
     def lengths(self) -> Tensor:
         """‖W + s B A‖ of each row, [out], without that matrix: ‖w‖² + 2 s b·(A w) + s² b·(A Aᵀ b).
         """
@@ -160,7 +160,7 @@ def extra_flop(maps: dict[str, nn.Linear], flags: Flags) -> int:
     return 6 * flags.lora_rank * sum(m.in_features + m.out_features for m in adapted)
 
 
-# PiSSA, OLoRA and their kin also change the base weights, which are not in the file.
+# PiSSA, OLoRA and similar starts also change the base weights, which are not in the file.
 STARTS = (None, True, False, "gaussian", "eva", "mica", "orthogonal")
 READ = {"r", "lora_alpha", "use_rslora", "use_dora", "bias", "init_lora_weights", "rank_pattern",
         "alpha_pattern"} | PLACES
@@ -192,7 +192,7 @@ def load(folder: Path, model, flags: Flags) -> Tuning:
     """
     settings, tensors = read_adapter(folder, PEFT_TYPE, READ | PASSED_OVER)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    # Rank and α must be there: peft puts other defaults in the place of a missing one.
+    # Rank and α must be there: peft has other defaults for a missing one.
     check_settings(Path(folder) / "adapter_config.json", settings, {
         "r": (_is_rank(rank), "a whole number above 0"),
         "lora_alpha": (_is_alpha(alpha), "a number above 0"),
@@ -231,7 +231,7 @@ def _fits(pattern, fits: Callable) -> bool:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is no pattern, but for its dots. (A pattern could take forever to match.)"""
+    """Whether a name has letters, digits, _ and dots alone. (A pattern could match forever.)"""
     return name.replace(".", "").replace("_", "").isalnum()
 
 

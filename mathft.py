@@ -88,8 +88,8 @@ STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset
 FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "threads", "plain", "debug")
 WRONG_SHOWN = 3
 FEW = 100  # test problems; an accuracy on fewer comes with a warning
-MOST_HELD_OUT = 200  # test problems whose loss --eval-every measures
-MOST_STEPS = 10**7  # of a run; a larger number is a slip
+MOST_HELD_OUT = 200  # test problems of which --eval-every measures the loss
+MOST_STEPS = 10**7  # of a run; a larger number is a mistake
 
 
 @dataclasses.dataclass
@@ -267,7 +267,7 @@ def objective_of(words: dict) -> Objective:
 
 
 def named_objectives(argv: list[str]) -> list[str]:
-    """The objectives whose flags the command may hold; the others are not imported."""
+    """The objectives with flags that the command may hold; the others are not imported."""
     return [name for name in OBJECTIVES if any(name in word for word in argv)]
 
 
@@ -453,10 +453,14 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
     """Training and test problems, and how many training problems repeat a test problem.
 
     These are left out, unless --train-on-overlap keeps them. `left_out` counts all rows that are
-    not trained on, by reason.
+    not trained on, by reason. Raises UsageError if test problems are asked for and there are none.
     """
     left_out = Counter() if left_out is None else left_out
     if read := objective_of(vars(args)).read:
+        if args.eval_limit != 0 or args.eval_dataset:
+            raise UsageError(f"--objective {args.objective} reads samples, and has no test "
+                             "problems: leave --eval-limit and --eval-dataset out, and measure the "
+                             "run by python evaluate.py --run FOLDER --dataset NAME")
         return read(args.dataset)[: args.limit], [], 0
     problems, tests, repeated = train_and_test(
         args.dataset, args.eval_dataset, args.seed, args.eval_limit != 0,

@@ -73,7 +73,7 @@ class Run:
 
 
 def read_run(folder: Path) -> tuple[dict, ModuleType]:
-    """Settings and method of a run directory. Raises UserError if it is none, or has not ended."""
+    """Settings and method of a run. Raises UserError if it has not ended, or if there is no run."""
     args, method = read_settings(folder)
     result = result_folder(folder, method)
     if not result.is_dir():
@@ -85,7 +85,7 @@ def read_run(folder: Path) -> tuple[dict, ModuleType]:
 
 
 def read_settings(folder: Path) -> tuple[dict, ModuleType]:
-    """Settings and method of a run that may not have ended. Raises UserError if it is none."""
+    """Settings and method of a run that may not have ended. Raises UserError if there is no run."""
     path = Path(folder) / "args.json"
     if not path.exists():
         kind = next((f"; {flag} opens it" for flag, name in (
@@ -97,9 +97,9 @@ def read_settings(folder: Path) -> tuple[dict, ModuleType]:
 
 
 def check_args(path: Path, args: dict) -> ModuleType:
-    """The method of a run whose settings `args` stand in `path`.
+    """The method of a run; its settings `args` were read from `path`.
 
-    Raises UserError for what is missing, or is none of what the method's flags take.
+    Raises UserError for a setting that is missing, or that the method's flags do not take.
     """
     name, system, history = args.get("model"), args.get("system"), args.get("history", [])
     if not isinstance(name, str) or not isinstance(system, str | None):

@@ -14,7 +14,7 @@ argument, and the model itself does not know of it.
 
 1. Start: the keys and values that the model computes for a real text at positions 0 … P-1. The
    model then behaves as if that text stood before the prompt. (Random starts train badly.)
-2. Train the tensor itself; or, with --prefix-projection, an MLP whose output is added to the start.
+2. Train the tensor itself; or, with --prefix-projection, an MLP: its output is added to the start.
 3. Store the plain tensor in PEFT's form. It cannot be folded into the weights.
 
 Differs from the papers: the start from a text is Li & Liang's for few data (section 7.4), here the

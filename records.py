@@ -44,7 +44,9 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
     """
     path = Path(path)
     if path.suffix.lower() in NOT_READ:
-        raise UserError(f"{path}: a {path.suffix} file is not read; what is: {READ}")
+        table = path.suffix.lower() in (".csv", ".tsv")
+        hint = "; docs/data.md has a line that turns a table into JSONL" if table else ""
+        raise UserError(f"{path}: a {path.suffix} file is not read; what is: {READ}{hint}")
     if path.stat().st_size > SLOW:
         print(f"reading {path}, {path.stat().st_size / 1e6:,.0f} MB", file=sys.stderr)
     rows = 0

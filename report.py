@@ -4,7 +4,7 @@
     python report.py runs/A runs/B runs/eval-gsm8k-1 --output both.html
 
 1. Read what the runs have left: args.json, metrics.jsonl, result.json, and of each evaluation its
-   generations.jsonl. A number that is none is an error that names its file.
+   generations.jsonl. What should be a number and is not is an error that names its file.
 2. Draw the figures (SVG) and the tables.
 3. Put all completions beside them as data, and a script that filters them and steps through them.
 
@@ -20,13 +20,12 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from flags import flag, parse_flags, run_command
 from runtime import (
     VERSION,
-    UsageError,
     UserError,
     check_regular,
     json_fault,
@@ -49,7 +48,7 @@ MILLION_MILLION = 1e12  # a larger number is a fault, and would break the scales
 
 @dataclass(frozen=True)
 class Checked:
-    """A JSON object from a file whose values are checked when they are asked for."""
+    """A JSON object from a file; its values are checked when they are asked for."""
 
     place: str  # of the file, and of a line in it
     values: dict
@@ -381,8 +380,9 @@ def first_pair(names: list[str]) -> tuple[int, int | str]:
 
 @dataclass
 class Flags:
-    """The flags of `python report.py`, after the folders."""
+    """The flags of `python report.py`."""
 
+    folders: list[str] = flag(MISSING, "runs or evaluations, each a folder", positional=True)
     output: str | None = flag(None, "the page (default: report.html in the first folder)")
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -404,12 +404,9 @@ def write_page(folders: Sequence[Path], path: Path) -> list[Subject]:
 
 def main(argv: list[str]) -> None:
     """`python report.py FOLDER...`: read the folders and write the page."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    flags = parse_flags(Flags, argv[len(words):], __doc__)
-    if not words:
-        raise UsageError("usage: python report.py FOLDER... [--output PAGE.html]")
-    path = Path(flags.output) if flags.output else Path(words[0]) / "report.html"
-    subjects = write_page([Path(word) for word in words], path)
+    flags = parse_flags(Flags, argv, __doc__)
+    path = Path(flags.output) if flags.output else Path(flags.folders[0]) / "report.html"
+    subjects = write_page([Path(folder) for folder in flags.folders], path)
     evaluations = [e for s in subjects for e in s.evaluations]
     print(f"read       {len(subjects)} folders, {len(evaluations)} evaluations, "
           f"{sum(len(e.records) for e in evaluations):,} completions")

@@ -30,14 +30,14 @@ class Flags:
 def rows_of(root: Path) -> list[list[str]]:
     """A row of COLUMNS for each run in the folder `root`, in the order of their names.
 
-    A run whose files cannot be read has one cell more than its name: what is wrong.
+    If the files of a run cannot be read, its row has two cells: its name, and what is wrong.
     """
     rows = []
     for path in sorted(root.glob("*/args.json")):
         try:
             args = read_json(path)
             result = path.with_name("result.json")
-            if "method" in args:  # an evaluation is none
+            if "method" in args:  # an evaluation has none
                 rows.append(_row(path.parent, args, read_json(result) if result.exists() else {}))
         except UserError as error:
             rows.append([path.parent.name, str(error)])

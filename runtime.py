@@ -514,7 +514,7 @@ def append_metrics(path: Path, record: dict) -> None:
 def trim_metrics(path: Path, step: int) -> None:
     """Remove the lines after `step`: a run that goes on from there writes them again.
 
-    Raises UserError that names a line which is none of a log.
+    Raises UserError that names a line that is not of a log.
     """
     if not path.exists():
         return

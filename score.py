@@ -118,7 +118,7 @@ def read_records(path: Path) -> list[dict]:
 
 
 def _wrong_fields(record) -> list[str]:
-    """The fields that a parsed line lacks, or whose value is of another type or out of range."""
+    """The fields that a parsed line lacks, or that hold another type or a value out of range."""
     if not isinstance(record, dict):
         return list(FIELDS)
     wrong = [name for name, kind in FIELDS.items()
@@ -398,7 +398,7 @@ def _change(change: dict) -> str:
 
 
 def versus_lines(other: str, change: dict) -> list[str]:
-    """A comparison for people: the test, then each problem whose verdict changed."""
+    """A comparison for people: the test, then each problem with another verdict than before."""
     before, after = change["accuracy_before"], change["accuracy_after"]
     lines = [(f"versus {other}: {change['n']} problems in common,"
               f" of {change['n_before']} there and {change['n_after']} here"),

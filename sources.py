@@ -46,7 +46,7 @@ class Source:
 
     splits: dict[str, tuple[File, ...]]
     licence: str = "see its page"
-    tested_on: str = ""  # the set whose test problems measure a training on this one
+    tested_on: str = ""  # the set with the test problems for a training on this one
     note: str = ""  # printed when it is loaded for training
     refusal: str = ""  # why nobody may train on it
 

@@ -58,7 +58,7 @@ def interval(values: Sequence[float]) -> list[float]:
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Two-sided p of the exact McNemar test on paired verdicts.
 
-    Only problems whose verdict changed count. If the change were chance, each of them would be
+    Only problems with a changed verdict count. If the change were chance, each of them would be
     gained with probability 1/2.
     """
     lost = sum(b and not a for b, a in zip(before, after, strict=True))

@@ -16,7 +16,7 @@ which the template opens:
     I add. </think> 2 + 3 = 5<｜end▁of▁sentence｜>
     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^    the targets of training
 
-Some models of Qwen's form open a thought too (QwQ). A chat whose system prompt is `none` has no
+Some models of Qwen's form open a thought too (QwQ). A chat with the system prompt `none` has no
 system turn.
 
 The markers are single tokens that no text can produce. Whatever a question contains, even the

@@ -41,7 +41,7 @@ from runtime import ALONE, Alone, UserError, clock, peak_memory_mib
 BETAS = (0.9, 0.95)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, as torch names it
 
-SAMPLE = 512  # tokens whose forward pass is made
+SAMPLE = 512  # tokens of a forward pass, made to see what it keeps
 WIDE = 4  # tensors [T, I] that the backward pass of SwiGLU holds at a time
 MIB = 2**20
 
@@ -170,7 +170,7 @@ def in_order(model: Qwen2, tokenizer, tuning, examples: list[Example], args, fla
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run learns: which examples a step sees, and what the loss is.
+    """What a run learns: the examples that a step sees, and the loss.
 
     examples(tokenizer, problems, args, flags) gives the examples, and how many were too long.
     begin(model, tokenizer, tuning, examples, args, flags, folder, ranks) gives what the loop needs.
@@ -218,7 +218,7 @@ def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings,
                    rate_factors: dict[str, float] | None = None) -> torch.optim.AdamW:
     """AdamW in groups of parameters that share weight decay and learning-rate factor.
 
-    Only matrices decay: a norm's scale or a bias has no reason to be drawn to zero.
+    Only matrices decay: pulling a norm's scale or a bias to zero has no use.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in trainable.items():

@@ -25,7 +25,7 @@
    first line whose mark <<a+b=c>> is wrong (with its last line if no mark is), and the right one
    has as many lines. S of a solution is then the least S of its beginnings that end with a line.
    (In Lightman et al. 2023, arXiv 2305.20050, people say which step is wrong; here arithmetic.)
-4. Choosing among N samples of a problem, whose equal answers form clusters:
+4. Choosing among N samples of a problem; equal answers form a cluster:
 
        Maj1         the largest cluster
        RR.All       the sample of highest S
@@ -104,8 +104,8 @@ def prompt(question: str, solution: str) -> str:
 
 
 def verdict_tokens(tokenizer: Tokenizer) -> tuple[list[int], tuple[int, int]]:
-    """What both verdicts begin with, mostly nothing, and the token of each behind it: correct,
-    incorrect.
+    """The tokens that both verdicts begin with (usually none), and the first token in which they
+    differ, of each: (correct, incorrect).
     """
     right, wrong = map(tokenizer.encode, WORDS)
     common = shared_beginning([right, wrong])
@@ -159,7 +159,7 @@ def up_to_first_error(right: Candidate, wrong: Candidate) -> tuple[Candidate, Ca
 
 def pair_examples(tokenizer: Tokenizer, candidates: list[Candidate], args,
                   flags: Flags) -> tuple[list[Example], int]:
-    """Pairs whose two documents fit --max-length tokens each, and how many do not."""
+    """The pairs of which both documents fit --max-length tokens, and how many do not."""
     made = []
     for right, wrong in candidate_pairs(candidates, flags.pairs):
         if flags.verifier_steps:
@@ -282,7 +282,7 @@ def calibration(scores: Sequence[float], right: Sequence[bool]) -> list[dict]:
 
 def choices(answers: list[str | None], scores: list[float],
             most: int) -> dict[str, tuple[int | None, list[int]]]:
-    """The sample that each way chooses, and the samples whose scores it needs."""
+    """The sample that each way chooses, and the samples of which it needs the score."""
     ids = cluster(answers)
     few = keep_largest(ids, most)
     everyone, some = ([i for i, number in enumerate(part) if number is not None]

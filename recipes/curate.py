@@ -240,7 +240,7 @@ def is_plain_number(answer: str) -> bool:
 
 
 def keep_numeric(problems: list[Problem]) -> CurationStep:
-    """Problems whose answer is a plain number."""
+    """The problems with a plain number as their answer."""
     plain = (is_plain_number(problem.answer) for problem in problems)
     return _drop("plain numbers", problems,
                    ("" if good else "answer is no plain number" for good in plain))
@@ -298,7 +298,7 @@ def _row_text(problem: Problem, question_only: bool = False) -> str:
 
 
 def drop_same_patterns(problems: list[Problem]) -> CurationStep:
-    """The first of problems whose questions have the same words but for numbers in digits."""
+    """Of problems with the same words in their questions, numbers aside, the first."""
 
     def pattern(problem: Problem) -> str:
         found = normalised_words(_row_text(problem, True), SYMBOLS)

@@ -75,7 +75,7 @@ class Calculation:
 
 @dataclass(frozen=True)
 class Program:
-    """A problem whose every number is explained."""
+    """A problem with an explanation for every number."""
 
     problem: Problem
     numbers: tuple[Fraction, ...]  # values of the question that may change

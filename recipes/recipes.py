@@ -4,7 +4,7 @@ comes from.
     python augment.py make perturb --dataset mini-gsm --limit 200 --samples 2
 
 A recipe is a generator. It takes a `RecipeContext` (problems, a teacher to ask, a seed) and yields
-`Problem`s whose `origin` holds recipe, parent, teacher and seed. What it leaves out it counts by
+`Problem`s with recipe, parent, teacher and seed in their `origin`. What it leaves out it counts by
 reason. `RECIPES` at the end is the table.
 
   responses   a teacher's worked answers, kept if the grader agrees

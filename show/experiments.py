@@ -4,9 +4,9 @@
 
 1. A run is a command. `{name}` in it is a setting of `SETTINGS`, or the folder of another run.
    `{tokens:RUN}` is the training tokens of a run that has ended. `{steps:RUN@T}` is the steps that
-   take T seconds at the pace of RUN; T is a setting, or a run whose training time is meant.
-2. A table has rows and columns. A row names a run. A column names a figure of that run, or of a
-   run whose name has the row's in the place of `*`.
+   take T seconds at the pace of RUN; T is a setting, or a run (its training time).
+2. A table has rows and columns. A row names a run. A column names a figure of that run, or of the
+   run that the column names, with the row's run in the place of `*`.
 3. A paper's figure stands beside ours under the same row and column. A `Claim` is what the paper
    says of two rows; study.py holds ours against it.
 

@@ -61,6 +61,30 @@ def test_what_does_not_fit_is_an_error(words, part):
         parse_flags(Flags, words)
 
 
+def test_several_words_before_or_behind_the_flags():
+    @dataclass
+    class Several:
+        """Folders."""
+
+        folders: list[str] = flag(MISSING, "which", positional=True)
+        output: str | None = flag(None, "where")
+
+    for words in (["a", "b", "--output", "c"], ["--output", "c", "a", "b"]):
+        assert parse_flags(Several, words) == Several(["a", "b"], "c")
+    with pytest.raises(UsageError, match="required: FOLDERS"):
+        parse_flags(Several, ["--output", "c"])
+
+
+def test_help_names_the_part_of_a_command(capsys, monkeypatch):
+    """`python augment.py filter --help` begins with `usage: augment.py filter`."""
+    for words, argv, shown in ((["filter", "--help"], ["--help"], "a.py filter"),
+                               (["--help"], ["--help"], "a.py"), (["x", "y"], ["--help"], "a.py")):
+        monkeypatch.setattr("sys.argv", ["/where/a.py", *words])
+        with pytest.raises(SystemExit):
+            parse_flags(Required, argv)
+        assert capsys.readouterr().out.startswith(f"usage: {shown} [-h]")
+
+
 def test_required_flag():
     with pytest.raises(UsageError, match="--model"):
         parse_flags(Required, [])

@@ -53,6 +53,7 @@ def test_places_name_the_line(tmp_path):
 
 @pytest.mark.parametrize("name, content, said", [
     ("a.csv", b"question,answer\n", "a.csv: a .csv file is not read; what is: .jsonl and .json"),
+    ("a.tsv", b"question\tanswer\n", "docs/data.md has a line that turns a table into JSONL"),
     ("a.xlsx", b"PK", "a .xlsx file is not read"),
     ("a.json", b'{"rows": 3,\n"x": 1}', 'expected a list of records, {"data": [records]}, or one'),
     ("a.json", b'{"data": [}\n', "a.json:1: not valid JSON"),

@@ -233,6 +233,13 @@ def samples(tiny_folder, tmp_path, monkeypatch) -> tuple[list[str], str]:
     return common, str(tmp_path / "samples")
 
 
+@pytest.mark.parametrize("more", [("--eval-limit", "5"), ("--eval-dataset", "mini-gsm")])
+def test_samples_have_no_test_problems(more, capsys):
+    words = ["--objective", "verifier", "--method", "lora", "--dataset", "samples", *more]
+    assert run_command(mathft.main, words) == 2
+    assert "has no test problems: leave --eval-limit and --eval-dataset" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("loss", verifier.LOSSES)
 def test_from_samples_to_a_verifier_to_a_table(loss, samples, tiny_folder, tmp_path, capsys):
     common, folder = samples
