@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fast import accelerate
-from flags import flag, parse_flags, run_command
+from flags import did_you_mean, flag, parse_flags, run_command
 from model import Config, Qwen2
 from runtime import (UsageError, UserError, check_regular, dtype_name, locked, pick_dtype,
                      read_json, whole_folder, write_json, write_tensors, write_text)
@@ -59,9 +59,9 @@ def find_model(name: str) -> Path:
     parts = name.split("/")
     if Path(name).exists() or len(parts) != 2 or not all(part and part[0] not in ".~"
                                                          for part in parts):
-        raise UserError(
-            f"{name}: no such folder; a model is tiny, tiny-large, a folder, or OWNER/NAME on "
-            f"huggingface.co")
+        near = did_you_mean(name, (*EMBEDDED, *map(str, Path(name).parent.glob("*/"))))
+        raise UserError(f"{name}: no such folder{near}; a model is tiny, tiny-large, a folder, or "
+                        "OWNER/NAME on huggingface.co")
     return _from_hub(name)
 
 

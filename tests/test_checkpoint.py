@@ -318,6 +318,15 @@ def test_bad_shards(tmp_path):
     expect_error(tmp_path, f"{last}: no such file")
 
 
+def test_a_misspelled_model_is_told_what_it_is_near_to(tmp_path):
+    (tmp_path / "Qwen2.5-0.5B").mkdir()
+    for name, near in (("tiny-larg", "tiny-large"), ("tinny", "tiny"),
+                       (tmp_path / "Qwen2.5-0.5b", tmp_path / "Qwen2.5-0.5B")):
+        with pytest.raises(UserError) as error:
+            find_model(str(name))
+        assert f"{name}: no such folder; did you mean {near}?; a model is" in str(error.value)
+
+
 def test_find_model(tiny_folder, tmp_path, monkeypatch):
     assert find_model("tiny") == ROOT / "tiny"
     assert find_model(str(tiny_folder)) == tiny_folder

@@ -324,6 +324,32 @@ def test_an_interrupted_training_goes_on(tmp_path, monkeypatch, capsys):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters()))
 
 
+def test_a_command_that_is_killed_at_once_can_be_given_again(tmp_path, monkeypatch, capsys):
+    """Nothing is in the folder before all that --resume needs is; settings read back are checked.
+    """
+    folder = tmp_path / "new"
+    words = ["--steps", "1", "--documents", "1", "--hidden-size", "64", "--layers", "1", "--dtype",
+             "fp32", "--threads", "1", "--output-dir", str(folder)]
+    made = partial(make_tokenizer, documents=100)
+
+    def killed(*args):
+        made(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make_tiny, "make_tokenizer", killed)
+    assert run_command(make_tiny.main, words) == 130 and list(folder.iterdir()) == []
+    (folder / ".new.1.tmp").mkdir()  # what SIGKILL leaves
+    monkeypatch.setattr(make_tiny, "make_tokenizer", made)
+    monkeypatch.setattr(make_tiny, "held_out_losses", lambda *args: {})
+    assert run_command(make_tiny.main, words) == 0
+    assert run_command(make_tiny.main, [*words[-2:], "--resume"]) == 0  # and once more at the end
+    args = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps(args | {"layers": "many"}))
+    capsys.readouterr()
+    assert run_command(make_tiny.main, [*words[-2:], "--resume"]) == 1
+    assert 'layers is "many", not a whole number' in capsys.readouterr().err
+
+
 def test_a_width_that_heads_cannot_share_is_refused(tmp_path, capsys):
     assert run_command(make_tiny.main,
                        ["--hidden-size", "96", "--output-dir",

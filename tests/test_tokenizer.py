@@ -61,8 +61,8 @@ def test_what_ollama_is_told(tokenizer_folder, tmp_path):
     """Its template is Go's, and was rendered by Go itself to the ids of `chat`."""
     tokenizer = Tokenizer(tokenizer_folder)
     assert tokenizer.modelfile("Add\n\"it\" up.") == (
-        'FROM .\nTEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n'
-        '{{ end }}<|im_start|>assistant\n"""\nSYSTEM """Add\n"it" up."""\n'
+        'FROM .\nTEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}\n'
+        '{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"""\nSYSTEM """Add\n"it" up."""\n'
         'PARAMETER stop "<|endoftext|>"\nPARAMETER stop "<|im_end|>"\n'
         "PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n")
     assert "SYSTEM" not in tokenizer.modelfile("none")

@@ -13,8 +13,9 @@ read nothing of `mini-gsm-plus`.
 
 import math
 import random
+import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,10 +29,11 @@ import synthetic
 import verifier
 from checkpoint import checkpoints, save_model, step_of
 from data import Example, Problem, parse_record
-from flags import flag, parse_flags, run_command
+from flags import check_stored, flag, parse_flags, pick, run_command
 from model import Config, Qwen2
-from runtime import (UsageError, append_metrics, describe_machine, keep_freed_memory, new_directory,
-                     pick_device, pick_dtype, read_json, trim_metrics, write_json, write_text)
+from runtime import (UsageError, append_metrics, describe_machine, keep_freed_memory, locked,
+                     new_directory, pick_device, pick_dtype, read_json, remove_leftovers,
+                     trim_metrics, whole_folder, write_json, write_text)
 from tokenizer import Tokenizer
 from train import TrainSettings, mean_loss, train
 
@@ -250,10 +252,21 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
-    folder, tokenizer = open_folder(args, device, dtype)
+    folder = open_folder(args, device, dtype)
+    tokenizer = Tokenizer(folder / "tokenizer")
+    with locked(folder):
+        remove_leftovers(folder)
+        remove_leftovers(folder / "checkpoints")
+        make_model(tokenizer, args, folder, device, dtype)
+
+
+def make_model(tokenizer: Tokenizer, args: Flags, folder: Path, device: torch.device,
+               dtype: torch.dtype) -> None:
+    """Train the model, measure it, and save it in `folder`."""
     model = new_model(tokenizer.size, args.hidden_size, args.layers, args.seed, dtype).to(device)
     totals = train_model(model, tokenizer, args, folder)
     losses = held_out_losses(model, tokenizer)
+    shutil.rmtree(folder / "model", ignore_errors=True)  # of a command that was killed behind this
     save_model(model, folder / "model", folder / "tokenizer")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     write_json(folder / "result.json",
@@ -266,9 +279,11 @@ def read_args(argv: list[str]) -> Flags:
     """The flags; with --resume, those of the training that goes on."""
     args = parse_flags(Flags, argv, __doc__)
     if args.resume:
-        saved = read_json(Path(args.output_dir) / "args.json")
-        args = Flags(**{**saved, "resume": True, "threads": args.threads,
-                        "output_dir": args.output_dir})
+        path = Path(args.output_dir) / "args.json"
+        saved = read_json(path)
+        check_stored((Flags,), saved, path)
+        args = replace(pick(Flags, saved), resume=True, threads=args.threads,
+                       output_dir=args.output_dir)
     width, layers = SIZES[args.size]
     args.hidden_size, args.layers = args.hidden_size or width, args.layers or layers
     if args.hidden_size % 64:  # heads have 32, and at least two of them share a key/value head
@@ -276,15 +291,19 @@ def read_args(argv: list[str]) -> Flags:
     return args
 
 
-def open_folder(args: Flags, device: torch.device, dtype: torch.dtype) -> tuple[Path, Tokenizer]:
-    """The folder of the training and its tokenizer: those of --resume, or new ones."""
+def open_folder(args: Flags, device: torch.device, dtype: torch.dtype) -> Path:
+    """The folder of the training, with its settings and tokenizer: that of --resume, or a new one.
+
+    A new one gets them all at once: a command that is killed before leaves it empty, for the next.
+    """
     if args.resume:
-        folder = Path(args.output_dir)
-        return folder, Tokenizer(folder / "tokenizer")
+        return Path(args.output_dir)
     folder = new_directory(args.output_dir, "tiny")
-    write_json(folder / "args.json", asdict(args))
-    write_json(folder / "env.json", describe_machine(device, dtype))
-    return folder, make_tokenizer(folder / "tokenizer", args.seed)
+    with whole_folder(folder) as temporary:
+        write_json(temporary / "args.json", asdict(args))
+        write_json(temporary / "env.json", describe_machine(device, dtype))
+        make_tokenizer(temporary / "tokenizer", args.seed)
+    return folder
 
 
 def train_model(model: Qwen2, tokenizer: Tokenizer, args: Flags, folder: Path):
