@@ -154,7 +154,7 @@ def log_scores(model: Qwen2, documents: list[Example], words: tuple[int, int],
                prefix: Tensor | None = None) -> Tensor:
     """log S and log (1 - S) of each document [n, 2], from the two verdicts' logits alone."""
     batch, hidden = predict(model, documents, prefix)
-    rows = model.head_weight[list(words)]  # [2, D]
+    rows = torch.stack([model.head_weight[word] for word in words])  # [2, D]
     logits = F.linear(hidden[: len(batch.targets)], rows.to(hidden.dtype))  # [n, 2]
     return logits.float().log_softmax(-1)
 
