@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime import round_up
+from runtime import round_up, to_device
 
 SHORT = 512  # most tokens of a document for which two plain products are the fastest attention
 SLOTS = 64  # tokens by which the cache grows and shrinks
@@ -62,7 +62,7 @@ class PackedAttention:
         front = 0 if prefix is None else prefix.shape[2]
         starts = [(front, shared)] + [(front + shared, n) for n in lengths]
         positions = torch.cat([torch.arange(first, first + n) for first, n in starts])
-        self.positions = positions.to(device)  # [T]
+        self.positions = to_device(positions, device)  # [T]
         self.groups = [_Group([shared], front, device)] if shared else []
         self.groups += [_Group(members, front + shared, device)
                         for members in _groups(lengths, front + shared, self.positions.is_cuda)]
@@ -89,7 +89,7 @@ class _Group:
         offsets = torch.arange(longest)
         inside = offsets < torch.tensor(lengths)[:, None]  # [b, S]: not padding
         # The cell of each token [t], found on the CPU: CUDA would wait for their number.
-        self.cells = inside.flatten().nonzero().squeeze(1).to(device)
+        self.cells = to_device(inside.flatten().nonzero().squeeze(1), device)
         if self.cells.is_cuda:  # the fused kernel needs no mask
             return
         # A query sees all F keys, and in its document no later token: the causal triangle is at the

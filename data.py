@@ -30,7 +30,7 @@ from torch import Tensor
 import synthetic
 from answers import extract_answer
 from flags import did_you_mean, run_command
-from runtime import (UsageError, UserError, check_regular, hash_of, printable, round_up,
+from runtime import (UsageError, UserError, check_regular, hash_of, printable, round_up, to_device,
                      write_text)
 from tokenizer import MARKERS, Tokenizer
 
@@ -542,8 +542,8 @@ def pack(examples: list[Example], device: torch.device | str = "cpu") -> PackedB
     ids += [0] * filler
     lengths[-1] += filler
     predictors += [len(ids) - 1] * (round_up(len(predictors)) - len(predictors))
-    tensors = (torch.tensor(n, dtype=torch.long, device=device) for n in (ids, predictors, targets))
-    row, predicting, predicted = tensors
+    row, predicting, predicted = (to_device(torch.tensor(n, dtype=torch.long), device)
+                                  for n in (ids, predictors, targets))
     weights = _weights(examples, wanted, device)
     return PackedBatch(row, shared, lengths, predicting, predicted, weights)
 
@@ -559,7 +559,7 @@ def _weights(examples: list[Example], wanted: list[list[int]],
         if len(own) != len(times):
             raise ValueError(f"{example.name}: {len(own)} weights for {len(times)} targets")
         weights += own
-    return torch.tensor(weights, dtype=torch.float32, device=device)
+    return to_device(torch.tensor(weights, dtype=torch.float32), device)
 
 
 def main(argv: list[str]) -> None:

@@ -46,7 +46,7 @@ from flags import flag
 from generate import generate, is_sampled, open_calculator
 from methods import find_method
 from model import Qwen2
-from runtime import (ALONE, Alone, UsageError, UserError, append_metrics, clock,
+from runtime import (ALONE, Alone, UsageError, UserError, append_metrics, clock, to_device,
                      trim_metrics)
 from tokenizer import Tokenizer
 from train import Objective, Steps, log_probs_of_targets
@@ -162,7 +162,8 @@ class Rollouts:
         self.first = -1  # the step for which the batch was sampled
         self.batch: list[Rollout] = []
         self.sampled: dict = {}  # figures of the batch
-        self.tokens, self.clipped, self.divergence = 0, 0.0, 0.0  # of the step
+        # Of the step; tensors, which nobody waits for until they are logged.
+        self.tokens, self.clipped, self.divergence = 0, torch.zeros(()), torch.zeros(())
         self.ready = 0.0  # when sampling ended
 
     def prefix(self) -> Tensor | None:
@@ -292,22 +293,23 @@ class Rollouts:
         ratio = (log_probs - old).exp()
         gained = clipped_surrogate(ratio, advantage, self.flags.clip_low, self.flags.clip_high)
         self.tokens += len(log_probs)
-        self.clipped += (gained < ratio * advantage).sum().item()
+        self.clipped = self.clipped + (gained < ratio * advantage).sum()
         total = -gained.sum()
         if self.flags.kl:
             moved = divergence(log_probs, _flat([r.reference for r in batch], log_probs)).sum()
-            self.divergence += moved.item()
+            self.divergence = self.divergence + moved.detach()
             total = total + self.flags.kl * moved
         return total, len(log_probs)
 
     def figures(self) -> dict:
         """The figures of the step that has ended, for the log."""
-        rows = self.ranks.gather([[self.tokens, self.clipped, self.divergence]])
+        own = [self.tokens, float(self.clipped), float(self.divergence)]
+        rows = self.ranks.gather([own])
         tokens, clipped, moved = map(sum, zip(*rows))
         found = {**self.sampled, "train_seconds": clock(self.device) - self.ready,
                  "clipped_share": clipped / max(1, tokens),
                  "kl": moved / max(1, tokens) if self.flags.kl else None}
-        self.tokens, self.clipped, self.divergence = 0, 0.0, 0.0
+        self.tokens, self.clipped, self.divergence = 0, torch.zeros(()), torch.zeros(())
         return found
 
 
@@ -352,7 +354,7 @@ OBJECTIVE = Objective(
 
 def _flat(rows: list[tuple[float, ...]], like: Tensor) -> Tensor:
     """The numbers of all rollouts, one for each target: [N]."""
-    return torch.tensor([number for row in rows for number in row], device=like.device)
+    return to_device(torch.tensor([number for row in rows for number in row]), like.device)
 
 
 if __name__ == "__main__":

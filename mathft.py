@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 
 import torch
@@ -39,13 +40,13 @@ from methods import (METHODS, base_name, base_of, check_args, continued, find_me
                      start_tuning)
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
-                     dtype_name, free_memory_mib, keep_freed_memory, locked, memory_in_use_mib,
-                     peak_memory_mib, pick_device, pick_dtype, read_json, remove_leftovers,
-                     trim_metrics, use_threads, write_json)
+                     dtype_name, free_memory_mib, give_back_freed_memory, keep_freed_memory, locked,
+                     memory_in_use_mib, peak_memory_mib, pick_device, pick_dtype, read_json,
+                     remove_leftovers, trim_metrics, use_threads, write_json)
 from score import Report, before_and_after, gain_line, report_lines, wrong_lines
 from tokenizer import Tokenizer
 from train import (Objective, TrainSettings, TrainTotals, best_step, cpt, estimate, in_order,
-                   log_line, mean_loss, supervised, train)
+                   log_line, mean_loss, needed_disk, supervised, train)
 
 
 def grpo() -> Objective:
@@ -367,11 +368,36 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
             loss=at_work.loss, prefix=tuning.prefix, held_out_loss=held_out_loss,
             rate_factors=tuning.rate_factors, resume_from=last, stop=lambda: bool(received),
             ranks=job.ranks, on_log=lambda record: log(job, record | at_work.figures()),
-            on_step=lambda step: bar.update(step - bar.n))
+            on_step=progress(job, bar))
     if totals.interrupted:  # by a signal to this process, or to another
         print(f"stopped after step {totals.steps} of {steps}")
         raise Terminated if received and signal.SIGINT not in received else KeyboardInterrupt
     return totals
+
+
+def progress(job: Job, bar: tqdm) -> Callable[[int], None]:
+    """A function that is told the number of each step that has ended. It moves the bar, and says
+    after the second step how long the rest will take: the first also prepares what later ones use.
+    """
+    ends: list[float] = []
+
+    def after_step(step: int) -> None:
+        bar.update(step - bar.n)
+        ends.append(perf_counter())
+        if len(ends) == 2:
+            print_pace(job, step, ends[1] - ends[0])
+
+    return after_step
+
+
+def print_pace(job: Job, step: int, seconds: float) -> None:
+    """How long the steps after this one will take, at so many seconds each."""
+    left = job.steps - step
+    minutes = round(seconds * left / 60)
+    if job.ranks.first and minutes:
+        with unread_output(sys.stdout):
+            tqdm.write(f"time       about {minutes:,} {'minutes' if minutes > 1 else 'minute'} for "
+                       f"the {left:,} steps that are left, at {seconds:.2g} s each")
 
 
 def log(job: Job, record: dict) -> None:
@@ -524,17 +550,26 @@ def print_plan(job: Job) -> None:
         print(f"note       {TOY}")
 
 
-def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
-    """What training will take, and the flag that lowers it if that is more than is free."""
-    args, free = job.args, free_memory_mib(job.device)
+def print_needs(job: Job, model: Qwen2, tuning: Tuning) -> None:
+    """What training will take of memory and disk, and what helps if that is more than is free."""
+    give_back_freed_memory()
+    args, free, held = job.args, free_memory_mib(job.device), memory_in_use_mib(job.device)
     if free is not None:  # what this process holds, training takes again
-        free += memory_in_use_mib(job.device)
+        free += held
     prompts = not any(job.examples[0].is_target)  # the model writes the rest
     expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
-                        args.grad_checkpoint, job.program_mib, prompts * args.max_new_tokens)
+                        args.grad_checkpoint, job.program_mib, held,
+                        new_tokens=prompts * args.max_new_tokens)
     print(f"memory     {expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)
+    spared = args.keep + (args.eval_every > 0)  # the checkpoint of the lowest held-out loss stays
+    most, last = needed_disk(model, tuning, job.method.PEFT_TYPE is None, spared)
+    room = shutil.disk_usage(job.folder).free / 2**20
+    print(f"disk       {most:,.1f} MiB of checkpoints while it trains, {last:,.1f} MiB for what is "
+          f"kept; {room:,.0f} MiB are free", flush=True)
+    if max(most, last) > room:
+        print("note       more than is free: give an --output-dir on another disk", flush=True)
 
 
 def measure(job: Job, model: Qwen2, label: str, tuning: Tuning | None) -> Report | None:
@@ -568,7 +603,7 @@ def run(job: Job, model: Qwen2) -> None:
     if before:
         print("before training", *report_lines(before.result), sep="\n  ", flush=True)
     tuning = trained_before or begin_tuning()
-    print_memory(job, model, tuning)
+    print_needs(job, model, tuning)
     if args.grad_checkpoint:
         fast.checkpoint_layers(model)
     totals = run_training(job, model, tuning)

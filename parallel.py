@@ -92,23 +92,24 @@ class Ranks(Alone):
             for p in parameters:
                 dist.broadcast(p.data, 0)
 
-    def add_gradients(self, parameters: list[nn.Parameter], total: float,
-                      count: int) -> tuple[float, int]:
+    def add_gradients(self, parameters: list[nn.Parameter], total: Tensor,
+                      count: int) -> tuple[Tensor, int]:
+        counts = torch.tensor(count)  # added up by the CPUs: no device is waited for
+        with self._exchange():
+            dist.all_reduce(counts)
+        if not counts:  # of no example at all
+            return total, 0
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad.contiguous()
-        numbers = parameters[0].new_tensor([total, count], dtype=torch.float32)
-        for tensors in buckets([numbers, *(p.grad for p in parameters)]):
+        total = total.float()
+        for tensors in buckets([total, *(p.grad for p in parameters)]):
             flat = torch.cat([x.view(-1) for x in tensors]) if tensors[1:] else tensors[0]
             with self._exchange():
                 dist.all_reduce(flat)
             if tensors[1:]:
                 parts = flat.split([x.numel() for x in tensors])
                 torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(parts, tensors)])
-        total, count = numbers.tolist()
-        if not count:  # of no example at all: as one process leaves it
-            for p in parameters:
-                p.grad = None
-        return total, int(count)
+        return total, int(counts)
 
     @contextlib.contextmanager
     def _exchange(self) -> Iterator[None]:

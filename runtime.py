@@ -116,6 +116,18 @@ def keep_freed_memory() -> None:
         pass
 
 
+def give_back_freed_memory() -> None:
+    """Ask glibc to give the kernel what it keeps of freed blocks; `keep_freed_memory` still holds.
+
+    For once, between two parts of a run: what an evaluation has left would stand beside what
+    training takes.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # as above
+        pass
+
+
 def use_threads(count: int | None) -> None:
     """Compute with so many threads of the processor; None: with as many as torch has chosen."""
     if count is not None:
@@ -131,6 +143,16 @@ def rows_in_cache(x: torch.Tensor) -> int:
         return max(1, len(x))
     threads = torch.get_num_threads()
     return max(1, WIDE_AT_ONCE // (x.shape[1] * threads)) * threads
+
+
+def to_device(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the CPU on a device. The program does not wait for the device's earlier work.
+
+    (CUDA copies pinned memory when its turn comes; a plain copy stops the program until then.)
+    """
+    if torch.device(device).type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def round_up(count: int, multiple: int = 16) -> int:
@@ -204,9 +226,12 @@ class Alone:
     def align(self, parameters: list[torch.nn.Parameter]) -> None:
         """Give all processes the numbers of the first."""
 
-    def add_gradients(self, parameters: list[torch.nn.Parameter], total: float,
-                      count: int) -> tuple[float, int]:
-        """Add up over all processes: the gradients in their place, and what else is given."""
+    def add_gradients(self, parameters: list[torch.nn.Parameter], total: torch.Tensor,
+                      count: int) -> tuple[torch.Tensor, int]:
+        """Add up over all processes: the gradients in their place, and what else is given.
+
+        total [] stays on its device.
+        """
         return total, count
 
 

@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from data import (Example, PackedBatch, batch_indices, chat_examples, count_targ
                   document_examples, pack, split_by_tokens)
 from fast import LEAST_ROWS, LOGITS_AT_ONCE
 from model import Qwen2
-from runtime import ALONE, Alone, UserError, clock, peak_memory_mib
+from runtime import ALONE, Alone, UserError, peak_memory_mib
 
 # A shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer
 # one.
@@ -43,6 +44,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, as 
 
 SAMPLE = 512  # tokens of a forward pass, made to see what it keeps
 WIDE = 4  # tensors [T, I] that the backward pass of SwiGLU holds at a time
+HOLES = 1.1  # on a CPU: what activations take of the heap, for each MiB of them (measured)
 MIB = 2**20
 
 # loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets,
@@ -116,24 +118,25 @@ def predict(model: Qwen2, examples: list[Example],
 
 def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], examples: list[Example],
                         micro_batch_tokens: int, prefix: Callable[[], Tensor] | None = None,
-                        loss: Loss = summed_loss, ranks: Alone = ALONE) -> float:
-    """Give what trains the gradient of the mean loss a target; returns this loss.
+                        loss: Loss = summed_loss, ranks: Alone = ALONE) -> Tensor:
+    """Give what trains the gradient of the mean loss a target; returns this loss [].
 
-    The mean is over the examples of all processes; `examples` are those of this one.
+    The mean is over the examples of all processes; `examples` are those of this one. The loss
+    stays on its device: who reads it waits until the device has computed all that is above.
     """
-    total, count = 0.0, 0
+    total, count = torch.zeros((), dtype=torch.float64, device=model.head_weight.device), 0
     for part in split_by_tokens(examples, micro_batch_tokens):
         part_sum, part_count = loss(model, part, prefix() if prefix else None)
         part_sum.backward()
-        total, count = total + part_sum.item(), count + part_count
+        total, count = total + part_sum.detach(), count + part_count
         del part_sum  # and what it holds of the graph
         for p in trainable.values():  # only now, with the activations gone: narrow gradients widen
             if p.grad is not None and p.grad.dtype != p.dtype:
                 p.grad = p.grad.to(p.dtype)
     total, count = ranks.add_gradients(list(trainable.values()), total, count)
-    for p in trainable.values():
-        if p.grad is not None:
-            p.grad /= max(1, count)
+    gradients = [p.grad for p in trainable.values() if p.grad is not None]
+    if gradients:  # one kernel for all of them
+        torch._foreach_div_(gradients, max(1, count))
     return total / max(1, count)
 
 
@@ -302,7 +305,8 @@ def _check_state(folder: Path, tensors: dict[str, Tensor],
 # What training will take, before it takes it. Weights, gradients and moments are counted. What is
 # kept for the backward pass is what autograd keeps of a forward pass over a few hundred tokens of
 # the run's own examples, times the tokens at once. Added is what the backward pass holds for a
-# moment, the widest tensors of a layer and a chunk of logits; holes of the heap are left out.
+# moment, the widest tensors of a layer and a chunk of logits; and for the holes of the heap, which
+# grow for some twenty steps, a share that was measured (docs/performance.md).
 
 
 @dataclass(frozen=True)
@@ -338,10 +342,13 @@ class Estimate:
 
 
 def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: int, most: int,
-             checkpointed: bool, program: float, new_tokens: int = 0) -> Estimate:
+             checkpointed: bool, program: float, held: float = 0.0,
+             new_tokens: int = 0) -> Estimate:
     """The memory of training with at most `most` tokens at once. The layers keep what they need
-    (`fast.checkpoint_layers` comes later, if `checkpointed`); `program` in MiB.
+    (`fast.checkpoint_layers` comes later, if `checkpointed`).
 
+    In MiB: `program` without the model, and what the process has `held` so far, the model and what
+    came with it included. (A mapped weight counts there only once it has been read.)
     new_tokens: how many the model may write behind each example, if these are prompts alone.
     """
     lengths = [len(example.ids) + new_tokens for example in examples]
@@ -356,11 +363,28 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
     rows = max(LEAST_ROWS, LOGITS_AT_ONCE // config.vocab_size)
     moment = WIDE * tokens * config.intermediate_size * size
     moment += min(rows, tokens) * config.vocab_size * size
+    holes = HOLES if model.head_weight.device.type == "cpu" else 1.0
     standing = {id(p): p for p in (*model.parameters(), *tuning.trainable.values())}
+    weights = sum(p.numel() * p.element_size() for p in standing.values()) / MIB
     return Estimate(
-        weights=sum(p.numel() * p.element_size() for p in standing.values()) / MIB,
-        optimiser=sum(12 * p.numel() for p in tuning.trainable.values()) / MIB,
-        activations=(kept + moment) / MIB, program=program, tokens=tokens)
+        weights=weights, optimiser=sum(12 * p.numel() for p in tuning.trainable.values()) / MIB,
+        activations=holes * (kept + moment) / MIB, program=max(program, held - weights),
+        tokens=tokens)
+
+
+def needed_disk(model: Qwen2, tuning: Tuning, whole: bool, keep: int) -> tuple[float, float]:
+    """MiB that a run's folder takes: at most while it trains, and when it has ended.
+
+    A checkpoint holds each trained number and its two moments in fp32. A new one is written before
+    an old one goes. `whole`: the result is a whole model, in the dtype of its products, and not
+    what was trained, in fp32. Completions and logs, a few MiB, are left out.
+    """
+    trained = sum(p.numel() for p in tuning.trainable.values())
+    result = 4 * trained
+    if whole:
+        result = model.compute_dtype.itemsize * sum(p.numel() for p in model.parameters())
+    checkpoint = 12 * trained
+    return ((max(1, keep) + 1) * checkpoint / MIB, (keep * checkpoint + result) / MIB)
 
 
 def kept_bytes(model: Qwen2, tuning: Tuning, examples: list[Example]) -> float:
@@ -412,7 +436,7 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
     device = model.head_weight.device
     optimizer = make_optimizer(trainable, settings, rate_factors)
     totals = load_checkpoint(resume_from, trainable, optimizer) if resume_from else TrainTotals()
-    totals.interrupted, since_log, saved_at = False, TrainTotals(), clock(device)
+    totals.interrupted, since_log, saved_at = False, TrainTotals(), perf_counter()
     ranks.align(list(trainable.values()))
 
     def save(step: int) -> None:
@@ -422,21 +446,23 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
             drop_old_checkpoints(folder, settings.keep, best_step(folder))
 
     while totals.steps < settings.steps and not totals.interrupted:
-        started = clock(device)
+        started = perf_counter()
         rate = learning_rate_at(totals.steps, settings)
         try:
             examples = batch_at(totals.steps)
             own = ranks.share(sorted(examples, key=lambda example: len(example.ids)))
-            mean = accumulate_gradient(model, trainable, own, settings.micro_batch_tokens, prefix,
-                                       loss, ranks)
-            grad_norm = nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip).item()
+            both = (accumulate_gradient(model, trainable, own, settings.micro_batch_tokens, prefix,
+                                        loss, ranks),
+                    nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip))
+            # Here, and nowhere else in a step, the program waits for the device.
+            mean, grad_norm = torch.stack([x.double().to(device) for x in both]).tolist()
             check_finite(mean, grad_norm, totals.steps + 1, examples)
         except UserError:  # nothing has been updated: the state is that of the step before
             save(totals.steps)
             raise
         update(optimizer, rate)
 
-        seconds = clock(device) - started
+        seconds = perf_counter() - started  # the device may still be at work on AdamW's step
         totals.add(examples, seconds)
         since_log.add(examples, seconds)
         totals.interrupted = any(ranks.gather([stop()]))
@@ -447,11 +473,11 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
             on_log(record | {"eval_loss": held_out_loss()} if measure else record)
             since_log = TrainTotals()
         on_step(totals.steps)
-        late = 0 < settings.save_minutes * 60 <= clock(device) - saved_at
+        late = 0 < settings.save_minutes * 60 <= perf_counter() - saved_at
         best = measure and best_step(folder) == totals.steps
         if ended or late or best or is_due(totals.steps, settings.save_every):
             save(totals.steps)
-            saved_at = clock(device)
+            saved_at = perf_counter()
     return totals
 
 

@@ -180,7 +180,8 @@ def log_scores(model: Qwen2, documents: list[Example], words: tuple[int, int],
                prefix: Tensor | None = None) -> Tensor:
     """log S and log (1 - S) of each document [n, 2], from the two verdicts' logits alone."""
     batch, hidden = predict(model, documents, prefix)
-    rows = model.head_weight[list(words)].float()  # [2, D]; in bf16 many scores would be equal
+    # In fp32: in bf16 many scores would be equal. [2, D]
+    rows = torch.stack([model.head_weight[word] for word in words]).float()
     logits = F.linear(hidden[: len(batch.targets)].float(), rows)  # [n, 2]
     return logits.log_softmax(-1)
 

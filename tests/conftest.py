@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS",
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters import Base
 from checkpoint import save_model
@@ -244,6 +245,34 @@ def small_model(dtype: torch.dtype = torch.float32, **changes) -> Qwen2:
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = 1 + 0.1 * noise if parameter.dim() == 1 else 0.15 * noise
     return model
+
+
+class Waits(TorchDispatchMode):
+    """Counts within its block how often a number is read out of a tensor: `item`, `if x`, `tolist`.
+
+    On CUDA the program waits there for the device.
+    """
+
+    def __enter__(self):
+        self.count, self.tolist = 0, torch.Tensor.tolist
+        torch.Tensor.tolist = self._counted
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.Tensor.tolist = self.tolist
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        return operator(*args, **kwargs or {})
+
+    @property
+    def _counted(self):
+        def tolist(x: torch.Tensor) -> list:
+            self.count += 1
+            return self.tolist(x)
+
+        return tolist
 
 
 def some_examples(count: int, seed: int = 0) -> list[Example]:

@@ -13,7 +13,7 @@ import torch
 import distill
 import mathft
 from checkpoint import load_model, save_model
-from conftest import small_model, some_examples
+from conftest import Waits, small_model, some_examples
 from data import Example, Problem
 from distill import Flags, distillation_loss, divergences, weighted
 from fast import accelerate
@@ -64,8 +64,17 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(reverse):
     model, teacher = small_model(), small_model().requires_grad_(False)
     loss = distillation_loss(Run(teacher, None, None, None, {}), 64, 1.0, reverse)
     trainable = dict(model.named_parameters())
-    assert accumulate_gradient(model, trainable, EIGHT, 50, loss=loss) == pytest.approx(0, abs=1e-6)
+    found = accumulate_gradient(model, trainable, EIGHT, 50, loss=loss).item()
+    assert found == pytest.approx(0, abs=1e-6)
     assert max(p.grad.abs().max().item() for p in trainable.values()) < 1e-5
+
+
+def test_the_loss_reads_no_number_from_the_device():
+    model = accelerate(small_model())
+    loss = distillation_loss(Run(other_model(), None, None, None, {}), 64, 0.5, False)
+    with Waits() as waits:
+        accumulate_gradient(model, dict(model.named_parameters()), EIGHT, 40, loss=loss)
+    assert waits.count == 0
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -80,7 +89,7 @@ def test_alpha_mixes_divergence_and_supervised_loss(alpha, quick):
     def gradient(loss, most=10_000):
         own = model()
         trainable = dict(own.named_parameters())
-        mean = accumulate_gradient(own, trainable, EIGHT, most, loss=loss)
+        mean = accumulate_gradient(own, trainable, EIGHT, most, loss=loss).item()
         return mean, torch.cat([p.grad.flatten() for p in trainable.values()])
 
     supervised, divergence = gradient(summed_loss), gradient(distillation_loss(teacher, 64, 1.0,

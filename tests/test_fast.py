@@ -70,7 +70,7 @@ def test_loss_and_gradients_are_those_of_the_plain_model(name, tied):
     found = []
     for quick, recomputed in ((False, False), (False, True), (True, False), (True, True)):
         model, tuning = tuned(name, quick, recomputed, tied)
-        loss = accumulate_gradient(model, tuning.trainable, EIGHT, 60, tuning.prefix)
+        loss = accumulate_gradient(model, tuning.trainable, EIGHT, 60, tuning.prefix).item()
         found.append((loss, gradients(tuning.trainable)))
     for loss, grads in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6)
@@ -85,12 +85,13 @@ def test_cuda_gives_the_loss_and_the_gradients_of_the_plain_model_on_a_cpu(name,
     found, losses = [], []
     for device in ("cpu", "cuda"):
         model, tuning = tuned(name, device == "cuda", False, tied, device)
-        loss = accumulate_gradient(model, tuning.trainable, EIGHT, 60, tuning.prefix)
+        loss = accumulate_gradient(model, tuning.trainable, EIGHT, 60, tuning.prefix).item()
         found.append((loss, {key: grad.cpu() for key, grad in gradients(tuning.trainable).items()}))
         optimizer = make_optimizer(tuning.trainable, TrainSettings(3, 1e-3), tuning.rate_factors)
         losses.append([])
         for _ in range(3):
-            losses[-1] += [accumulate_gradient(model, tuning.trainable, EIGHT, 60, tuning.prefix)]
+            loss = accumulate_gradient(model, tuning.trainable, EIGHT, 60, tuning.prefix).item()
+            losses[-1].append(loss)
             update(optimizer, 1e-3)
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     assert_close(found[1][1], found[0][1], 1e-3)
@@ -123,7 +124,7 @@ def test_fp32_weights_with_bf16_products(tied):
         model = small_model(torch.bfloat16, tie_word_embeddings=tied)
         trainable = dict((accelerate(model) if quick else model).named_parameters())
         make_optimizer(trainable, TrainSettings(1, 1e-3))
-        loss = accumulate_gradient(model, trainable, EIGHT, 60)
+        loss = accumulate_gradient(model, trainable, EIGHT, 60).item()
         found.append((loss, gradients(trainable)))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-3)
     assert all(grad.dtype == torch.float32 for grad in found[1][1].values())

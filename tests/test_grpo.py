@@ -16,7 +16,7 @@ from adapters import Tuning
 from attention import PackedAttention
 from calculator import Calculator
 from checkpoint import load_model
-from conftest import small_model, some_examples
+from conftest import Waits, small_model, some_examples
 from data import Example, Problem
 from flags import run_command
 from generate import is_sampled
@@ -114,6 +114,15 @@ def test_with_one_update_the_gradient_is_that_of_weighted_cross_entropy(tmp_path
     ours = gradient(model, made, worker(model, tmp_path).loss)
     for a, b in zip(ours, gradient(model, weighted, summed_loss), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_reads_no_number_from_the_device(tmp_path):
+    """Not even the figures for the log: they are read when a line is written."""
+    model, made = small_model(), rollouts(old=True)
+    at_work = worker(model, tmp_path)
+    with Waits() as waits:
+        gradient(model, made, at_work.loss, most=20)
+    assert waits.count == 0 and at_work.figures()["clipped_share"] >= 0
 
 
 def test_the_gradient_does_not_depend_on_the_micro_batches(tmp_path):

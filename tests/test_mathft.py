@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from data import Example, load_problems, trained_on
 from flags import run_command
 from mathft import load_data, main, read_flags
 from methods import METHODS, load_run
-from runtime import UserError, hash_of, locked
+from runtime import ALONE, UserError, hash_of, locked
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_after ci95_before
@@ -482,6 +483,22 @@ def test_a_run_that_had_ended_can_go_on_with_more_steps(common, tmp_path, capsys
     assert_same_adapter(folder, tmp_path / "short")
 
 
+@pytest.mark.parametrize(("seconds", "said"), [
+    (2.0, "time       about 3 minutes for the 98 steps that are left, at 2 s each\n"),
+    (0.5, "time       about 1 minute for the 98 steps that are left, at 0.5 s each\n"),
+    (0.1, ""),
+])
+def test_the_second_step_tells_how_long_the_rest_takes(seconds, said, capsys, monkeypatch):
+    """Nothing if that is less than half a minute; and a bar moves by the steps that have ended."""
+    clock = iter([10.0, 10.0 + seconds, 1e9])
+    monkeypatch.setattr("mathft.perf_counter", lambda: next(clock))
+    bar = SimpleNamespace(n=0, update=lambda steps: setattr(bar, "n", bar.n + steps))
+    after_step = mathft.progress(SimpleNamespace(steps=100, ranks=ALONE), bar)
+    for step in (1, 2, 3):
+        after_step(step)
+    assert capsys.readouterr().out == said and bar.n == 3
+
+
 def test_a_finished_run_keeps_no_checkpoint_unless_asked(common, tmp_path, capsys):
     """And says so to who would go on with it."""
     folder, words = tmp_path / "run", ["--steps", "2", "--eval-limit", "0", "--save-every", "1"]
@@ -557,6 +574,7 @@ def test_own_data_get_epochs_and_few_test_problems_are_told(common, tmp_path, ca
                       )[0].steps == 24
     code, out, _ = command(lora(common, tmp_path / "run", "--epochs", "0.2"), capsys)
     assert code == 0 and "training   2 steps of 4 examples, 0.2 epochs\n" in out
+    assert "\nmemory     about " in out and " MiB of checkpoints while it trains, " in out
     assert "note       8 test problems are few: an accuracy is known to about ±35 points" in out
     assert "is a toy" not in out
     assert f"next       python evaluate.py --run {tmp_path / 'run'} --samples 8" in out

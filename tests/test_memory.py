@@ -10,7 +10,9 @@ from conftest import small_model, some_examples
 from data import Example
 from lora import add_lora
 from model import Qwen2
-from train import Estimate, estimate, kept_bytes
+from runtime import write_tensors
+from train import (HOLES, Estimate, TrainSettings, TrainTotals, estimate, kept_bytes,
+                   make_optimizer, needed_disk, save_checkpoint)
 
 
 def full(model: Qwen2) -> Tuning:
@@ -24,6 +26,10 @@ def test_weights_and_moments_are_counted_exactly():
     assert found.weights == 4 * numbers / 2**20
     assert found.optimiser == 12 * numbers / 2**20  # a gradient and two moments, in fp32
     assert found.total == found.weights + found.optimiser + found.activations + 7
+
+    held = found.weights + 20  # by the process: more than the program and the weights
+    assert estimate(model, full(model), some_examples(8), 4, 100, False, 7.0, held).program == 20
+    assert estimate(model, full(model), some_examples(8), 4, 100, False, 7.0, 1.0).program == 7
 
     tuning = Tuning(add_lora(model, rank=4, alpha=8.0))  # its numbers stand beside the weights
     trained = sum(p.numel() for p in tuning.trainable.values())
@@ -79,6 +85,32 @@ def test_computing_layers_twice_keeps_less():
     kept = [estimate(model, full(model), some_examples(8), 8, 10_000, twice, 0.0).activations
             for twice in (False, True)]
     assert kept[1] < kept[0]
+
+
+def test_the_holes_of_the_heap_are_a_share_of_the_activations(monkeypatch):
+    model = small_model()
+    with_holes = estimate(model, full(model), some_examples(8), 4, 100, False, 0.0).activations
+    monkeypatch.setattr("train.HOLES", 1.0)
+    found = estimate(model, full(model), some_examples(8), 4, 100, False, 0.0).activations
+    assert with_holes == pytest.approx(HOLES * found) and HOLES > 1
+
+
+@pytest.mark.parametrize(("whole", "keep"), [(True, 0), (True, 2), (False, 0)])
+def test_the_disk_is_what_the_files_take(whole, keep, tmp_path):
+    """Beside the files themselves: the last checkpoint, a new one, and the result."""
+    model = small_model(torch.bfloat16)
+    tuning = full(model) if whole else Tuning(add_lora(model, rank=4, alpha=8.0))
+    optimizer = make_optimizer(tuning.trainable, TrainSettings(1, 1e-3))
+    save_checkpoint(tmp_path / "step-1", tuning.trainable, optimizer, TrainTotals(steps=1))
+    checkpoint = (tmp_path / "step-1/state.safetensors").stat().st_size / 2**20
+    tensors = ({n: p.to(torch.bfloat16) for n, p in model.named_parameters()} if whole
+               else tuning.trainable)
+    write_tensors(tmp_path / "result", tensors)
+    result = (tmp_path / "result").stat().st_size / 2**20
+    most, last = needed_disk(model, tuning, whole, keep)
+    # The names that stand in a file are no small part of one as small as these.
+    assert 0.75 * (max(1, keep) + 1) * checkpoint < most <= (max(1, keep) + 1) * checkpoint
+    assert 0.75 * (keep * checkpoint + result) < last <= keep * checkpoint + result
 
 
 def test_the_flag_that_lowers_it_is_named():

@@ -77,6 +77,23 @@ def test_the_machine_is_described_in_json():
     assert json.loads(json.dumps(described)) == described
 
 
+def test_cuda_copies_from_pinned_memory_and_waits_for_nothing():
+    """(Written down on a CPU: what is asked of torch.)"""
+    asked = []
+
+    class Host:
+        def pin_memory(self):
+            asked.append("pinned")
+            return self
+
+        def to(self, device, **how):
+            asked.append((device, how))
+
+    for device in ("cuda:1", "cpu"):
+        runtime.to_device(Host(), device)
+    assert asked == ["pinned", ("cuda:1", {"non_blocking": True}), ("cpu", {})]
+
+
 # --------------------------------------------------------------------------------- clock and memory
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import train as module
 from attention import PackedAttention
 from checkpoint import checkpoints
-from conftest import small_model, some_examples
+from conftest import Waits, small_model, some_examples
 from data import Example, count_targets, pack
 from lora import add_lora
 from model import Qwen2
@@ -116,7 +116,7 @@ def test_cutting_a_batch_changes_nothing(method):
     model, trainable, prefix = prepare(method)
     found = []
     for most in (10_000, 60, 1):  # tokens at once
-        loss = accumulate_gradient(model, trainable, EIGHT, most, prefix)
+        loss = accumulate_gradient(model, trainable, EIGHT, most, prefix).item()
         found.append((loss, gradients(trainable)))
     assert sum(grad.abs().sum() for grad in found[0][1].values()) > 0.1
     for loss, grads in found[1:]:
@@ -154,6 +154,27 @@ def test_a_common_beginning_changes_nothing(method):
     assert_close(found[0][1], found[1][1], 2e-5)
 
 
+def test_reads_are_counted():
+    """By every way to read a number; a tensor that stays one is none."""
+    x = torch.tensor([1.0, 2.0])
+    with Waits() as waits:
+        x.sum() + x
+        assert waits.count == 0
+        x[0].item(), float(x[1]), x.tolist(), bool(x[0] > 0)
+    assert waits.count == 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_waits_for_the_device_once(method, tmp_path):
+    """In micro-batches too: loss and gradient's norm are read together, and nothing else is."""
+    found = []
+    for steps in (1, 4):
+        with Waits() as waits:
+            run(method, tmp_path / str(steps), steps=steps, micro_batch_tokens=20)
+        found.append(waits.count)
+    assert found[1] - found[0] == 3
+
+
 def weighted(example: Example, weights) -> Example:
     return replace(example, weights=tuple(weights))
 
@@ -162,19 +183,19 @@ def weighted(example: Example, weights) -> Example:
 @pytest.mark.parametrize("most", (10_000, 1))
 def test_weights_of_one_change_nothing_and_others_scale_each_token(method, most):
     model, trainable, prefix = prepare(method)
-    plain = accumulate_gradient(model, trainable, EIGHT, most, prefix), gradients(trainable)
+    plain = accumulate_gradient(model, trainable, EIGHT, most, prefix).item(), gradients(trainable)
     ones = [weighted(e, [1.0] * count_targets([e])) for e in EIGHT]
-    same = accumulate_gradient(model, trainable, ones, most, prefix), gradients(trainable)
+    same = accumulate_gradient(model, trainable, ones, most, prefix).item(), gradients(trainable)
     assert plain[0] == pytest.approx(same[0], rel=1e-6)
     assert_close(plain[1], same[1], 1e-6)
 
     # Of one document, the weights (1, 0, 0, …), (0, 1, 0, …), … add up to weights of one.
     one, count = EIGHT[7], count_targets([EIGHT[7]])
-    whole = accumulate_gradient(model, trainable, [one], most, prefix), gradients(trainable)
+    whole = accumulate_gradient(model, trainable, [one], most, prefix).item(), gradients(trainable)
     total, sums = 0.0, {name: torch.zeros_like(p) for name, p in trainable.items()}
     for target in range(count):
         part = weighted(one, [2.0 * (i == target) for i in range(count)])
-        total += accumulate_gradient(model, trainable, [part], most, prefix) / 2
+        total += accumulate_gradient(model, trainable, [part], most, prefix).item() / 2
         for name, grad in gradients(trainable).items():
             sums[name] += grad / 2
     assert total == pytest.approx(whole[0], rel=1e-5)
@@ -443,7 +464,7 @@ def test_what_a_line_of_the_log_holds(tmp_path):
 def test_a_checkpoint_every_few_minutes_by_the_clock(tmp_path, monkeypatch):
     """Of a clock that goes 30 s a reading, three readings a step: every second step is saved."""
     ticks = iter(range(0, 10**6, 30))
-    monkeypatch.setattr("train.clock", lambda device: float(next(ticks)))
+    monkeypatch.setattr("train.perf_counter", lambda: float(next(ticks)))
     saved = []
     monkeypatch.setattr("train.save_checkpoint", lambda path, *rest: saved.append(path.name))
     run("lora", tmp_path, steps=6, save_minutes=3)

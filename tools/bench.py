@@ -145,9 +145,10 @@ def training_step(task: Task, device: torch.device,
     def step(examples: list[Example]) -> float:
         loss = accumulate_gradient(model, tuning.trainable, examples, task.micro_batch_tokens,
                                    tuning.prefix)
-        nn.utils.clip_grad_norm_(list(tuning.trainable.values()), settings.clip).item()
+        nn.utils.clip_grad_norm_(list(tuning.trainable.values()), settings.clip)
+        mean = loss.item()  # one wait for the device, as in the loop
         update(optimizer, task.learning_rate)
-        return loss
+        return mean
 
     return step
 
@@ -256,13 +257,15 @@ def prepared_training(task: Task, side, device: torch.device, dtype: torch.dtype
     """A function that does timed step n, the tokens of each, and the share of them that are
     targets.
 
-    One optimiser step comes before: each side works before it is timed.
+    One optimiser step comes before, with all that is prepared once: it is timed apart.
     """
     work = read_json(Path(task.work) / "work.json")
     first, *batches = [[Example(**fields) for fields in batch] for batch in work["batches"]]
     batches = batches[: task.steps]
     train_step = side.training_step(task, device, dtype)
+    started = clock(device)
     record["first_loss"] = train_step(first)
+    record["first_step_seconds"] = clock(device) - started
     tokens = [sum(len(example.ids) for example in batch) for batch in batches]
     record["target_tokens"] = sum(map(count_targets, batches))
     return lambda n: train_step(batches[n]) and None, tokens, record["target_tokens"] / sum(tokens)
@@ -440,10 +443,14 @@ def checked_flags(argv: list[str]) -> Flags:
         raise UsageError("--shape and --model exclude each other: a shape has random weights")
     if flags.tokenizer and not flags.shape:
         raise UsageError("--tokenizer is for --shape; a model has its own")
-    installed = {module.name for module in pkgutil.iter_modules()}
-    if flags.peer and not {"transformers", "peft"} <= installed:
+    if flags.peer and not peer_is_installed():
         raise UserError("--peer needs transformers and peft: pip install -r requirements-dev.txt")
     return flags
+
+
+def peer_is_installed() -> bool:
+    """Whether the packages of tools.peer are there; none of them is imported."""
+    return {"transformers", "peft"} <= {module.name for module in pkgutil.iter_modules()}
 
 
 def size_measured(flags: Flags) -> str:
