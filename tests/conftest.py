@@ -376,3 +376,11 @@ def server(monkeypatch, tmp_path):
     yield server
     server.shutdown()
     server.server_close()
+
+
+def bench_record(side: str, case: str = "lora", **changes) -> dict:
+    """What a process of the benchmark hands over."""
+    return {
+        "case": case, "side": side, "seconds": [1.0, 2.0], "tokens": [50, 100],
+        "tokens_per_second": 50.0, "peak_memory_mib": 500.0, "share_of_limit": 0.25, **changes
+    }

@@ -9,6 +9,7 @@ import torch
 import children
 import synthetic
 from checkpoint import load_model, read_config
+from conftest import bench_record
 from flags import run_command
 from runtime import UsageError, UserError
 from tokenizer import Tokenizer
@@ -47,20 +48,13 @@ def test_random_weights_are_a_whole_checkpoint(tmp_path):
             assert (weight == float(name.endswith("norm.weight"))).all(), name
 
 
-def record(side: str, case: str = "lora", **changes) -> dict:
-    return {
-        "case": case, "side": side, "seconds": [1.0, 2.0], "tokens": [50, 100],
-        "tokens_per_second": 50.0, "peak_memory_mib": 500.0, "share_of_limit": 0.25, **changes
-    }
-
-
 def test_sides_are_compared_turn_by_turn():
     fast, slow = {"tokens_per_second": 60.0}, {"tokens_per_second": 20.0, "peak_memory_mib": 1000.0}
     records = [
-        record("ours", **fast),
-        record("peer", **slow),
-        record("ours", **fast),
-        record("peer", **fast)
+        bench_record("ours", **fast),
+        bench_record("peer", **slow),
+        bench_record("ours", **fast),
+        bench_record("peer", **fast)
     ]
     found = summarise_cases(records, "bf16")["lora"]
     assert found["speed_ratio"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
@@ -79,7 +73,8 @@ def test_sides_are_compared_turn_by_turn():
                                              }, ["first tokens differ: 2 of 3 are equal"]),
 ])
 def test_sides_that_do_not_agree_are_told(case, ours, theirs, said):
-    found = summarise_cases([record("ours", case, **ours), record("peer", case, **theirs)], "bf16")
+    records = [bench_record("ours", case, **ours), bench_record("peer", case, **theirs)]
+    found = summarise_cases(records, "bf16")
     assert found[case]["differs"] == said
     assert all(any(line in row for row in case_lines(found)) for line in said)
 
@@ -101,13 +96,13 @@ def problems(tmp_path) -> list[str]:
 
 def test_a_command_that_goes_well(problems, monkeypatch, capsys):
     """Its exit code, its table and its last line; the measurements are made up."""
-    monkeypatch.setattr(bench, "run_process", lambda task: record(task.side, task.case))
+    monkeypatch.setattr(bench, "run_process", lambda task: bench_record(task.side, task.case))
     assert run_command(main, ["--case", "lora", *problems]) == 0
     out, error = capsys.readouterr()
     *lines, last = out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["case", "side"], ["lora", "ours"]]
     found = json.loads(last)
-    assert found["processes"] == [record("ours")] and error == "1/1 lora ours: 50 tokens/s\n"
+    assert found["processes"] == [bench_record("ours")] and error == "1/1 lora ours: 50 tokens/s\n"
     assert found["settings"]["batch_size"] == 8 and found["machine"]["torch"] == torch.__version__
 
 

@@ -16,9 +16,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import mathft
+from conftest import bench_record
 from flags import run_command
 from runtime import UsageError, UserError
-from test_bench import record
 from tools import bench, gpu_check
 from tools.gpu_check import (FULL, QUICK, Check, Flags, checks_of, done, largest_kernels, main,
                              profile_training, read_bench, read_tests, reason, table)
@@ -87,8 +87,8 @@ def test_the_counts_of_pytest(line, counts):
 
 
 def test_the_figures_of_the_benchmark():
-    records = [record("ours", first_loss=2.0, first_step_seconds=3.5),
-               record("peer", first_loss=2.0, tokens_per_second=25.0, peft="0.21"),
+    records = [bench_record("ours", first_loss=2.0, first_step_seconds=3.5),
+               bench_record("peer", first_loss=2.0, tokens_per_second=25.0, peft="0.21"),
                {"case": "decode", "side": "peer", "failed": "out of memory"}]
     found = {"processes": records, "cases": bench.summarise_cases(records, "bf16"),
              "settings": {"peer": True}}
