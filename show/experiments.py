@@ -3,8 +3,8 @@
     python study.py --list               # every table with its commands
 
 1. A run is a command. `{name}` in it is a setting of `SETTINGS`, or the folder of another run.
-   `{tokens:RUN}` is the training tokens of a run that has ended. `{steps:RUN@T}` is the steps that
-   take T seconds at the pace of RUN; T is a setting, or a run (its training time).
+   `{tokens:RUN}` is the training tokens of a run that has ended. `{steps:RUN@OTHER}` is the steps
+   that take as long as the training of OTHER, at the pace of RUN.
 2. A table has rows and columns. A row names a run. A column names a figure of that run, or of the
    run that the column names, with the row's run in the place of `*`.
 3. A paper's figure stands beside ours under the same row and column. A `Claim` is what the paper
@@ -79,19 +79,19 @@ SETTINGS = {
         "length": "--steps 12 --log-every 3", "more": "--steps 6", "judged": "--steps 16",
         "rewarded": "--steps 3", "drawn": "--samples 2", "read": "--tokens 60000",
         "few_steps": "--steps 8", "tests": "--eval-limit 100", "problems": "--limit 100",
-        "test_count": "100", "sampled": "--limit 150", "many": "8", "seconds": "8"},
+        "test_count": "100", "sampled": "--limit 150", "many": "8"},
     "full": EMBEDDED | {
         "length": "--steps 24 --log-every 4", "more": "--steps 12", "judged": "--steps 60",
         "rewarded": "--steps 6", "drawn": "--samples 4", "read": "--tokens 150000",
         "few_steps": "--steps 12", "tests": "--eval-limit 200", "problems": "--limit 200",
-        "test_count": "200", "sampled": "--limit 400", "many": "16", "seconds": "12"},
+        "test_count": "200", "sampled": "--limit 400", "many": "16"},
     "real": {
         "train": "{data}", "copies": "2",
         "room": "--max-new-tokens 1024", "short": "256", "middle": "1024", "long": "8192",
         "start": "--steps 50", "cold_start": "--steps 50",
         "length": "", "more": "--epochs 1", "judged": "", "rewarded": "--steps 100",
         "drawn": "--samples 2", "tests": "", "problems": "", "sampled": "--limit 2000",
-        "many": "16", "seconds": "1200"},
+        "many": "16"},
 }  # fmt: skip
 SEEDS = {"quick": 1, "full": 3, "real": 1}
 FOR_ALL = {
@@ -205,12 +205,12 @@ RUNS = {
        for name in METHODS for way, words in TAUGHT.items()},
 }
 BOARD = {
-    "gold": "--dataset {train} --steps {steps:NAME-gold@seconds}",
-    "perturbed": "--dataset {train},{perturbed}/data.jsonl --steps {steps:NAME-gold@seconds}",
+    "gold": "--dataset {train} --steps {steps:NAME-gold@lora-gold}",
+    "perturbed": "--dataset {train},{perturbed}/data.jsonl --steps {steps:NAME-gold@lora-gold}",
     "grpo": "--objective grpo --dataset {train} --batch-size 4 "
-            "--steps {steps:NAME-grpo-pace@seconds}",
+            "--steps {steps:NAME-grpo-pace@lora-gold}",
     "distill": TAUGHT["distill"]
-               + " --dataset {train} --steps {steps:NAME-distill-pace@seconds}",
+               + " --dataset {train} --steps {steps:NAME-distill-pace@lora-gold}",
 }
 RUNS |= {f"board-{name}-{learnt}": f"mathft.py --method {name} {{model}} {{tested}} "
          + words.replace("NAME", name) for name in METHODS for learnt, words in BOARD.items()}
@@ -393,8 +393,9 @@ EXPERIMENTS = (
         "leaderboard", "none of the papers", "Every method, objective and data at equal seconds",
         {f"{name}, {learnt}": f"board-{name}-{learnt}" for name in METHODS for learnt in BOARD},
         {**LEARNT, "steps": Column("steps", "count"), "memory": MEMORY}, ranked=True,
-        note="A short run of each gives its pace; the steps then fill the seconds. GRPO has 4 "
-             "problems a step, so that several fit in; `training` is what each has taken."),
+        note="A short run of each gives its pace; its steps then fill the seconds that LoRA takes "
+             "for the gold problems. GRPO has 4 problems a step, so that several fit in; "
+             "`training` is what each has taken."),
 )
 
 

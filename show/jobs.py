@@ -119,16 +119,13 @@ class Jobs:
         if not colon:
             needs[name] = None
             return str(place / self.name(name, seed))
-        run, _, budget = about.partition("@")
+        run, _, other = about.partition("@")
         needs[run] = None
         result = self.result(run, seed)
         if kind == "tokens":
             return str(result["train_tokens"]) if result else UNKNOWN
-        if budget in self.settings:
-            seconds = float(self.settings[budget])
-        else:
-            needs[budget] = None
-            seconds = self.result(budget, seed).get("train_seconds")
+        needs[other] = None
+        seconds = self.result(other, seed).get("train_seconds")
         if not result or not seconds:
             return UNKNOWN
         return str(max(1, round(seconds * result["steps"] / result["train_seconds"])))

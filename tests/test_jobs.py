@@ -45,7 +45,8 @@ RUNS = {
     "broken": "mathft.py --method sft --broken",
     "after": "evaluate.py --run {broken}",
     "slow": "mathft.py --slow",
-    "paced": "mathft.py --steps {steps:one@seconds}",
+    "long": "mathft.py --method sft --steps 15",
+    "paced": "mathft.py --steps {steps:one@long}",
     "as-long": "mathft.py --steps {steps:one@paced}",
     "as-much": "mathft.py --tokens {tokens:one}",
 }
@@ -63,8 +64,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "ROOT", tmp_path)
 
     def begin(**settings) -> Jobs:
-        made = Jobs(RUNS, {"count": "3", "model": "", "seconds": "30", **settings},
-                    tmp_path / "study")
+        made = Jobs(RUNS, {"count": "3", "model": "", **settings}, tmp_path / "study")
         made.calls = lambda: [json.loads(line) for line in
                               (calls.read_text().splitlines() if calls.exists() else [])]
         return made
@@ -150,7 +150,7 @@ def test_a_training_that_ended_without_its_record_is_done_again(study):
 
 
 def test_numbers_come_from_runs_that_have_ended(study):
-    """Run `one` takes 2 seconds a step, and 770 tokens: 30 seconds are 15 steps."""
+    """Run `one` takes 2 seconds a step, and 770 tokens; run `long` takes 30 seconds: 15 steps."""
     first = study()
     assert "N" in first.job("paced", 0).words
     for run, words in (("paced", ["--steps", "15"]), ("as-long", ["--steps", "15"]),
