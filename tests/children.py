@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,4 +95,10 @@ def become(code: str, words: list[str], environment: dict[str, str], folder: Pat
     sys.argv = ["-c", *words]
     own = {str(ROOT), str(ROOT / "tests"), ""}
     sys.path[:] = [str(folder), *(path for path in sys.path if path not in own)]
-    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    try:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    except KeyboardInterrupt:  # then the interpreter ends by the signal itself
+        traceback.print_exc()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
