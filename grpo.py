@@ -41,9 +41,9 @@ from torch import Tensor
 from adapters import Tuning, adapted_maps, without_adapters
 from checkpoint import as_saved
 from data import Example, Problem, prompt_of, split_by_tokens
-from evaluate import grade
 from flags import flag
 from generate import generate, is_sampled, open_calculator
+from measure import grade
 from methods import find_method
 from model import Qwen2
 from runtime import (ALONE, Alone, UsageError, UserError, append_metrics, clock, to_device,

@@ -24,9 +24,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from data import Problem, load_problems, read_columns, set_names, short_name
-from evaluate import check_problems
 from flags import flag, parse_flags, run_command
 from generate import MAX_NEW_TOKENS
+from measure import check_problems
 from runtime import VERSION, UserError, whole_folder, write_text
 from synthetic import DATASETS
 

@@ -32,9 +32,9 @@ from checkpoint import (TOY, as_saved, drop_old_checkpoints, find_model, last_ch
                         load_model, size_of, step_of)
 from data import (Example, Problem, count, describe_examples, is_embedded, left_out_line,
                   read_columns, show, spells_marker, train_and_test, usual_test_set)
-from evaluate import evaluate
 from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, joined, pick,
                    run_command, spelled, unread_output)
+from measure import evaluate
 from methods import (METHODS, base_name, base_of, check_args, continued, find_method,
                      goes_on_training, going_on, print_way_on, result_folder, start_folder,
                      start_tuning)

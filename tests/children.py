@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +70,19 @@ def run_program(*words: str | Path, **how) -> subprocess.CompletedProcess:
     return run(PROGRAM, *words, **how)
 
 
+def run_beside_hub(hub, home: Path, code: str, *words: str,
+                   **environment: str) -> subprocess.CompletedProcess:
+    """`python -c code words`, which must go well. A server on the loopback is its hub, and `home`
+    holds its cache. (The hub's client reads both when it is imported.)
+    """
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    ours = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home),
+            "NO_PROXY": "127.0.0.1"}
+    done = run(code, *words, env={**clean, **ours, **environment})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def become(code: str, words: list[str], environment: dict[str, str], folder: Path,
            streams: list[Path]) -> None:
     """Be `python -c code words` in a folder, from within the fork."""
@@ -81,4 +95,10 @@ def become(code: str, words: list[str], environment: dict[str, str], folder: Pat
     sys.argv = ["-c", *words]
     own = {str(ROOT), str(ROOT / "tests"), ""}
     sys.path[:] = [str(folder), *(path for path in sys.path if path not in own)]
-    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    try:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    except KeyboardInterrupt:  # then the interpreter ends by the signal itself
+        traceback.print_exc()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)

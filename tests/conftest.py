@@ -286,6 +286,19 @@ def some_examples(count: int, seed: int = 0) -> list[Example]:
     return examples
 
 
+def lines_of(folder: Path) -> list[dict]:
+    """The records of an evaluation."""
+    text = (folder / "generations.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def assert_same_records(ours: list[dict], theirs: list[dict]) -> None:
+    """Equal, except for rounding of the log-probabilities in a batch of another shape."""
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["mean_log_prob"] == pytest.approx(b["mean_log_prob"], abs=1e-4)
+        assert a | {"mean_log_prob": 0} == b | {"mean_log_prob": 0}
+
+
 def n(value) -> tuple:
     """A number in the tree of an answer, without its digits behind the point and its significant
     digits.

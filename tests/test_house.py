@@ -20,7 +20,7 @@ ROOMS = """grader.tables grader.scanner grader.units grader.expressions grader.l
      sources records data forms attention model fast checkpoint adapters METHODS methods
      recipes.curate recipes.program recipes.perturb recipes.tutor calculator generate recipes.client
      recipes.teacher train
-    verifier evaluate grpo distill mathft runs show.charts report harness recipes.recipes
+    measure verifier evaluate grpo distill mathft runs show.charts report harness recipes.recipes
     augment
     show.jobs show.experiments study tools.make_tiny tools.peer tools.bench tools.gpu_check"""
 ROOMS = ROOMS.replace("METHODS", " ".join(method.__name__ for method in METHODS.values())).split()
@@ -116,8 +116,8 @@ def test_a_run_imports_no_more_than_it_must(tmp_path):
     votes.
     """
     code = """import sys, mathft; mathft.main(sys.argv[1:]); print(*sys.modules)"""
-    words = ["--method", "lora", "--steps", "1", "--eval-limit", "4", "--output-dir",
-             str(tmp_path / "run")]
+    words = ["--method", "lora", "--steps", "1", "--batch-size", "4", "--eval-limit", "4",
+             "--output-dir", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True,
                           capture_output=True, text=True)
     modules = set(done.stdout.splitlines()[-1].split())

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 import children
 import evaluate
 import mathft
+import measure
 import train
 from checkpoint import step_of
 from data import Example, load_problems, trained_on
@@ -440,7 +441,7 @@ def test_nohup_is_heeded(common, tmp_path):
 
 
 def test_ctrl_c_while_measuring_keeps_what_is_measured(common, tmp_path, capsys, monkeypatch):
-    folder, grade = tmp_path / "run", evaluate.grade
+    folder, grade = tmp_path / "run", measure.grade
     graded = []
 
     def interrupted(problem, completion, text):
@@ -449,7 +450,7 @@ def test_ctrl_c_while_measuring_keeps_what_is_measured(common, tmp_path, capsys,
             os.kill(os.getpid(), signal.SIGINT)
         return grade(problem, completion, text)
 
-    monkeypatch.setattr(evaluate, "grade", interrupted)
+    monkeypatch.setattr(measure, "grade", interrupted)
     code, out, _ = command(lora(common, folder, "--steps", "2"), capsys)
     assert code == 130 and out.endswith(f"to go on:  python mathft.py --resume {folder}\n")
     kept = len(generations(folder / "evals" / "before"))

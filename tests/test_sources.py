@@ -223,13 +223,7 @@ def from_hub(hub, home: Path, *names: str, **environment: str) -> list[str]:
         "    except UserError as error:\n"
         "        print(str(error).replace(chr(10), 'SECOND LINE'))\n"
     )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    ours = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home),
-        "NO_PROXY": "127.0.0.1"
-    }
-    done = children.run(script, *names, env={**clean, **ours, **environment})
-    assert done.returncode == 0, done.stderr
+    done = children.run_beside_hub(hub, home, script, *names, **environment)
     return done.stdout.splitlines() + [
         line for line in done.stderr.splitlines() if line.startswith("math")
     ]

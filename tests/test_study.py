@@ -142,9 +142,9 @@ def test_a_tiny_study_from_end_to_end(tmp_path, monkeypatch, capsys):
     """
     runs = {"gold": "synthetic.py mini-gsm --count 4",
             "one": "mathft.py --method sft --dataset {gold}/data.jsonl --eval-dataset mini-gsm "
-                   "--steps 1 --eval-limit 2",
-            "read": "mathft.py --method ia3 --dataset {gold}/data.jsonl --eval-limit 0 --tokens "
-                    "{tokens:one}",
+                   "--steps 1 --batch-size 1 --eval-limit 2 --max-new-tokens 16",
+            "read": "mathft.py --method ia3 --dataset {gold}/data.jsonl --eval-limit 0 "
+                    "--batch-size 1 --tokens {tokens:one}",
             "broken": "mathft.py --method sft --dataset no-such-file.jsonl"}
     first = Experiment("first", "paper A", "First", {"one": "one", "broken": "broken"},
                        {"accuracy": Column(), "memory": Column("peak_memory_mib", "MiB")})

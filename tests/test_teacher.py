@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from checkpoint import load_model
+from children import Child
 from flags import run_command
 from methods import Run
 from recipes import client
@@ -72,17 +73,17 @@ def test_a_killed_run_goes_on(number, serve, tmp_path):
         handler.good(question)
 
     server = serve(behave)
-    process = subprocess.Popen([sys.executable, "-c", ASKER, server.base,
-                                str(tmp_path)], cwd=ROOT, text=True, stderr=subprocess.PIPE)
-    while sum(server.answered.values()) < 100 and process.poll() is None:
+    child = Child(ASKER, server.base, tmp_path)
+    while sum(server.answered.values()) < 100 and child.process.is_alive():
         time.sleep(0.005)
-    process.send_signal(number)
+    os.kill(child.pid, number)
     start = time.perf_counter()
-    stderr = process.communicate(timeout=20)[1]
-    assert process.returncode == -number and time.perf_counter() - start < 5
+    done = child.end(timeout=20)
+    assert done.returncode == -number and time.perf_counter() - start < 5
     if number == signal.SIGINT:
         assert re.search(
-            r"\d+ of 300 replies are in .*replies.jsonl; the same into this folder goes on", stderr)
+            r"\d+ of 300 replies are in .*replies.jsonl; the same into this folder goes on",
+            done.stderr)
     time.sleep(0.1)  # what is under way ends
     before = sum(server.answered.values())
     with open(tmp_path / "replies.jsonl", "ab") as file:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from attention import PackedAttention
 from checkpoint import EMBEDDED, TOKENIZER_FILES, find_model, load_model
 from data import load_problems
-from evaluate import evaluate
+from measure import evaluate
 from tokenizer import Tokenizer
 from tools.make_tiny import SPECIAL_TOKENS
 

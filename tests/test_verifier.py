@@ -11,6 +11,7 @@ import torch
 
 import evaluate
 import mathft
+import measure
 import verifier
 from checkpoint import load_model
 from conftest import small_model, some_examples
@@ -220,13 +221,13 @@ def samples(tiny_folder, tmp_path, monkeypatch) -> tuple[list[str], str]:
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(json.dumps({"question": f"What is {n} + {n}?", "answer": "#### 1"})
                             + "\n" for n in range(6)))
-    graded = evaluate.record_of
+    graded = measure.record_of
 
     def half(problem, number, sample, *rest):
         return graded(problem, number, sample, f"It is {sample}.\n#### {sample % 2}\n",
                       *rest[1:])
 
-    monkeypatch.setattr(evaluate, "record_of", half)
+    monkeypatch.setattr(measure, "record_of", half)
     common = ["--model", str(tiny_folder), "--dataset", str(data), "--samples", "4",
               "--temperature", "1", "--max-new-tokens", "4", "--dtype", "fp32", "--device", "cpu"]
     assert run_command(evaluate.main, [*common, "--output-dir", str(tmp_path / "samples")]) == 0
