@@ -509,7 +509,10 @@ def main(argv: list[str]) -> None:
     """`python checkpoint.py NAME` or `python checkpoint.py export RUN OUT`."""
     if argv[:1] == ["export"]:
         return export(argv[1:])
-    if len(argv) > 1 or argv[:1] in (["-h"], ["--help"]):
+    if argv[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if len(argv) > 1:
         raise UsageError("usage: python checkpoint.py [MODEL], or python checkpoint.py export RUN "
                          "OUT")
     folder = find_model(argv[0] if argv else "tiny")
