@@ -6,7 +6,7 @@ Find: take the first of these that the completion has. What a model thinks in <t
 counts only if nothing follows. Of a completion with <answer>...</answer>, only what stands there.
 
 1. The last box, as in MATH: `\boxed{...}`.
-2. The rest of the line after the last `####`, as in GSM8K. A heading `#### Step 2` is none.
+2. The rest of the line after the last `####`, as in GSM8K. A heading `#### Step 2` does not count.
 3. The first value after the last "answer is" or "answer:".
 4. The last number, or the formula that it stands in.
 
@@ -17,10 +17,10 @@ Compare:
       +-- cleaned -> equal texts? -> verdict
       +-- scanner -> tokens -- latex, expressions -> tree -- exact -> value -- compare -> verdict
 
-Answers are equal if they are of one kind and have
-equal values. An answer that is no mathematics is compared as text. Nothing is rounded, except that
-a decimal of six digits or more may stand for an exact value. Nothing is ever executed, no function
-raises, and a comparison takes at most grader.verdict.BUDGET steps.
+Answers are equal if they are of one kind and have equal values. An answer that is no mathematics is
+compared as text. Nothing is rounded, except that a decimal of six digits or more may stand for an
+exact value. Nothing is ever executed, no function raises, and a comparison takes at most
+grader.verdict.BUDGET steps.
 
 Formats: GSM8K (arXiv 2110.14168), MATH (arXiv 2103.03874).
 """

@@ -547,7 +547,10 @@ def main(argv: list[str]) -> None:
     commands = {"export": export, "base": rename_base}
     if argv[:1] and argv[0] in commands:
         return commands[argv[0]](argv[1:])
-    if len(argv) > 1 or argv[:1] in (["-h"], ["--help"]):
+    if argv[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if len(argv) > 1:
         raise UsageError("usage: python checkpoint.py [MODEL], or python checkpoint.py export RUN "
                          "OUT, or python checkpoint.py base RUN MODEL")
     folder = find_model(argv[0] if argv else "tiny")

@@ -564,7 +564,10 @@ def _weights(examples: list[Example], wanted: list[list[int]],
 
 def main(argv: list[str]) -> None:
     """`python data.py SET`: show the first example."""
-    if len(argv) > 1 or argv[:1] in (["-h"], ["--help"]):
+    if argv[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if len(argv) > 1:
         raise UsageError("usage: python data.py [SET_OR_FILE]")
     first = load_problems(*argv or ["mini-gsm"], limit=1)[0]
     tokenizer = Tokenizer(Path(__file__).with_name("tiny"))

@@ -1,6 +1,7 @@
 r"""From a record, as others publish it, to a problem: one function for each form.
 
     python forms.py problems.jsonl         # what becomes of the rows of a file
+    python forms.py problems.jsonl --columns question=Q,solution=S
 
 The columns of a record tell the form (table FORMS): GSM8K, MATH, MetaMath, chats (`messages`),
 ShareGPT, prompt and completion, Alpaca, OpenMathInstruct, SVAMP, DAPO, plain texts. `--columns`
@@ -16,11 +17,12 @@ names the columns of any other set.
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from answers import BOXES, LOWER, extract_answer
 from data import Problem
-from flags import run_command
+from flags import flag, parse_flags, run_command
 from runtime import UsageError, UserError
 from tokenizer import MARKERS
 
@@ -416,18 +418,28 @@ FORMS: tuple[tuple[set[str], Callable[[dict, str], Problem]], ...] = (
 )
 
 
+@dataclass
+class Flags:
+    """The flags of `python forms.py`."""
+
+    file: str = flag(MISSING, "a file of records", positional=True)
+    columns: str | None = flag(None, "its columns, if they have other names: "
+                               "question=prompt,solution=target")
+    debug: bool = flag(False, "show the traceback of an error")
+
+
 def main(argv: list[str]) -> None:
     """`python forms.py FILE`: what becomes of the rows of a file."""
     from records import read_records  # here: only this command reads files
 
-    if len(argv) != 1 or argv[0] in ("-h", "--help"):
-        raise UsageError("usage: python forms.py FILE")
-    if not Path(argv[0]).is_file():
-        raise UserError(f"{argv[0]}: no such file")
+    flags = parse_flags(Flags, argv, __doc__)
+    columns = read_columns(flags.columns) if flags.columns else None
+    if not Path(flags.file).is_file():
+        raise UserError(f"{flags.file}: no such file")
     counts: Counter[str] = Counter()
-    for where, record in read_records(Path(argv[0])):
+    for where, record in read_records(Path(flags.file)):
         try:
-            problem = parse(record, where)
+            problem = parse(record, where, columns)
         except LeftOut as reason:
             counts[f"left out: {reason}"] += 1
             continue

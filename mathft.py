@@ -226,9 +226,7 @@ def read_flags(argv: list[str]) -> tuple[Flags, object, object]:
 
     Raises UsageError if they contradict, or one belongs to another method or objective.
     """
-    whole = bool({"-h", "--help"} & set(argv))
-    words = given_flags(flag_kinds(OBJECTIVES if whole else named_objectives(argv)), argv,
-                        __doc__ + "\n" + (defaults_table() if whole else ""))
+    words = given_words(argv)
     lengths = [name for name in LENGTHS if name in words]
     if len(lengths) > 1:
         raise UsageError(f"--{lengths[0]} and --{lengths[1]} exclude each other")
@@ -253,6 +251,18 @@ def read_flags(argv: list[str]) -> tuple[Flags, object, object]:
     if lengths:
         usual = {name: value for name, value in usual.items() if name not in LENGTHS}
     return tuple(pick(kind, usual | words) for kind in (Flags, method.Flags, objective.flags))
+
+
+def given_words(argv: list[str]) -> dict:
+    """The values that a command line gives, by flag. Only the objectives that it names are
+    imported, unless it asks for --help or holds a flag that none of these has.
+    """
+    if {"-h", "--help"} & set(argv):
+        return given_flags(flag_kinds(OBJECTIVES), argv, f"{__doc__}\n{defaults_table()}")
+    try:
+        return given_flags(flag_kinds(named_objectives(argv)), argv)
+    except UsageError:
+        return given_flags(flag_kinds(OBJECTIVES), argv)
 
 
 def usual_values(size: str, method: ModuleType, objective: Objective) -> dict:
@@ -281,14 +291,19 @@ def flag_kinds(objectives: Iterable[str]) -> tuple[type, ...]:
 
 def refuse_others(words: dict, method: ModuleType, objective: Objective) -> None:
     """Raise UsageError for a flag that belongs to another method or objective."""
-    kinds = (Flags, method.Flags, objective.flags)
-    own = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    def names(kind: type) -> set[str]:
+        return {field.name for field in dataclasses.fields(kind)}
+
+    own = names(Flags) | names(method.Flags) | names(objective.flags)
     for name in sorted(words.keys() - own):
-        theirs = [other for other, module in METHODS.items()
-                  if name in {field.name for field in dataclasses.fields(module.Flags)}]
-        owner = f"--method {' or '.join(theirs)}" if theirs else "another --objective"
-        has = words["method"] if theirs else words.get("objective", Flags.objective)
-        raise UsageError(f"{spelled(name)} is a flag of {owner}, not of {has}; leave it out")
+        which, has = "--method", words["method"]
+        owners = [other for other, module in METHODS.items() if name in names(module.Flags)]
+        if not owners:
+            which, has = "--objective", words.get("objective", Flags.objective)
+            owners = [other for other, make in OBJECTIVES.items() if name in names(make().flags)]
+        owner = f"{which} {' or '.join(owners)}"
+        raise UsageError(f"{spelled(name)} is a flag of {owner}, not of {has}; leave it out, or "
+                         f"give {owner}")
 
 
 def resumed(words: dict, lengths: list[str]) -> tuple[Flags, object, object]:

@@ -200,7 +200,8 @@ def load(folder: Path, model: Qwen2, flags: Flags) -> Tuning:
 def merge(model: Qwen2) -> None:
     """Raise UserError: a prefix is no part of the weights."""
     raise UserError("a prefix stands before the documents and cannot be folded into the model's "
-                    "weights; go on with --method prefix, or train a LoRA instead")
+                    "weights; go on with --method prefix, train a LoRA instead, or let peft open "
+                    "the run's adapter/")
 
 
 def read_prefix(folder: Path, config: Config) -> Tensor:

@@ -193,7 +193,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
 
 def main(argv: list[str]) -> None:
     """`python records.py FILE`: count the records, and show the columns of the first."""
-    if len(argv) != 1 or argv[0] in ("-h", "--help"):
+    if argv[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if len(argv) != 1:
         raise UsageError("usage: python records.py FILE")
     if not Path(argv[0]).is_file():
         raise UserError(f"{argv[0]}: no such file")

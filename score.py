@@ -155,7 +155,12 @@ def read_finished(path: Path) -> list[dict]:
     sample. An evaluation that has lost replies of a server (its result.json says so) is finished
     without these problems.
     """
-    path = path / "generations.jsonl" if path.is_dir() else path
+    if path.is_dir():
+        inside = ", ".join(map(str, sorted(path.glob("evals/*"))))
+        path = path / "generations.jsonl"
+        if inside and not path.exists():
+            raise UserError(f"{path.parent}: a run, not an evaluation; its evaluations are "
+                            f"{inside}")
     records = read_records(path)
     result = path.parent / "result.json"
     unfinished = (path.parent / "args.json").exists() and not result.exists()

@@ -11,11 +11,10 @@ the numbers of the clusters. There are three kinds of vote:
     weighted    the cluster of the highest sum of weights
     best        best of n: the one sample of highest weight
 
-Nothing depends on the order of the samples: not which answers make a cluster, nor which one is
-chosen. If there is still a tie between clusters, the one of the shortest text wins, or of the first
-by alphabet. Weights are the scores of a verifier, say, or
-`confidence`. They are at least 0, so that one more vote never counts against an answer: with sums
-of log-probabilities the largest cluster would lose.
+Neither the clusters nor the choice depend on the order of the samples. If there is still a tie
+between clusters, the one of the shortest text wins, or of the first by alphabet. Weights are, for
+example, the scores of a verifier, or `confidence`. They are at least 0, so that one more vote never
+counts against an answer: with sums of log-probabilities the largest cluster would lose.
 
 Majority and weights by probability: self-consistency, Wang et al. 2022 (arXiv 2203.11171). Best of
 n by score: Cobbe et al. 2021 (arXiv 2110.14168); votes weighted by score: Li et al. 2022 (arXiv

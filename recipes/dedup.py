@@ -11,7 +11,7 @@ Mining of Massive Datasets, ch. 3):
                    a number with probability J = |A & B| / |A | B|, the Jaccard index of their sets
     3. bands       16 bands of 5 numbers. Texts that agree in a whole band are compared by true J
 
-So hashing can overlook a duplicate, but nothing is dropped that is none. Two problems that differ
+So hashing can overlook a duplicate, but only duplicates are dropped. Two problems that differ
 in one number are two problems, however alike their words are, and augmented data is made of these.
 So near duplicates must also agree in numbers and symbols.
 

@@ -11,7 +11,7 @@ no program, `Unfit` says why.
     hard      one number becomes x, the answer is given, and the solution undoes the steps from the
               last to the first
 
-After MATH-Perturb (Huang et al. 2025, arXiv 2502.06453), whose authors rewrote MATH by hand. Its
+After MATH-Perturb (Huang et al. 2025, arXiv 2502.06453): its authors rewrote MATH by hand. Its
 hard problems need another way of solving, and so do backward questions: Jiang et al. 2023 (FOBAR,
 arXiv 2308.07758), Yu et al. 2023 (MetaMath, arXiv 2309.12284, section 3). There a model writes the
 new solutions; here each is computed.

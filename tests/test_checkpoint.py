@@ -619,6 +619,15 @@ def test_export_keeps_the_stored_dtype_and_refuses_what_it_cannot_do(tuned, tmp_
         assert said in err and err.count("\n") == 1
 
 
+def test_help_is_what_the_module_says(capsys):
+    import data
+    import records
+
+    for module in (checkpoint, data, records):
+        assert run_command(module.main, ["--help"]) == 0
+        assert capsys.readouterr().out == f"{module.__doc__}\n"
+
+
 def test_a_prefix_is_not_exported(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["--method", "prefix", "--steps", "1", "--limit", "8", "--eval-limit", "0",

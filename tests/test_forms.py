@@ -217,3 +217,6 @@ def test_a_command_shows_what_becomes_of_the_rows(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     forms.main([str(tmp_path / "rows.jsonl")])
     assert capsys.readouterr().out.split("\n")[0] == "       2  problem, with a gold answer"
+    (tmp_path / "mine.jsonl").write_text('{"q": "What is 1 + 1?", "s": "#### 2"}\n')
+    forms.main([str(tmp_path / "mine.jsonl"), "--columns", "question=q,solution=s"])
+    assert capsys.readouterr().out == "       1  problem, with a gold answer\n"

@@ -362,11 +362,13 @@ def test_what_does_not_go_together_is_refused(words, message, tiny_folder, sums,
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_flags_of_grpo_belong_to_grpo(tiny_folder, sums, capsys):
+def test_flags_of_grpo_belong_to_grpo(capsys):
     assert command("--method", "lora", "--group", "4") == 2
+    assert ("--group is a flag of --objective grpo, not of supervised; leave it out, or give "
+            "--objective grpo") in capsys.readouterr().err
     assert command("--method", "lora", "--objective", "cpt", "--dataset", "grpo.jsonl",
                    "--group", "4") == 2
-    assert "--group is a flag of another --objective, not of cpt" in capsys.readouterr().err
+    assert "--group is a flag of --objective grpo, not of cpt" in capsys.readouterr().err
 
 
 def test_problems_without_an_answer_are_no_questions(tiny_folder):

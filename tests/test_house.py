@@ -208,6 +208,14 @@ def test_the_readme_begins_with_the_two_commands():
     ]
 
 
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert len(lines) <= 122 and max(map(len, lines)) <= 120
+    places = [part.partition(")")[0].partition("#")[0] for part in text.split("](")[1:]]
+    assert places and all((ROOT / place).is_file() for place in places)
+
+
 def test_every_version_is_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     from runtime import VERSION

@@ -479,3 +479,6 @@ def test_only_a_finished_evaluation_is_scored(tmp_path):
     assert read_finished(tmp_path) == whole
     with pytest.raises(UserError, match="nowhere: cannot be read"):
         read_finished(tmp_path / "nowhere")
+    (tmp_path / "run" / "evals" / "after").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run: a run, not an evaluation; .*/run/evals/after$"):
+        read_finished(tmp_path / "run")
