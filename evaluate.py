@@ -482,11 +482,12 @@ def print_notes(flags: Flags, problems: list[Problem], left_out: Counter[str]) -
     if left_out:
         reasons = ", ".join(f"{rows} {reason}" for reason, rows in left_out.most_common())
         print(f"left out   {left_out.total()} rows: {reasons}", flush=True)
-    hashes = trained_on(Path(flags.run)) if flags.run else set()
-    known = sum(hash_of(problem.key) in hashes for problem in problems)
-    if known:
-        print(f"warning    {known} of the {len(problems)} problems were trained on by this run: "
-              "the figures say little about new ones", flush=True)
+    for name, folder in (("run", flags.run), ("verifier", flags.verifier)):
+        hashes = trained_on(Path(folder)) if folder else set()
+        known = sum(hash_of(problem.key) in hashes for problem in problems)
+        if known:
+            print(f"warning    {known} of the {len(problems)} problems were trained on by this "
+                  f"{name}: the figures say little about new ones", flush=True)
 
 
 def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Counter[str]]:

@@ -14,7 +14,9 @@
        The above candidate solution is   ->   correct | incorrect
 
    S = p(correct) / (p(correct) + p(incorrect)). The first token in which the two words differ
-   stands for each.
+   stands for each. With `--verdict-on step`, X is also each beginning of a solution that ends with
+   a line, under the verdict of the whole (as Cobbe et al. 2021, arXiv 2110.14168, judge after each
+   token), and S is the mean over them.
 2. Training takes pairs of a right and a wrong solution of one problem, so that the two verdicts are
    equally frequent within each problem. The loss of a pair is
 
@@ -34,15 +36,16 @@ Differs from the paper: the verifier reads a plain document, not a chat.
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data import Example, shared_beginning, split_by_tokens
+from data import Example, set_names, shared_beginning, split_by_tokens
 from flags import flag
 from methods import Run
 from model import Qwen2
@@ -57,6 +60,7 @@ WORDS = (" correct", " incorrect")
 LOSSES = ("cross-entropy", "margin")
 TOKENS_AT_ONCE = 8192  # read without a gradient
 BINS = 10  # of the calibration table
+MOST_STEPS = 16  # texts that are judged of one solution
 
 
 @dataclass
@@ -67,6 +71,8 @@ class Flags:
                               choices=LOSSES)
     margin: float = flag(1.0, "what log S of the right one should be ahead by", least=0)
     pairs: int = flag(4, "most pairs of a right and a wrong solution of each problem", least=1)
+    verdict_on: str = flag("solution", "what is judged: the solution, or step: also each of its "
+                           "beginnings that ends with a line", choices=("solution", "step"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,11 @@ class Candidate:
     question: str
     solution: str
     correct: bool
+
+    @property
+    def key(self) -> str:
+        """What tells problems apart, as of a data.Problem."""
+        return self.question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +127,7 @@ def judged(tokenizer: Tokenizer, candidate: Candidate) -> Example:
 def read_candidates(name: str) -> list[Candidate]:
     """The graded completions of finished evaluations: folders, with commas between them."""
     return [Candidate(record["id"], record["question"], record["text"], record["correct"])
-            for part in name.split(",") for record in read_finished(Path(part))]
+            for part in set_names(name) for record in read_finished(Path(part))]
 
 
 def candidate_pairs(candidates: Iterable[Candidate],
@@ -134,11 +145,30 @@ def candidate_pairs(candidates: Iterable[Candidate],
     return pairs
 
 
+def beginnings(solution: str, verdict_on: str) -> list[str]:
+    """The texts of a solution that are judged, the whole one last; see `--verdict-on`."""
+    lines = solution.split("\n") if verdict_on == "step" else []
+    ends = [end for end, line in enumerate(lines, 1) if line.strip()][:-1]
+    return [*("\n".join(lines[:end]) for end in ends[: MOST_STEPS - 1]), solution]
+
+
+def step_pairs(right: Candidate, wrong: Candidate,
+               verdict_on: str) -> list[tuple[Candidate, Candidate]]:
+    """The pair step by step, the shorter one whole at the end; where both are alike, none."""
+    ours, theirs = (beginnings(part.solution, verdict_on) for part in (right, wrong))
+    steps = [(ours[min(n, len(ours) - 1)], theirs[min(n, len(theirs) - 1)])
+             for n in range(max(len(ours), len(theirs)))]
+    return [(replace(right, solution=first), replace(wrong, solution=second))
+            for first, second in steps if first != second]
+
+
 def pair_examples(tokenizer: Tokenizer, candidates: list[Candidate], args,
                   flags: Flags) -> tuple[list[Example], int]:
     """Pairs whose two documents fit --max-length tokens each, and how many do not."""
     made = []
-    for right, wrong in candidate_pairs(candidates, flags.pairs):
+    steps = (step_pairs(*pair, flags.verdict_on)
+             for pair in candidate_pairs(candidates, flags.pairs))
+    for right, wrong in (pair for part in steps for pair in part):
         first, second = judged(tokenizer, right), judged(tokenizer, wrong)
         both = [*first.ids, *second.ids]
         made.append(Pair(both, [*first.is_target, *second.is_target], right.id, right=first,
@@ -204,17 +234,19 @@ def scores_of(run: Run, records: Sequence[dict]) -> tuple[list[float], list[int]
     room = run.model.config.max_position_embeddings
     room -= 0 if run.prefix is None else run.prefix.shape[2]
     words = verdict_tokens(run.tokenizer)[1]
-    documents = [judged(run.tokenizer, Candidate(str(number), r["question"], r["text"], True))
-                 for number, r in enumerate(records)]
-    scores = [0.0] * len(documents)
+    verdict_on = run.args.get("verdict_on", "solution")  # an older run does not say
+    documents = [judged(run.tokenizer, Candidate(str(number), r["question"], text, True))
+                 for number, r in enumerate(records) for text in beginnings(r["text"], verdict_on)]
+    counts, scores, tokens = Counter(d.name for d in documents), [0.0] * len(records), Counter()
     fitting = [document for document in documents if len(document.ids) <= room]
     for part in split_by_tokens(fitting, TOKENS_AT_ONCE):
         found = log_scores(run.model, part, words, run.prefix)[:, 0].exp().tolist()
         for document, score in zip(part, found):
-            scores[int(document.name)] = score
+            scores[int(document.name)] += score / counts[document.name]
+            tokens[document.name] += len(document.ids)
     if not all(map(math.isfinite, scores)):
         raise UserError("the verifier gives no finite scores; are its weights NaN or infinite?")
-    return scores, [len(d.ids) if len(d.ids) <= room else 0 for d in documents]
+    return scores, [tokens[str(number)] for number in range(len(records))]
 
 
 def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:

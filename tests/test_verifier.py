@@ -20,8 +20,9 @@ from methods import Run
 from runtime import UserError
 from tokenizer import Tokenizer
 from train import accumulate_gradient, predict
-from verifier import (Candidate, Flags, Pair, auc, calibration, candidate_pairs, choices,
-                      cross_entropy, judged, log_scores, margin_loss, pair_examples, scores_of)
+from verifier import (Candidate, Flags, Pair, auc, beginnings, calibration, candidate_pairs,
+                      choices, cross_entropy, judged, log_scores, margin_loss, pair_examples,
+                      scores_of)
 
 WORDS = (5, 9)
 
@@ -67,6 +68,43 @@ def test_pairs_that_are_too_long_are_counted(tiny_folder):
     assert [e.name for e in examples] == ["a"] and dropped == 1
     (pair,) = examples
     assert len(pair.ids) == len(pair.right.ids) + len(pair.wrong.ids) == len(pair.is_target)
+
+
+def test_with_steps_each_beginning_is_judged_as_its_solution(tiny_folder):
+    assert beginnings("a\n\nb\n#### 3\n", "solution") == ["a\n\nb\n#### 3\n"]
+    assert beginnings("a\n\nb\n#### 3\n", "step") == ["a", "a\n\nb", "a\n\nb\n#### 3\n"]
+    assert beginnings("", "step") == [""]
+    many = beginnings("line\n" * 99, "step")  # of a model that repeats itself
+    assert len(many) == verifier.MOST_STEPS and many[-1] == "line\n" * 99
+    args = SimpleNamespace(max_length=500)
+    made = [Candidate("a", "A?", "x = 1\ny = 2\n#### 2", True),
+            Candidate("a", "A?", "x = 1\n#### 3", False)]
+    tokenizer = Tokenizer(tiny_folder)
+    examples, _ = pair_examples(tokenizer, made, args, Flags(verdict_on="step"))
+    texts = [[tokenizer.decode(part.ids).partition("solution: ")[2].rpartition("\nThe above")[0]
+              for part in (pair.right, pair.wrong)] for pair in examples]
+    assert texts == [["x = 1\ny = 2", "x = 1\n#### 3"],  # but not x = 1, which both begin with
+                     ["x = 1\ny = 2\n#### 2", "x = 1\n#### 3"]]
+
+
+def test_with_steps_the_score_is_the_mean_over_the_beginnings(tiny_folder):
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    tokenizer = Tokenizer(tiny_folder)
+    texts = ["x = 1\ny = 2\n#### 2", "#### 3"]
+    records = [{"question": "1 + 1?", "text": text} for text in texts]
+    found, tokens = scores_of(Run(model, tokenizer, None, None, {"verdict_on": "step"}), records)
+    plain = Run(model, tokenizer, None, None, {})
+    for text, score, count in zip(texts, found, tokens):
+        parts = [{"question": "1 + 1?", "text": part} for part in beginnings(text, "step")]
+        alone, read = scores_of(plain, parts)
+        assert score == pytest.approx(sum(alone) / len(alone), rel=1e-4) and count == sum(read)
+
+
+def test_a_folder_of_samples_may_have_a_comma_in_its_name(samples, tmp_path):
+    _, folder = samples
+    (tmp_path / "a,b").symlink_to(folder)
+    assert len(verifier.read_candidates(str(tmp_path / "a,b"))) == 24
+    assert len(verifier.read_candidates(f"{folder}, {folder}")) == 48
 
 
 # -------------------------------------------------------------------------------- scores and losses
@@ -220,6 +258,7 @@ def test_from_samples_to_a_verifier_to_a_table(loss, samples, tiny_folder, tmp_p
     read = {name: row["verifier_tokens"] for name, row in found["rows"].items()}
     assert read["Maj1"] == 0 < read["RR.All"] == read["W.RR"]
     assert "W.RR.MajK" in out and "AUC" in out
+    assert "warning    6 of the 6 problems were trained on by this verifier" in out
     scores = [json.loads(line) for line in (tmp_path / "table" / "scores.jsonl").open()]
     assert len(scores) == 24 and all(0 <= row["score"] <= 1 for row in scores)
 
