@@ -121,11 +121,12 @@ def print_notes(flags: Flags, problems: list[Problem], left_out: Counter[str]) -
     """Rows that are left out, and a warning if the run was trained on some of the problems."""
     if left_out:
         print(left_out_line(left_out), flush=True)
-    hashes = trained_on(Path(flags.run)) if flags.run else set()
-    known = sum(hash_of(problem.key) in hashes for problem in problems)
-    if known:
-        print(f"warning    {known} of the {len(problems)} problems were trained on by this run: "
-              "the figures say little about new ones", flush=True)
+    for name, folder in (("run", flags.run), ("verifier", flags.verifier)):
+        hashes = trained_on(Path(folder)) if folder else set()
+        known = sum(hash_of(problem.key) in hashes for problem in problems)
+        if known:
+            print(f"warning    {known} of the {len(problems)} problems were trained on by this "
+                  f"{name}: the figures say little about new ones", flush=True)
 
 
 def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Counter[str]]:

@@ -663,9 +663,9 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
     # Only now, so that a model that cannot be loaded leaves no folder behind.
     data = describe_examples(examples)
     objective = objective_of(vars(args))
-    known = [] if objective.read else problems
+    known = [] if objective.read else problems  # others are no problems, but have a key too
     folder, args.model = ranks.agree(
-        lambda: [args.resume or str(start_folder(args, data, known, tests, own, goals)),
+        lambda: [args.resume or str(start_folder(args, data, problems, tests, own, goals)),
                  args.model])
     if find_model(args.model) != source:  # an earlier adapter was merged
         tokenizer = Tokenizer(find_model(args.model))

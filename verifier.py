@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data import Example, shared_beginning, split_by_tokens
+from data import Example, set_names, shared_beginning, split_by_tokens
 from flags import flag
 from methods import Run
 from model import Qwen2
@@ -84,6 +84,11 @@ class Candidate:
     question: str
     solution: str
     correct: bool
+
+    @property
+    def key(self) -> str:
+        """What tells problems apart, as of a data.Problem."""
+        return self.question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +128,7 @@ def judged(tokenizer: Tokenizer, candidate: Candidate) -> Example:
 def read_candidates(name: str) -> list[Candidate]:
     """The graded completions of finished evaluations: folders, with commas between them."""
     return [Candidate(record["id"], record["question"], record["text"], record["correct"])
-            for part in name.split(",") for record in read_finished(Path(part))]
+            for part in set_names(name) for record in read_finished(Path(part))]
 
 
 def candidate_pairs(candidates: Iterable[Candidate],
@@ -143,9 +148,9 @@ def candidate_pairs(candidates: Iterable[Candidate],
 
 def beginnings(solution: str) -> list[str]:
     """The solution up to each of its lines that is not empty; the last one is the whole."""
-    ends = [at for at, sign in enumerate(solution) if sign == "\n" and solution[:at].strip()]
-    texts = dict.fromkeys(solution[:at].rstrip() for at in ends[: MOST_STEPS - 1])
-    return [*(text for text in texts if text != solution.rstrip()), solution]
+    lines = solution.split("\n")
+    ends = [end for end, line in enumerate(lines, 1) if line.strip()][:-1]
+    return [*("\n".join(lines[:end]) for end in ends[: MOST_STEPS - 1]), solution]
 
 
 def up_to_first_error(right: Candidate, wrong: Candidate) -> tuple[Candidate, Candidate]:

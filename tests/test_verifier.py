@@ -21,8 +21,9 @@ from methods import Run
 from runtime import UserError
 from tokenizer import Tokenizer
 from train import accumulate_gradient, predict
-from verifier import (Candidate, Flags, Pair, auc, calibration, candidate_pairs, choices,
-                      cross_entropy, judged, log_scores, margin_loss, pair_examples, scores_of)
+from verifier import (Candidate, Flags, Pair, auc, calibration, candidate_pairs,
+                      choices, cross_entropy, judged, log_scores, margin_loss, pair_examples,
+                      scores_of)
 
 WORDS = (5, 9)
 
@@ -71,7 +72,7 @@ def test_pairs_that_are_too_long_are_counted(tiny_folder):
 
 
 def test_a_solution_begins_with_each_of_its_lines():
-    assert verifier.beginnings("a\n\nb \nc") == ["a", "a\n\nb", "a\n\nb \nc"]
+    assert verifier.beginnings("a\n\nb \nc") == ["a", "a\n\nb ", "a\n\nb \nc"]
     assert verifier.beginnings("\na\n") == ["\na\n"] and verifier.beginnings("") == [""]
     many = verifier.beginnings("x\n" * 1000)
     assert len(many) == verifier.MOST_STEPS and many[-1] == "x\n" * 1000
@@ -100,6 +101,13 @@ def test_the_weakest_line_is_the_score(tiny_folder):
     scores, tokens = scores_of(Run(model, tokenizer, None, None, {"verifier_steps": True}), records)
     assert scores == pytest.approx([whole[0], min(whole)], rel=1e-5)
     assert tokens == [read[0], sum(read)]
+
+
+def test_a_folder_of_samples_may_have_a_comma_in_its_name(samples, tmp_path):
+    _, folder = samples
+    (tmp_path / "a,b").symlink_to(folder)
+    assert len(verifier.read_candidates(str(tmp_path / "a,b"))) == 24
+    assert len(verifier.read_candidates(f"{folder}, {folder}")) == 48
 
 
 # -------------------------------------------------------------------------------- scores and losses
@@ -260,6 +268,7 @@ def test_from_samples_to_a_verifier_to_a_table(loss, samples, tiny_folder, tmp_p
     read = {name: row["verifier_tokens"] for name, row in found["rows"].items()}
     assert read["Maj1"] == 0 < read["RR.All"] == read["W.RR"]
     assert "W.RR.MajK" in out and "AUC" in out
+    assert "warning    6 of the 6 problems were trained on by this verifier" in out
     scores = [json.loads(line) for line in (tmp_path / "table" / "scores.jsonl").open()]
     assert len(scores) == 24 and all(0 <= row["score"] <= 1 for row in scores)
 
