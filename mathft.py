@@ -578,8 +578,8 @@ def print_needs(job: Job, model: Qwen2, tuning: Tuning) -> None:
     print(f"memory     {expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)
-    spared = args.keep + (args.eval_every > 0)  # the checkpoint of the lowest held-out loss stays
-    most, last = needed_disk(model, tuning, job.method.PEFT_TYPE is None, spared)
+    most, last = needed_disk(model, tuning, job.method.PEFT_TYPE is None, args.keep,
+                             best=args.eval_every > 0)
     room = shutil.disk_usage(job.folder).free / 2**20
     print(f"disk       {most:,.1f} MiB of checkpoints while it trains, {last:,.1f} MiB for what is "
           f"kept; {room:,.0f} MiB are free", flush=True)

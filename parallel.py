@@ -97,7 +97,9 @@ class Ranks(Alone):
         counts = torch.tensor(count)  # added up by the CPUs: no device is waited for
         with self._exchange():
             dist.all_reduce(counts)
-        if not counts:  # of no example at all
+        if not counts:  # of no example at all: as one process leaves it
+            for p in parameters:
+                p.grad = None
             return total, 0
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad.contiguous()

@@ -372,19 +372,22 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
         tokens=tokens)
 
 
-def needed_disk(model: Qwen2, tuning: Tuning, whole: bool, keep: int) -> tuple[float, float]:
+def needed_disk(model: Qwen2, tuning: Tuning, whole: bool, keep: int,
+                best: bool) -> tuple[float, float]:
     """MiB that a run's folder takes: at most while it trains, and when it has ended.
 
     A checkpoint holds each trained number and its two moments in fp32. A new one is written before
-    an old one goes. `whole`: the result is a whole model, in the dtype of its products, and not
-    what was trained, in fp32. Completions and logs, a few MiB, are left out.
+    an old one goes. `best`: that of the lowest held-out loss stays too. `whole`: the result is a
+    whole model, in the dtype of its products, and not what was trained, in fp32. Completions and
+    logs, a few MiB, are left out.
     """
     trained = sum(p.numel() for p in tuning.trainable.values())
     result = 4 * trained
     if whole:
         result = model.compute_dtype.itemsize * sum(p.numel() for p in model.parameters())
     checkpoint = 12 * trained
-    return ((max(1, keep) + 1) * checkpoint / MIB, (keep * checkpoint + result) / MIB)
+    return ((max(1, keep) + best + 1) * checkpoint / MIB,
+            ((keep + best) * checkpoint + result) / MIB)
 
 
 def kept_bytes(model: Qwen2, tuning: Tuning, examples: list[Example]) -> float:

@@ -95,9 +95,10 @@ def test_the_holes_of_the_heap_are_a_share_of_the_activations(monkeypatch):
     assert with_holes == pytest.approx(HOLES * found) and HOLES > 1
 
 
-@pytest.mark.parametrize(("whole", "keep"), [(True, 0), (True, 2), (False, 0)])
-def test_the_disk_is_what_the_files_take(whole, keep, tmp_path):
-    """Beside the files themselves: the last checkpoint, a new one, and the result."""
+@pytest.mark.parametrize(("whole", "keep", "best"), [(True, 0, False), (True, 2, True),
+                                                      (False, 0, True)])
+def test_the_disk_is_what_the_files_take(whole, keep, best, tmp_path):
+    """Beside the files themselves: the last checkpoint, a new one, the best, and the result."""
     model = small_model(torch.bfloat16)
     tuning = full(model) if whole else Tuning(add_lora(model, rank=4, alpha=8.0))
     optimizer = make_optimizer(tuning.trainable, TrainSettings(1, 1e-3))
@@ -107,10 +108,11 @@ def test_the_disk_is_what_the_files_take(whole, keep, tmp_path):
                else tuning.trainable)
     write_tensors(tmp_path / "result", tensors)
     result = (tmp_path / "result").stat().st_size / 2**20
-    most, last = needed_disk(model, tuning, whole, keep)
+    most, last = needed_disk(model, tuning, whole, keep, best)
+    training, ended = max(1, keep) + best + 1, keep + best
     # The names that stand in a file are no small part of one as small as these.
-    assert 0.75 * (max(1, keep) + 1) * checkpoint < most <= (max(1, keep) + 1) * checkpoint
-    assert 0.75 * (keep * checkpoint + result) < last <= keep * checkpoint + result
+    assert 0.75 * training * checkpoint < most <= training * checkpoint
+    assert 0.75 * (ended * checkpoint + result) < last <= ended * checkpoint + result
 
 
 def test_the_flag_that_lowers_it_is_named():
