@@ -50,8 +50,8 @@ from generate import (MAX_NEW_TOKENS, ApiFlags, Completion, SamplingFlags, gener
 from methods import load_run, read_run, read_settings
 from model import Qwen2
 from runtime import (ALONE, Alone, UsageError, UserError, check_regular, clock, describe_machine,
-                     dtype_name, hash_of, locked, new_directory, pick_device, pick_dtype, read_json,
-                     remove_leftovers, text_sha256, write_json, write_text)
+                     dtype_name, hash_of, locked, new_directory, one_line, pick_device, pick_dtype,
+                     read_json, remove_leftovers, text_sha256, write_json, write_text)
 from score import (Report, by_problem, compare_evaluations, grade_again, place, read_finished,
                    read_records, record_of, report_lines, score, summarise, versus_lines)
 from tokenizer import Tokenizer
@@ -469,7 +469,7 @@ def with_test_set(flags: Flags) -> tuple[Flags, Path | None]:
         return replace(flags, dataset="mini-gsm"), None
     args, _ = read_settings(Path(flags.run))
     name = args.get("eval_dataset") or args.get("dataset")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():
         raise UserError(f"{flags.run}/args.json: dataset is no name; give --dataset")
     kept = Path(flags.run) / "data" / "test.jsonl"
     return replace(flags, dataset=name), kept if kept.exists() and flags.split == "test" else None
@@ -597,7 +597,7 @@ def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]
     if shots:
         lines.append(f"shots      {shots} worked examples of {flags.shots_dataset or flags.dataset}"
                      " before each question")
-    return lines
+    return list(map(one_line, lines))  # names may come from a stored file
 
 
 def _leave(folder: Path, flags: Flags, argv: list[str], can_go_on: bool) -> None:

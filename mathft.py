@@ -42,8 +42,9 @@ from methods import (METHODS, base_name, base_of, check_args, find_method, goes_
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, free_memory_mib, keep_freed_memory, locked, memory_in_use_mib,
-                     new_directory, peak_memory_mib, pick_device, pick_dtype, printable, read_json,
-                     remove_leftovers, trim_metrics, use_threads, whole_folder, write_json)
+                     new_directory, one_line, peak_memory_mib, pick_device, pick_dtype, printable,
+                     read_json, remove_leftovers, trim_metrics, use_threads, whole_folder,
+                     write_json)
 from score import Report, report_lines
 from stats import mcnemar, split_gain
 from tokenizer import Tokenizer
@@ -663,13 +664,13 @@ def print_start(job: Job, total: int) -> None:
     print("machine    {machine}, {device}, {dtype}, {threads} threads".format(**job.machine)
           + several)
     start = f", from {args.from_run}" if args.from_run else ""
-    print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
-          f"objective {args.objective}{start}")
+    print(one_line(f"model      {args.model}, {total:,} parameters; method {args.method}, "
+                   f"objective {args.objective}{start}"))
     measured = 0 if args.eval_limit == 0 else len(job.test_problems)
     overlap = (f" ({job.overlap} overlap the test problems and are trained on all the same)"
                if job.overlap and args.train_on_overlap else "")
-    print(f"data       {args.dataset}: {len(job.examples)} training examples, "
-          f"{measured} test problems{overlap}", flush=True)
+    print(one_line(f"data       {args.dataset}: {len(job.examples)} training examples, "
+                   f"{measured} test problems{overlap}"), flush=True)
     if job.left_out:
         reasons = ", ".join(f"{rows} {reason}" for reason, rows in job.left_out.most_common())
         print(f"left out   {job.left_out.total()} rows: {reasons}", flush=True)

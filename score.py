@@ -13,14 +13,12 @@ If strict is far below flexible, the model does not keep to the form. If exact i
 flexible, much depends on the grader, and its verdicts deserve a look.
 """
 
-import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from answers import equivalent, extract_answer
-from runtime import UserError, one_line, read_json
+from runtime import UserError, check_regular, json_fault, one_line, parse_json, read_json
 from stats import interval, mcnemar
 
 # What a record must hold to be graded and counted. None: the server did not say it.
@@ -93,6 +91,8 @@ def read_records(path: Path) -> list[dict]:
 
     Raises UserError with file and line for a line that is not a record.
     """
+    if path.exists() and not path.is_dir():
+        check_regular(path)
     try:
         # A half line may end inside a character. A whole line ends in a newline: the last piece is
         # not one.
@@ -102,11 +102,11 @@ def read_records(path: Path) -> list[dict]:
     records = {}
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}:{number}: not valid JSON ({error}); remove that line") from None
-        wrong = _wrong_fields(record)
+            raise UserError(f"{path}:{number}: not valid JSON ({json_fault(error)}); remove that "
+                            "line") from None
+        wrong = wrong_fields(record)
         if wrong:
             raise UserError(f"{path}:{number}: no record of an evaluation ({', '.join(wrong)}"
                             " missing or wrong); remove that line")
@@ -114,16 +114,18 @@ def read_records(path: Path) -> list[dict]:
     return [records[at] for at in sorted(records)]
 
 
-def _wrong_fields(record) -> list[str]:
+def wrong_fields(record) -> list[str]:
     """The fields that a parsed line lacks, or whose value is of another type or out of range."""
     if not isinstance(record, dict):
         return list(FIELDS)
     wrong = [name for name, kind in FIELDS.items()
              if name not in record or not isinstance(record[name], kind)]
+    if wrong:
+        return wrong
     # Below 1 and not below 0: rounding may lift it a little.
-    if not wrong and not -math.inf < (record["mean_log_prob"] or 0) < 1:
-        wrong = ["mean_log_prob"]
-    return wrong
+    wrong = ["mean_log_prob"] * (not (record["mean_log_prob"] or 0) < 1)
+    counts = ("problem", "sample", "tokens")
+    return wrong + [name for name in counts if not 0 <= (record[name] or 0) < 2**63]
 
 
 def place(record: dict) -> tuple[int, int]:

@@ -125,7 +125,7 @@ def seed_cell(jobs: Jobs, run: str, seed: int, column: Column) -> dict:
         cell["value"] = float(figures[last])
         if column.kind == "share":
             cell["interval"] = interval_of(figures, last)
-    except (KeyError, TypeError, ValueError, UserError) as error:
+    except (LookupError, ArithmeticError, TypeError, ValueError, UserError) as error:
         cell["error"] = f"{column.file} has no {column.path} ({error})"
     return cell
 

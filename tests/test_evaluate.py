@@ -685,6 +685,15 @@ def test_progress_is_told_where_no_bar_is_shown(tiny_folder, tmp_path, capsys, m
         f"evaluate   {done} of 3 completions" for done in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("dataset", ["a\0b", "\x1b[2J", 5, None])
+def test_a_stored_name_that_cannot_be_shown_is_refused(dataset, tmp_path):
+    """It would name a folder, and be printed."""
+    settings = {"method": "lora", "model": "tiny", "system": "Add.", "dataset": dataset}
+    (tmp_path / "args.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="args.json: dataset is no name; give --dataset"):
+        module.with_test_set(flags(run=str(tmp_path)))
+
+
 def test_rows_that_are_not_asked_are_counted_by_reason(tiny_folder, tmp_path, capsys):
     """On a line, and in the result.json also of an evaluation that is read back or graded again."""
     file = write_problems(tmp_path / "sums.jsonl", 2)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 import runs
 from flags import run_command
 
@@ -42,6 +44,13 @@ def test_a_run_that_cannot_be_read_hides_no_other(tmp_path, capsys):
     assert run_command(runs.main, [str(tmp_path)]) == 0
     _, broken, whole = capsys.readouterr().out.splitlines()
     assert "args.json:1: not valid JSON" in broken and whole.startswith("b")
+
+
+@pytest.mark.parametrize("number", [10**400, -1, "\x1b[2J", [1], True])
+def test_what_was_never_measured_is_not_shown(number, tmp_path):
+    names = ("steps", "accuracy_before", "accuracy_after", "train_seconds", "peak_memory_mib")
+    run(tmp_path / "a", ARGS, dict.fromkeys(names, number))
+    assert runs.rows_of(tmp_path)[0][5:] == ["-"] * 5
 
 
 def test_no_runs_are_one_line(tmp_path, capsys):

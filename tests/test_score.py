@@ -1,8 +1,10 @@
 """score.py: verdicts, figures over many completions, and two evaluations side by side."""
 
 import json
+import math
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -431,14 +433,25 @@ def test_records_are_read_in_order_each_once_without_a_half_line(tmp_path):
     (json.dumps(record(0, 0, "x") | {"text": 5}),
      "generations.jsonl:2: no record of an evaluation (text missing"),
     (json.dumps(record(0, 0, "x") | {"mean_log_prob": float("nan")}),
-     "(mean_log_prob missing or wrong)"),
+     "not valid JSON (NaN is no JSON)"),
     (json.dumps(record(0, 0, "x") | {"mean_log_prob": 1e300}), "(mean_log_prob missing or wrong)"),
+    (json.dumps(record(0, 0, "x") | {"tokens": 10**400}), "(tokens missing or wrong)"),
+    (json.dumps(record(0, -1, "x")), "(sample missing or wrong)"),
+    (json.dumps(record(0, 0, "x") | {"text": "\ud800"}), "not valid JSON (half a surrogate pair)"),
+    (json.dumps(record(0, 0, "x") | {"more": math.inf}), "not valid JSON (Infinity is no JSON"),
 ])
 def test_what_is_no_record_is_named_by_file_and_line(line, said, tmp_path):
     file = write(tmp_path / "generations.jsonl", [record(1, 0, "x")], tail=line + "\n")
     with pytest.raises(UserError) as error:
         read_records(file)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes with a name are Unix's")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "generations.jsonl")
+    with pytest.raises(UserError, match="no regular file"):
+        read_finished(tmp_path)
 
 
 @pytest.mark.parametrize("field", FIELDS)
