@@ -30,8 +30,8 @@ from torch import Tensor
 from fast import accelerate
 from flags import did_you_mean, flag, parse_flags, run_command
 from model import Config, Qwen2
-from runtime import (UsageError, UserError, check_regular, dtype_name, locked, pick_dtype,
-                     read_json, whole_folder, write_json, write_tensors, write_text)
+from runtime import (UsageError, UserError, check_regular, dtype_name, locked, one_line,
+                     pick_dtype, read_json, whole_folder, write_json, write_tensors, write_text)
 from tokenizer import Tokenizer
 
 EMBEDDED = ("tiny", "tiny-large")  # models that come with the project; tools/make_tiny.py made them
@@ -503,8 +503,8 @@ def export(argv: list[str]) -> None:
         print('note       no Modelfile: Ollama\'s cannot hold the """ of the system prompt')
     else:
         write_text(Path(flags.folder) / "Modelfile", modelfile)
-    print(f"written    {flags.folder}: {args['model']} with {args['method']} of {flags.run}, "
-          f"{dtype_name(dtype)}")
+    print(one_line(f"written    {flags.folder}: {args['model']} with {args['method']} of "
+                   f"{flags.run}, {dtype_name(dtype)}"))
 
 
 def _stored_dtypes(folder: Path) -> set[str]:

@@ -43,7 +43,7 @@ from measure import (as_line, beside_greedy, check_problems, evaluate, evaluate_
                      with_more)
 from methods import load_run, read_run, read_settings
 from runtime import (Alone, UsageError, UserError, describe_machine, dtype_name, hash_of,
-                     new_directory, pick_device, pick_dtype, write_text)
+                     new_directory, one_line, pick_device, pick_dtype, write_text)
 from score import (Report, compare_evaluations, grade_again, read_finished, report_lines, summarise,
                    versus_lines)
 
@@ -252,7 +252,7 @@ def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]
     if shots:
         lines.append(f"shots      {shots} worked examples of {flags.shots_dataset or flags.dataset}"
                      " before each question")
-    return lines
+    return list(map(one_line, lines))  # names may come from a stored file
 
 
 def _leave(folder: Path, flags: Flags, argv: list[str], can_go_on: bool) -> None:

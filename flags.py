@@ -107,7 +107,17 @@ def given_flags(cls_or_classes: type | tuple[type, ...], argv: list[str],
                 _add_flag(group, field, hints[field.name])
             except argparse.ArgumentError as error:  # two aliases, or an alias and a name
                 raise ValueError(f"{cls.__name__}: {error}") from None
+    _check_text(argv)
     return vars(parser.parse_args(argv))
+
+
+def _check_text(argv: list[str]) -> None:
+    """Raise UsageError for a word whose bytes are no text: Python keeps them as halves of surrogate
+    pairs, which no file of settings can hold.
+    """
+    for word in argv:
+        if any("\ud800" <= char <= "\udfff" for char in word):
+            raise UsageError(f"{word}: no text in UTF-8; give the file or folder another name")
 
 
 def spelled(name: str) -> str:
@@ -233,6 +243,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         _leave_closed_terminal()
         raise Terminated
 
+    _open_closed_streams()
     _never_fail_to_encode()
     if not _has_working_directory():
         _tell("error: the working directory has been removed; change to another")
@@ -284,6 +295,14 @@ def _ends() -> list[int]:
     hangup = getattr(signal, "SIGHUP", None)
     ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
     return [signal.SIGTERM] + [hangup] * (not ignored)
+
+
+def _open_closed_streams() -> None:
+    """Put nothing in the place of a standard stream that the caller has closed (`2>&-`): else the
+    next file that is opened would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def _never_fail_to_encode() -> None:

@@ -28,7 +28,6 @@ same bits. `rollouts.jsonl` keeps every one, with its reward and advantage.
 Differs from the papers: no reward for the form alone, and no model that is trained as a reward.
 """
 
-import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -46,8 +45,9 @@ from generate import generate, is_sampled, open_calculator
 from measure import grade
 from methods import find_method
 from model import Qwen2
-from runtime import (ALONE, Alone, UsageError, UserError, append_metrics, clock, to_device,
-                     trim_metrics)
+from runtime import (ALONE, Alone, UsageError, UserError, append_metrics, clock, read_log,
+                     to_device, trim_metrics)
+from score import wrong_fields
 from tokenizer import Tokenizer
 from train import Objective, Steps, log_probs_of_targets
 
@@ -247,8 +247,11 @@ class Rollouts:
 
     def _read(self, first: int) -> list[dict]:
         """The records of a batch that was sampled before the run was interrupted."""
-        with open(self.path, encoding="utf-8") as file:
-            records = [record for record in map(json.loads, file) if record["step"] == first + 1]
+        records = [record for _, record in read_log(self.path) if record["step"] == first + 1]
+        size = self.tokenizer.size
+        if not all(is_rollout(record, len(self.questions), size) for record in records):
+            raise UserError(f"{self.path}: a line of step {first + 1} is no rollout of this run; "
+                            "start a new run")
         if not records:
             raise UserError(f"{self.path}: lacks the rollouts of step {first + 1}, from which the "
                             "run goes on; start a new run")
@@ -311,6 +314,23 @@ class Rollouts:
                  "kl": moved / max(1, tokens) if self.flags.kl else None}
         self.tokens, self.clipped, self.divergence = 0, torch.zeros(()), torch.zeros(())
         return found
+
+
+def is_rollout(record: dict, questions: int, size: int) -> bool:
+    """Whether a record that was read back has what is used of it; ids are below `size`."""
+    try:
+        ids, spans, known = record["ids"], record.get("put_in", []), record.get("log_probs")
+        ends = [end for start, end in spans if 0 <= start <= end]
+        whole = [record["index"], *ids, *ends]
+        reals = [record["reward"], record["advantage"] or 0.0, *(known or [])]
+    except (KeyError, TypeError, ValueError):
+        return False
+    kinds = {*map(type, whole)} == {int} and {*map(type, reals)} == {float}
+    if wrong_fields(record) or not kinds or min(whole) < 0 or record["index"] >= questions:
+        return False
+    inside = max(ids, default=size) < size and max(ends, default=0) <= len(ids)
+    return inside and len(ends) == len(spans) and (
+        known is None or len(known) == sum(is_sampled(len(ids), spans)))
 
 
 def figures_of(records: list[dict]) -> dict:

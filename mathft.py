@@ -41,8 +41,8 @@ from methods import (METHODS, base_name, base_of, check_args, continued, find_me
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, free_memory_mib, give_back_freed_memory, keep_freed_memory, locked,
-                     memory_in_use_mib, peak_memory_mib, pick_device, pick_dtype, read_json,
-                     remove_leftovers, trim_metrics, use_threads, write_json)
+                     memory_in_use_mib, one_line, peak_memory_mib, pick_device, pick_dtype,
+                     read_json, remove_leftovers, trim_metrics, use_threads, write_json)
 from score import Report, before_and_after, gain_line, report_lines, wrong_lines
 from tokenizer import Tokenizer
 from train import (Objective, TrainSettings, TrainTotals, best_step, cpt, estimate, in_order,
@@ -538,13 +538,13 @@ def print_start(job: Job, total: int) -> None:
     print("machine    {machine}, {device}, {dtype}, {threads} threads".format(**job.machine)
           + several)
     start = f", from {args.from_run}" if args.from_run else ""
-    print(f"model      {args.model}, {total:,} parameters; method {args.method}, "
-          f"objective {args.objective}{start}")
+    print(one_line(f"model      {args.model}, {total:,} parameters; method {args.method}, "
+                   f"objective {args.objective}{start}"))
     measured = 0 if args.eval_limit == 0 else len(job.test_problems)
     overlap = (f" ({job.overlap} overlap the test problems and are trained on all the same)"
                if job.overlap and args.train_on_overlap else "")
-    print(f"data       {args.dataset}: {len(job.examples)} training examples, "
-          f"{measured} test problems{overlap}", flush=True)
+    print(one_line(f"data       {args.dataset}: {len(job.examples)} training examples, "
+                   f"{measured} test problems{overlap}"), flush=True)
     if job.left_out:
         print(left_out_line(job.left_out), flush=True)
     if job.with_markers:

@@ -46,7 +46,7 @@ def rows_of(root: Path) -> list[list[str]]:
 
 def _row(folder: Path, args: dict, result: dict) -> list[str]:
     last = max(map(step_of, checkpoints(folder)), default=0)
-    steps = result.get("steps") or f"{last} so far"
+    steps = _number(result["steps"], "") if "steps" in result else f"{last} so far"
     names = [args.get(key) for key in ("method", "objective", "model", "dataset")]
     rates = [result.get(f"accuracy_{when}") for when in ("before", "after")]
     costs = [result.get(key) for key in ("train_seconds", "peak_memory_mib")]

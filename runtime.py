@@ -16,6 +16,7 @@ if sys.version_info < (3, 11):  # before an import of what Python 3.10 lacks
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -29,6 +30,7 @@ import torch
 
 VERSION = "0.1.0"
 LARGEST_JSON = 2**26  # bytes of a file of settings; the index of the largest model is far below
+LONGEST_RECORD = 2**24  # bytes of a line of a log
 WIDE_AT_ONCE = 1 << 19  # numbers in fp32, 2 MiB: a processor's cache keeps them between two passes
 
 
@@ -311,8 +313,8 @@ def write_whole(path: Path, write) -> None:
         with open(temporary, "r+b") as file:  # Windows syncs no file that is open to read
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error});"
+    except (OSError, UnicodeEncodeError) as error:  # the latter of a path that is no UTF-8
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error});"
                         " nothing was changed there") from error
     finally:
         with contextlib.suppress(OSError):  # it is not there if it was moved, or never made
@@ -460,13 +462,19 @@ def parse_json(text: str, decimals: Callable[[str], float] = float):
     """The value of a JSON text; `decimals=Written` keeps the spelling of 0.00001.
 
     Raises ValueError or RecursionError, also for valid JSON that is no usable text, and for NaN and
-    Infinity.
+    infinity (1e999 too).
     """
-    def no_number(name: str):
-        raise json.JSONDecodeError(f"{name} is no JSON", text, _place_outside_texts(text, name))
+    def no_number(name: str, why: str = "is no JSON"):
+        place = _place_outside_texts(text, name)
+        raise json.JSONDecodeError(f"{name[:20]} {why}", text, place)
+
+    def number(spelled: str) -> float:
+        if math.isinf(float(spelled)):
+            no_number(spelled, "is too large a number")
+        return decimals(spelled)
 
     # A number of 5,000 digits is a plain ValueError.
-    value = json.loads(text, parse_float=decimals, parse_constant=no_number)
+    value = json.loads(text, parse_float=number, parse_constant=no_number)
     # Half a surrogate pair (\ud800) could be written to no file.
     json.dumps(value, ensure_ascii=False).encode()
     return value
@@ -541,24 +549,31 @@ def trim_metrics(path: Path, step: int) -> None:
 
     Raises UserError that names a line that is not of a log.
     """
-    if not path.exists():
-        return
+    if path.exists():
+        kept = [line for line, record in read_log(path) if record["step"] <= step]
+        write_whole(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
+
+
+def read_log(path: Path) -> Iterator[tuple[bytes, dict]]:
+    """The whole lines of a log, each with its record: an object with a whole number `step`.
+
+    Half a last line is left out: a crash has cut it. The log is written before the checkpoint, so
+    it belongs to a step after that. Raises UserError that names a line which is none of a log.
+    """
     check_regular(path)
-    kept = []
-    # The last piece is empty, or a line that a crash has cut: the log is written before the
-    # checkpoint, so it belongs to a step after that.
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            record = parse_json(line.decode("utf-8"))
-            done = record["step"]
-            right = type(done) is int
-        except (ValueError, RecursionError, KeyError, TypeError):
-            right = False
-        if not right:
-            raise UserError(f"{path}:{number}: no line of a log; remove that line")
-        if done <= step:
-            kept.append(line + b"\n")
-    write_whole(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
+    with open(path, "rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(LONGEST_RECORD)
+            if not line.endswith(b"\n") and len(line) < LONGEST_RECORD:
+                return
+            try:
+                record = parse_json(line.decode("utf-8"))
+                right = type(record["step"]) is int
+            except (ValueError, RecursionError, KeyError, TypeError):
+                right = False
+            if not right:
+                raise UserError(f"{path}:{number}: no line of a log; remove that line")
+            yield line, record
 
 
 def new_directory(wanted: str | None, stem: str, root: str = "runs") -> Path:

@@ -109,7 +109,7 @@ def read_records(path: Path) -> list[dict]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not valid JSON ({json_fault(error)}); "
                             "remove that line") from None
-        wrong = _wrong_fields(record)
+        wrong = wrong_fields(record)
         if wrong:
             raise UserError(f"{path}:{number}: no record of an evaluation ({', '.join(wrong)}"
                             " missing or wrong); remove that line")
@@ -117,7 +117,7 @@ def read_records(path: Path) -> list[dict]:
     return [records[at] for at in sorted(records)]
 
 
-def _wrong_fields(record) -> list[str]:
+def wrong_fields(record) -> list[str]:
     """The fields that a parsed line lacks, or that hold another type or a value out of range."""
     if not isinstance(record, dict):
         return list(FIELDS)

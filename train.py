@@ -17,7 +17,6 @@ Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule wit
 Loshchilov & Hutter 2017 (arXiv 1608.03983).
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from data import (Example, PackedBatch, batch_indices, chat_examples, count_targ
                   document_examples, pack, split_by_tokens)
 from fast import LEAST_ROWS, LOGITS_AT_ONCE
 from model import Qwen2
-from runtime import ALONE, Alone, UserError, peak_memory_mib
+from runtime import ALONE, Alone, UserError, peak_memory_mib, read_log
 
 # A shorter memory of squared gradients than 0.999: runs of a hundred steps never fill the longer
 # one.
@@ -492,9 +491,9 @@ def is_due(step: int, every: int) -> bool:
 def best_step(folder: Path) -> int | None:
     """The step of the lowest held-out loss in a run's metrics.jsonl; None if it has none."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines if '"eval_loss"' in line]
-    losses = [(record["eval_loss"], record["step"]) for record in records]
+    records = (record for _, record in read_log(path)) if path.exists() else ()
+    losses = [(record["eval_loss"], record["step"]) for record in records
+              if type(record.get("eval_loss")) is float]
     return min(losses)[1] if losses else None
 
 

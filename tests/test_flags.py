@@ -280,6 +280,25 @@ def test_help_has_headings(capsys):
     assert places[1:] == sorted(places[1:])
 
 
+def test_a_word_that_is_no_text_is_refused():
+    """A file's name may be any bytes; a setting is stored as text."""
+    with pytest.raises(UsageError, match="no text in UTF-8"):
+        parse_flags(Flags, ["--method", "runs/\udcff"])
+
+
+def test_a_command_works_with_closed_streams(tmp_path, monkeypatch):
+    """As under `>&- 2>&-`: Python then has None for them."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+
+    def work(argv):
+        assert sys.stdin.read() == ""
+        print("done")
+        raise UserError("a: mend it")
+
+    assert run_command(work, []) == 1 and not sys.stderr.isatty()
+
+
 def test_a_removed_working_directory_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")

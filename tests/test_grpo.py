@@ -332,6 +332,22 @@ def test_the_entropy_is_that_of_sampled_tokens():
 # ------------------------------------------------------------------------------- what goes together
 
 
+def test_a_line_that_is_no_rollout_is_refused():
+    """Whatever is wrong with it: what is read back trains."""
+    whole = {"id": "q", "problem": 0, "sample": 0, "question": "?", "gold": "1", "level": "",
+             "subject": "", "text": "1", "tokens": 2, "finish": "stop", "mean_log_prob": -0.5,
+             "index": 1, "ids": [5, 6, 7], "reward": 1.0, "advantage": -0.5}
+    assert grpo.is_rollout(whole, 2, 8)
+    assert grpo.is_rollout(whole | {"advantage": None, "put_in": [[0, 2]], "log_probs": [-1.0]}, 2,
+                           8)
+    for change in ({"index": 2}, {"index": True}, {"ids": []}, {"ids": [8]}, {"ids": [1.5]},
+                   {"ids": 5}, {"reward": "1"}, {"advantage": [0.1]}, {"put_in": [[0, 4]]},
+                   {"put_in": [3]}, {"put_in": [[2, 1]]}, {"log_probs": [-1.0]}, {"tokens": -1}):
+        assert not grpo.is_rollout(whole | change, 2, 8), change
+    for name in ("id", "ids", "index", "reward", "advantage", "finish"):
+        assert not grpo.is_rollout({k: v for k, v in whole.items() if k != name}, 2, 8)
+
+
 def test_a_batch_that_is_gone_is_one_line(tiny_folder, sums, rewarded, tmp_path, capsys):
     folder = tmp_path / "run"
     more = ["--steps", "3", "--updates", "2", "--keep", "1"]

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 import runs
 from flags import run_command
 

@@ -166,7 +166,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("line", [b"", b"null", b"[1]", b'{"loss": 1}', b'{"step": "2"}',
                                   b'{"step": true}', b"\x00\xff", b'{"step": 2', b"[" * 99999,
-                                  b'{"step": ' + b"9" * 5000 + b"}"])
+                                  b'{"step": ' + b"9" * 5000 + b"}", b'{"step": 2, "loss": 1e999}'])
 def test_a_line_that_is_none_of_a_log_is_named(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
     content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
@@ -174,6 +174,20 @@ def test_a_line_that_is_none_of_a_log_is_named(line, tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl:2: no line of a log; remove that line"):
         runtime.trim_metrics(path, 5)
     assert path.read_bytes() == content
+
+
+def test_a_log_without_line_ends_fills_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "LONGEST_RECORD", 100)
+    (tmp_path / "log").write_bytes(b'{"step": 1}\n' + b"\0" * 300)
+    with pytest.raises(UserError, match="log:2: no line of a log"):
+        list(runtime.read_log(tmp_path / "log"))
+
+
+def test_a_path_that_is_no_utf8_is_one_line(tmp_path):
+    """As a text in a file: the system keeps its bytes as halves of surrogate pairs."""
+    with pytest.raises(UserError, match="x.json: cannot be written .*surrogates not allowed"):
+        runtime.write_json(tmp_path / "x.json", {"output_dir": "runs/\udcff"})
+    assert os.listdir(tmp_path) == []
 
 
 def test_json_is_read_from_regular_files_of_a_bounded_size(tmp_path, monkeypatch):
@@ -276,8 +290,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         (b"[1, 2]", "x.json: holds a list, not a JSON object"),
         (b'{"a": "\xff"}', "x.json: cannot be read"),
         (b"[" * 100_000, "x.json:1: not valid JSON (too deep)"),
+        (b'{"a": "1e999",\n "b": 1e999}', "x.json:2: not valid JSON (1e999 is too large a number)"),
+        (b'{"a": -Infinity}', "x.json:1: not valid JSON (-Infinity is no JSON)"),
     ],
-    ids=["comma", "line 7", "empty", "list", "not UTF-8", "deep"],
+    ids=["comma", "line 7", "empty", "list", "not UTF-8", "deep", "too large", "infinite"],
 )
 def test_broken_json_is_named_with_its_line(content, message, tmp_path):
     (tmp_path / "x.json").write_bytes(content)

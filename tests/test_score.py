@@ -1,8 +1,10 @@
 """score.py: verdicts, figures over many completions, and two evaluations side by side."""
 
 import json
+import math
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest

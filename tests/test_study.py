@@ -83,6 +83,11 @@ def test_a_figure_that_is_missing_is_a_failed_cell(monkeypatch, tmp_path):
     (made.job("one", 0).folder / "result.json").write_text('{"accuracy_after": null}')
     cell = study.seed_cell(made, "one", 0, Column())
     assert cell["value"] is None and cell["error"].startswith("result.json has no accuracy_after")
+    (made.job("one", 0).folder / "result.json").write_text('{"accuracy_after": 1%s}' % ("0" * 400))
+    assert study.seed_cell(made, "one", 0, Column())["value"] is None
+    (made.job("one", 0).folder / "metrics.jsonl").write_text("")
+    cell = study.seed_cell(made, "one", 0, Column(file="metrics.jsonl", path="last/loss"))
+    assert cell["error"].startswith("metrics.jsonl has no last/loss")
 
 
 @pytest.mark.parametrize("file, text", [

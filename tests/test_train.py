@@ -481,3 +481,7 @@ def test_the_lowest_held_out_loss_keeps_its_checkpoint(tmp_path):
     assert best_step(tmp_path) == 4
     assert [path.name for path in checkpoints(tmp_path)] == ["step-4", "step-6"]
     assert best_step(tmp_path / "nowhere") is None
+    # What a text or a stranger says is none of these losses.
+    for record in ({"step": 8, "eval_loss": "0"}, {"step": 9, "eval_loss": None}, {"step": 10}):
+        append_metrics(tmp_path / "metrics.jsonl", record | {"note": '"eval_loss"'})
+    assert best_step(tmp_path) == 4
