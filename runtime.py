@@ -447,10 +447,10 @@ def finite(text: str) -> float:
 
 
 class Written(float):
-    """A decimal of a JSON text, which as a text is spelled as it stands there; see `finite`."""
+    """A decimal of a JSON text, which as a text is spelled as it stands there."""
 
     def __new__(cls, text: str):
-        value = super().__new__(cls, finite(text))
+        value = super().__new__(cls, text)
         value.text = text
         return value
 
@@ -470,7 +470,7 @@ def parse_json(text: str, decimals: Callable[[str], float] = float):
 
     def number(spelled: str) -> float:
         if math.isinf(float(spelled)):
-            no_number(spelled, "is too large a number")
+            no_number(spelled, "is no finite number")
         return decimals(spelled)
 
     # A number of 5,000 digits is a plain ValueError.
