@@ -40,6 +40,7 @@ from vote import confidence
 PAGE = Path(__file__).resolve().parent / "show" / "page"
 BEGINS = "<!doctype html>\n<!-- a report of mathft -->"  # so that only a report is written over
 LARGEST = 2**27  # bytes of all completions on one page, about 200,000 of them
+MOST_NAMED = 3  # runs in the heading
 GROUPS = 10  # of equally many completions, by confidence
 MILLION_MILLION = 1e12  # a larger number is a fault, and would break the scales
 
@@ -260,7 +261,9 @@ def _calibration(verifier: Checked) -> list[tuple[float, float]]:
 
 def table(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table of texts; nothing if it has no lines."""
-    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in line) for line in lines]
+    # What is too long for its cell is whole under the pointer.
+    cells = ["".join(f'<td title="{escape(cell)}">{escape(cell)}</td>' for cell in line)
+             for line in lines]
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(f"<tr>{line}</tr>\n" for line in cells)
     return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>' if cells else ""
@@ -316,7 +319,9 @@ def page(subjects: list[Subject]) -> str:
     style, script, browser = ((PAGE / name).read_text(encoding="utf-8")
                               for name in ("style.css", "script.js", "browser.html"))
     allowed = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    names = ", ".join(s.name for s in subjects)
+    names = ", ".join(s.name for s in subjects[:MOST_NAMED])
+    more = len(subjects) - MOST_NAMED
+    names += f" and {more} more" if more > 0 else ""
     return (
         f'{BEGINS}\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{allowed}">\n'
