@@ -391,8 +391,8 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
 
 
 def progress(job: Job, bar: tqdm) -> Callable[[int], None]:
-    """A function that is told the number of each step that has ended. It moves the bar, and says
-    after the second step how long the rest will take: the first also prepares what later ones use.
+    """A function for `on_step`, which gets the number of each step that has ended. It moves the
+    bar, and prints after the second step how long the rest will take: the first one is slower.
     """
     ends: list[float] = []
 

@@ -762,7 +762,6 @@ def test_figures_of_a_finished_evaluation_are_counted_from_its_records(ended, tm
 
 
 @pytest.mark.parametrize("record, said", [({"problem": 9}, "problem 9, sample 0"),
-                                          ({"problem": -1}, "problem missing or wrong"),
                                           ({"sample": 1}, "problem 0, sample 1"),
                                           ({"gold": "8"}, "problem 0, sample 0"),
                                           ({"question": "?"}, "problem 0, sample 0")])
@@ -773,8 +772,18 @@ def test_a_record_of_another_evaluation_is_refused(record, said, ended, tmp_path
     first, *rest = path.read_text().splitlines(keepends=True)
     path.write_text(json.dumps(json.loads(first) | record) + "\n" + "".join(rest))
     code, _, err = command(["--resume", str(folder)], capsys)
-    assert code == 1 and said in err and ("is none of this evaluation; remove its line" in err
-                                          or "no record of an evaluation" in err)
+    assert code == 1 and said in err and "is none of this evaluation; remove its line" in err
+
+
+def test_a_record_with_a_place_below_zero_is_refused(ended, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    path = folder / "evals" / "before" / "generations.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps(json.loads(first) | {"problem": -1}) + "\n" + "".join(rest))
+    code, _, err = command(["--resume", str(folder)], capsys)
+    assert code == 1 and err.endswith("generations.jsonl:1: no record of an evaluation (problem "
+                                      "missing or wrong); remove that line\n")
 
 
 def test_checkpoints_have_plain_numbers(ended, tmp_path, capsys):
