@@ -7,7 +7,8 @@
     python study.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset gsm8k --only methods
 
 1. show/experiments.py lists the tables: which runs, which rows and columns, what the papers say.
-2. show/jobs.py computes each run that is not in study/ yet, once for all tables.
+2. show/jobs.py computes each run that is not in study/ yet, once for all tables, several side by
+   side.
 3. Each table is printed as Markdown when its runs are there, and study/tables.md and
    study/tables.json hold all that have been made so far, with the command of every cell.
 
@@ -25,16 +26,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from checkpoint import size_of
 from data import has_split, usual_test_set
 from flags import flag, parse_flags, run_command
 from runtime import UsageError, UserError, locked, parse_json, read_json, write_json, write_text
 from show.experiments import EXPERIMENTS, FOR_ALL, RUNS, SEEDS, SETTINGS, Claim, Column, Experiment
-from show.jobs import ROOT, Jobs, error_of, run_child
+from show.jobs import ROOT, Jobs, start_program
 from stats import wilson
 
 SECOND_SETS = {"tiny": ("mini-math", "mini-math"), "real": ("math", "math500")}
 WORD_SETS = ("mini-gsm", "mini-gsm-plus")  # of which the study takes a few gold problems
+MOST_JOBS = 4  # of a machine's choice: each takes up to a GiB
 LARGER = "Qwen/Qwen2.5-Math-1.5B"
 
 
@@ -51,6 +55,9 @@ class Flags:
     dataset: str | None = flag(None, "a named set with training and test problems (default: "
                                      "mini-gsm; of a real --model gsm8k)")
     output_dir: str = flag("study", "folder of runs and tables")
+    jobs: int | None = flag(None, "commands side by side, each with its part of the threads "
+                                  f"(default: one a thread, at most {MOST_JOBS}; of a real --model "
+                                  "1)", least=1, most=64)
     debug: bool = flag(False, "show the traceback of an error")
 
 
@@ -279,11 +286,16 @@ def list_lines(jobs: Jobs, experiments: list[Experiment], seeds: range) -> list[
     return [*lines, f"{len(seen)} commands"]
 
 
-def jobs_of(jobs: Jobs, experiment: Experiment, seeds: Iterable[int]) -> list:
-    """All jobs of a table, each behind what it needs."""
+def runs_of(experiment: Experiment, seeds: Iterable[int]) -> list[tuple[str, int]]:
+    """The runs that a table shows, with their seeds."""
     runs = {run_of(row, column): None for row in experiment.rows.values()
             for column in experiment.columns.values()}
-    found = {job.folder: job for run in runs if run for seed in seeds
+    return [(run, seed) for run in runs if run for seed in seeds]
+
+
+def jobs_of(jobs: Jobs, experiment: Experiment, seeds: Iterable[int]) -> list:
+    """All jobs of a table, each behind what it needs."""
+    found = {job.folder: job for run, seed in runs_of(experiment, seeds)
              for job in jobs.all_jobs(run, seed)}
     return list(found.values())
 
@@ -295,20 +307,24 @@ def write_page(jobs: Jobs) -> None:
     if not runs or not (ROOT / "report.py").exists():
         return
     page, log = jobs.folder / "report.html", jobs.folder / "report.log"
-    code, _ = run_child(["report.py", *runs, "--output", str(page)], jobs.folder / "report.out",
-                        log)
-    jobs.tell(f"page       {error_of(code, log) or page}")
+    program = start_program(["report.py", *runs, "--output", str(page)],
+                            jobs.folder / "report.out", log)
+    program.child.wait()
+    jobs.tell(f"page       {program.error() or page}")
 
 
 def make_tables(jobs: Jobs, experiments: list[Experiment], seeds: range, kind: str) -> None:
     """Print each table as its runs are there, and write all that have been made so far."""
-    tables = []
-    for experiment in experiments:
-        tables.append(table_of(jobs, experiment, seeds))
-        print(*table_lines(tables[-1]), sep="\n", flush=True)
-        write_json(jobs.folder / "tables.json", {"form": kind, "tables": tables})
-        write_text(jobs.folder / "tables.md",
-                   "\n".join(line for table in tables for line in table_lines(table)))
+    tables, wanted = [], [pair for experiment in experiments for pair in runs_of(experiment, seeds)]
+    for _ in jobs.work(wanted):
+        for experiment in experiments[len(tables):]:
+            if not jobs.all_known(runs_of(experiment, seeds)):
+                break
+            tables.append(table_of(jobs, experiment, seeds))
+            print(*table_lines(tables[-1]), sep="\n", flush=True)
+            write_json(jobs.folder / "tables.json", {"form": kind, "tables": tables})
+            write_text(jobs.folder / "tables.md",
+                       "\n".join(line for table in tables for line in table_lines(table)))
 
 
 def main(argv: list[str]) -> None:
@@ -317,7 +333,9 @@ def main(argv: list[str]) -> None:
     settings, experiments = settings_of(flags), chosen(flags)
     kind = "real" if size_of(flags.model) == "real" else "quick" if flags.quick else "full"
     seeds, folder = range(SEEDS[kind]), Path(flags.output_dir)
-    jobs = Jobs(RUNS, settings, folder,
+    threads = torch.get_num_threads()
+    at_once = flags.jobs or (1 if kind == "real" else min(threads, MOST_JOBS))
+    jobs = Jobs(RUNS, settings, folder, at_once=at_once, threads=max(1, threads // at_once),
                 tell=lambda line: print(line, file=sys.stderr, flush=True))
     if flags.list:
         print(*list_lines(jobs, experiments, seeds), sep="\n")

@@ -67,26 +67,29 @@ class Experiment:
 
 # ----------------------------------------------------------------------------------------- settings
 
-# What the commands share. A real model learns two epochs of a whole published set.
+# What the commands share. The embedded model passes through its few problems about once or twice:
+# on so few more it learns nothing new. A real model learns two epochs of a whole published set.
 EMBEDDED = {
     "model": "", "larger_model": "--method sft --model tiny-large",
-    "train": "{gold}/data.jsonl", "gold_count": "200", "copies": "8",
+    "train": "{gold}/data.jsonl", "gold_count": "200", "copies": "8", "batch": "--batch-size 16",
     "room": "--max-new-tokens 256", "short": "24", "middle": "48", "long": "256",
-    "start": "--steps 5", "cold_start": "--steps 4",
+    "start": "--steps 10 {batch}", "cold_start": "--steps 8 {batch}",
 }
 SETTINGS = {
     "quick": EMBEDDED | {
-        "length": "--steps 12 --log-every 3", "more": "--steps 6", "judged": "--steps 16",
-        "rewarded": "--steps 3", "drawn": "--samples 4", "read": "--tokens 60000",
-        "few_steps": "--steps 8", "tests": "--eval-limit 100", "problems": "--limit 100",
-        "test_count": "100", "sampled": "--limit 150", "many": "8"},
+        "length": "--steps 12 --log-every 3 {batch}", "more": "--steps 6 {batch}",
+        "judged": "--steps 16 {batch}", "rewarded": "--steps 3 --batch-size 8",
+        "drawn": "--samples 2", "read": "--tokens 30000 {batch}", "few_steps": "--steps 8 {batch}",
+        "tests": "--eval-limit 100", "problems": "--limit 100", "test_count": "100",
+        "sampled": "--limit 75", "many": "4"},
     "full": EMBEDDED | {
-        "length": "--steps 24 --log-every 4", "more": "--steps 12", "judged": "--steps 60",
-        "rewarded": "--steps 6", "drawn": "--samples 8", "read": "--tokens 150000",
-        "few_steps": "--steps 12", "tests": "--eval-limit 200", "problems": "--limit 200",
-        "test_count": "200", "sampled": "--limit 400", "many": "16"},
+        "length": "--steps 24 --log-every 4 {batch}", "more": "--steps 12 {batch}",
+        "judged": "--steps 40 {batch}", "rewarded": "--steps 3", "drawn": "--samples 4",
+        "read": "--tokens 60000 {batch}", "few_steps": "--steps 12 {batch}",
+        "tests": "--eval-limit 200", "problems": "--limit 200", "test_count": "200",
+        "sampled": "--limit 200", "many": "8"},
     "real": {
-        "train": "{data}", "copies": "2",
+        "train": "{data}", "copies": "2", "batch": "",
         "room": "--max-new-tokens 1024", "short": "256", "middle": "1024", "long": "8192",
         "start": "--steps 50", "cold_start": "--steps 50",
         "length": "", "more": "--epochs 1", "judged": "", "rewarded": "--steps 100",
@@ -150,7 +153,7 @@ RUNS = {
                       "{judged}",
     "sequence": "mathft.py --from {sequence-judge} --dataset {train} {more} {tested}",
     "control-middle": "mathft.py --from {generator} --dataset {train} --eval-limit 0 "
-                      "--tokens {tokens:sequence-judge}",
+                      "--tokens {tokens:sequence-judge} {batch}",
     "control": "mathft.py --from {control-middle} --dataset {train} {more} {tested}",
     # styles of the solutions, at equal tokens
     **{style: f"synthetic.py mini-gsm --count 1000 --style {style}"
@@ -173,13 +176,13 @@ RUNS = {
     "cold": "mathft.py --method sft {model} --dataset {train} {cold_start} {tested}",
     "cold-grpo": "mathft.py --from {cold} --objective grpo --dataset {train} {rewarded} {tested}",
     "cold-sft": "mathft.py --from {cold} --dataset {train} --steps {steps:sft-gold@cold-grpo} "
-                "{tested}",
+                "{batch} {tested}",
     "cold-rft": "augment.py make rft --dataset {train} --teacher {cold} {drawn} --temperature 1 "
                 "{room}",
     "cold-own": "mathft.py --from {cold} --dataset {cold-rft}/data.jsonl "
-                "--steps {steps:sft-gold@cold-grpo} {tested}",
+                "--steps {steps:sft-gold@cold-grpo} {batch} {tested}",
     **{f"sft-{way}": f"mathft.py {words} --method sft {{model}} --dataset {{train}} "
-                     f"--steps {{steps:sft-{way}-pace@sft-gold}} {{tested}}"
+                     f"--steps {{steps:sft-{way}-pace@sft-gold}} {{batch}} {{tested}}"
        for way, words in TAUGHT.items()},
     # the same weights, with exact results
     **{f"{run}-calculated": f"evaluate.py --run {{{run}}} {{on_test}} --calculator"
@@ -201,16 +204,17 @@ RUNS = {
                             "--dataset {train} --batch-size 4 --steps 2 --eval-limit 0"
        for name in METHODS},
     **{f"{name}-{way}-pace": f"mathft.py {words} --method {name} {{model}} --dataset {{train}} "
-                             "--steps 3 --eval-limit 0"
+                             "--steps 3 {batch} --eval-limit 0"
        for name in METHODS for way, words in TAUGHT.items()},
 }
 BOARD = {
-    "gold": "--dataset {train} --steps {steps:NAME-gold@lora-gold}",
-    "perturbed": "--dataset {train},{perturbed}/data.jsonl --steps {steps:NAME-gold@lora-gold}",
+    "gold": "--dataset {train} --steps {steps:NAME-gold@lora-gold} {batch}",
+    "perturbed": "--dataset {train},{perturbed}/data.jsonl --steps {steps:NAME-gold@lora-gold} "
+                 "{batch}",
     "grpo": "--objective grpo --dataset {train} --batch-size 4 "
             "--steps {steps:NAME-grpo-pace@lora-gold}",
     "distill": TAUGHT["distill"]
-               + " --dataset {train} --steps {steps:NAME-distill-pace@lora-gold}",
+               + " --dataset {train} --steps {steps:NAME-distill-pace@lora-gold} {batch}",
 }
 RUNS |= {f"board-{name}-{learnt}": f"mathft.py --method {name} {{model}} {{tested}} "
          + words.replace("NAME", name) for name in METHODS for learnt, words in BOARD.items()}

@@ -7,7 +7,10 @@
 2. The command's words name its folder, LABEL-HASH. So tables share a run, and a run with other
    settings is another run. Beside the folder stand LABEL-HASH.out and .log, which are the
    command's stdout and stderr, and LABEL-HASH.json, its record: command, seconds, memory, error.
-3. A record without an error is never computed again. What was interrupted goes on: mathft.py by
+3. Several commands run side by side, each with its part of the processor's threads, and each once
+   the runs that it needs have ended. Programs of a small model gain by that: a good part of their
+   time they use one thread, whatever they have.
+4. A record without an error is never computed again. What was interrupted goes on: mathft.py by
    --resume, the others by the same command. What failed is tried again by the next study.
 
 Every command is a process of its own, started from a list of words without a shell.
@@ -22,7 +25,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +37,7 @@ UNKNOWN = "N"  # a number that another run will give
 DATA = "data.jsonl"  # what the makers of data leave last
 INTERRUPTED = "interrupted"
 LONGEST_ERROR = 200  # characters
-LOOK_EVERY = 0.2  # seconds between looks at a program's memory
+LOOK_EVERY = 0.2  # seconds between looks at the programs that run
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,49 @@ class Job:
 
 
 @dataclass
+class Program:
+    """A program of the project that runs: its process, and the largest memory seen so far."""
+
+    child: subprocess.Popen
+    log: Path
+    memory_mib: float | None = None
+
+    def ended(self) -> bool:
+        """Whether it has ended, after a look at its memory."""
+        self.memory_mib = high_water_mib(self.child.pid) or self.memory_mib
+        return self.child.poll() is not None
+
+    def error(self) -> str:
+        """Why it has failed, in one line; empty if it has not."""
+        return error_of(self.child.returncode, self.log)
+
+    def stop(self, reason: BaseException) -> None:
+        """Pass an interruption on, once: the program saves its state."""
+        self.child.send_signal(signal.SIGTERM if isinstance(reason, Terminated) else signal.SIGINT)
+
+
+@dataclass
+class Work:
+    """A job that is being computed."""
+
+    job: Job
+    record: dict
+    program: Program
+    start: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
 class Jobs:
     """All runs of a study. `settings` are texts with {names}, or words that are taken as they are.
+    `at_once` programs run side by side, with `threads` each (None: what the system says).
     """
 
     runs: Mapping[str, str]
     settings: Mapping[str, str | tuple[str, ...]]
     folder: Path
     tell: Callable[[str], None] = lambda line: None
+    at_once: int = 1
+    threads: int | None = None
     records: dict[Path, dict] = field(default_factory=dict)  # of this process, by folder
 
     # ------------------------------------------------------------------------------------- commands
@@ -153,24 +191,77 @@ class Jobs:
         return None if record["error"] else record
 
     def do(self, run: str, seed: int) -> dict:
-        """The record of a run, computed if it is not there. One that fails, or whose need has
-        failed, has an `error`.
+        """The record of a run, computed if it is not there."""
+        for _ in self.work([(run, seed)]):
+            pass
+        return self.records[self.job(run, seed).folder]
+
+    def all_known(self, wanted: Iterable[tuple[str, int]]) -> bool:
+        """Whether all these runs have a record."""
+        return all(self.job(run, seed).folder in self.records for run, seed in wanted)
+
+    def work(self, wanted: Iterable[tuple[str, int]]) -> Iterator[None]:
+        """Compute runs with their seeds, and what they need. Yields whenever a record is there.
+
+        A run that fails, or whose need has failed, has an `error`. An interruption is passed on to
+        the programs, and raised again when all have ended.
         """
-        failed = [need for need in self.job(run, seed).needs if self.do(need, seed)["error"]]
-        job = self.job(run, seed)  # again: a pace is known now
-        if job.folder not in self.records:
-            record = self.stored(job.folder)
-            if record is None and failed:
-                record = self._about(job) | {"error": f"needs {failed[0]}, which failed"}
-            self.records[job.folder] = record or self._compute(job)
-        return self.records[job.folder]
+        waiting = self._in_order(wanted)
+        running: list[Work] = []
+        try:
+            while waiting or running:
+                while len(running) < self.at_once and (job := self._next(waiting, running)):
+                    waiting.remove((job.run, job.seed))
+                    record = (self.records.get(job.folder) or self.stored(job.folder)
+                              or self._of_failed_need(job))
+                    if record:
+                        self.records[job.folder] = record
+                        yield
+                    else:
+                        running.append(self._start(job))
+                for work in wait_for_any(running):
+                    running.remove(work)
+                    self._end(work, work.program.error())
+                    yield
+        except BaseException as reason:
+            for work in running:
+                work.program.stop(reason)
+            raise
+        finally:
+            for work in running:
+                work.program.child.wait()
+                self._end(work, work.program.error() and INTERRUPTED)
+
+    def _in_order(self, wanted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Runs with seeds and all that they need, each behind its needs, each once; not those whose
+        record is there.
+        """
+        found = {(job.run, job.seed): job.folder for run, seed in wanted
+                 for job in self.all_jobs(run, seed)}
+        return [pair for pair, folder in found.items() if folder not in self.records]
+
+    def _next(self, waiting: list[tuple[str, int]], running: list[Work]) -> Job | None:
+        """The first job that can start: each of its needs has a record, and none computes it."""
+        for run, seed in waiting:
+            job = self.job(run, seed)
+            if (all(self.job(need, seed).folder in self.records for need in job.needs)
+                    and all(work.job.folder != job.folder for work in running)):
+                return job
+        return None
+
+    def _of_failed_need(self, job: Job) -> dict | None:
+        """The record of a job that cannot be computed; None if it can."""
+        for need in job.needs:
+            if self.records[self.job(need, job.seed).folder]["error"]:
+                return self._about(job) | {"error": f"needs {need}, which failed"}
+        return None
 
     def _about(self, job: Job) -> dict:
         return {"run": job.run, "seed": job.seed, "command": job.command, "seconds": 0.0,
                 "memory_mib": None}
 
-    def _compute(self, job: Job) -> dict:
-        """Run a job to its end, and write its record."""
+    def _start(self, job: Job) -> Work:
+        """Begin to compute a job."""
         self.tell(f"run        {job.command}")
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         path = job.beside(".json")
@@ -178,22 +269,23 @@ class Jobs:
         earlier = read_json(path) if path.exists() else {}
         if earlier.get("error") == INTERRUPTED:  # this attempt goes on from there
             record["seconds"] = earlier["seconds"]
-        start = time.perf_counter()
-        try:
-            out, log = job.beside(".out"), job.beside(".log")
-            code, record["memory_mib"] = run_child(words_now(job), out, log)
-            record["error"] = error_of(code, log)
-            if not record["error"] and job.prints:
-                job.folder.mkdir(exist_ok=True)
-                os.replace(out, job.folder / DATA)
-        finally:
-            record["seconds"] += time.perf_counter() - start
-            write_json(path, record)
+        return Work(job, record, start_program(words_now(job), job.beside(".out"),
+                                               job.beside(".log"), self.threads))
+
+    def _end(self, work: Work, error: str) -> None:
+        """Write the record of a job whose program has ended."""
+        job, record = work.job, work.record
+        record |= {"error": error, "memory_mib": work.program.memory_mib,
+                   "seconds": record["seconds"] + time.perf_counter() - work.start}
+        if not error and job.prints:
+            job.folder.mkdir(exist_ok=True)
+            os.replace(job.beside(".out"), job.folder / DATA)
+        write_json(job.beside(".json"), record)
+        self.records[job.folder] = record
         memory = record["memory_mib"]
-        self.tell(f"{'failed' if record['error'] else 'done':11s}{record['seconds']:.0f} s"
-                  + (f", {memory:.0f} MiB" if memory else "")
-                  + (f": {record['error']}" if record["error"] else ""))
-        return record
+        self.tell(f"{'failed' if error else 'done':11s}{record['seconds']:.0f} s"
+                  + (f", {memory:.0f} MiB" if memory else "") + (f": {error}" if error else "")
+                  + f"  {job.folder.name}")
 
 
 def words_now(job: Job) -> list[str]:
@@ -209,33 +301,23 @@ def words_now(job: Job) -> list[str]:
     return list(job.words)
 
 
-def run_child(words: list[str], out: Path, log: Path) -> tuple[int, float | None]:
-    """Run a program of the project: stdout goes to `out`, stderr to `log`. Returns its exit code
-    and its peak memory in MiB, None where the system does not say it.
-
-    An interruption is passed on to the program once, which saves its state, and raised again.
-    """
+def start_program(words: list[str], out: Path, log: Path, threads: int | None = None) -> Program:
+    """Run a program of the project: stdout goes to `out`, stderr to `log`."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with open(out, "wb") as stdout, open(log, "wb") as stderr:
         child = subprocess.Popen(  # a session of its own: Ctrl-C would reach it twice
             [sys.executable, str(ROOT / words[0]), *words[1:]], stdin=subprocess.DEVNULL,
-            stdout=stdout, stderr=stderr, start_new_session=True)
-        try:
-            return wait_for(child)
-        except KeyboardInterrupt as stop:
-            child.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-            child.wait()
-            raise
+            stdout=stdout, stderr=stderr, start_new_session=True, env=environment)
+    return Program(child, log)
 
 
-def wait_for(child: subprocess.Popen) -> tuple[int, float | None]:
-    """Exit code and peak memory in MiB of a process, once it has ended."""
-    peak = None
-    while True:
-        peak = high_water_mib(child.pid) or peak
-        try:
-            return child.wait(timeout=LOOK_EVERY), peak
-        except subprocess.TimeoutExpired:
-            pass
+def wait_for_any(running: list[Work]) -> list[Work]:
+    """Those whose programs have ended, once there are some; none if nothing runs."""
+    while running:
+        if ended := [work for work in running if work.program.ended()]:
+            return ended
+        time.sleep(LOOK_EVERY)
+    return []
 
 
 def high_water_mib(process: int) -> float | None:

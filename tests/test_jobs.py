@@ -13,7 +13,7 @@ import pytest
 from show import jobs
 from show.jobs import Jobs
 
-PROGRAM = """import json, pathlib, signal, sys
+PROGRAM = """import json, os, pathlib, signal, sys
 words = sys.argv[1:]
 with open(CALLS, "a") as file:
     file.write(json.dumps([NAME, *words]) + "\\n")
@@ -34,7 +34,8 @@ if "--slow" in words and "--resume" not in words:
     signal.pause()
 steps = int(words[words.index("--steps") + 1]) if "--steps" in words else 10
 (folder / "result.json").write_text(json.dumps(
-    {"steps": steps, "train_seconds": steps * 2.0, "train_tokens": 77 * steps}))
+    {"steps": steps, "train_seconds": steps * 2.0, "train_tokens": 77 * steps,
+     "threads": os.environ.get("OMP_NUM_THREADS")}))
 """
 RUNS = {
     "gold": "synthetic.py mini-gsm --count {count}",
@@ -45,6 +46,7 @@ RUNS = {
     "broken": "mathft.py --method sft --broken",
     "after": "evaluate.py --run {broken}",
     "slow": "mathft.py --slow",
+    "slower": "mathft.py --slow --broad",
     "long": "mathft.py --method sft --steps 15",
     "paced": "mathft.py --steps {steps:one@long}",
     "as-long": "mathft.py --steps {steps:one@paced}",
@@ -63,8 +65,9 @@ def study(tmp_path, monkeypatch):
         f"{head}open(CALLS, 'a').write('[\"synthetic.py\"]\\n'); print('{{\"question\": 1}}')\n")
     monkeypatch.setattr(jobs, "ROOT", tmp_path)
 
-    def begin(**settings) -> Jobs:
-        made = Jobs(RUNS, {"count": "3", "model": "", **settings}, tmp_path / "study")
+    def begin(at_once=1, **settings) -> Jobs:
+        made = Jobs(RUNS, {"count": "3", "model": "", **settings}, tmp_path / "study",
+                    at_once=at_once)
         made.calls = lambda: [json.loads(line) for line in
                               (calls.read_text().splitlines() if calls.exists() else [])]
         return made
@@ -111,23 +114,61 @@ def test_what_fails_stops_nothing_else_and_is_tried_again(study):
     assert first.calls()[-1][:2] == ["mathft.py", "--resume"]  # what it has left is gone on with
 
 
-def test_an_interruption_reaches_the_program_once_and_the_next_study_goes_on(study, monkeypatch):
-    first, wait = study(), jobs.wait_for
-    folder = first.job("slow", 0).folder
-
-    def press(child):
-        while not (folder / "ready").exists():
+def pressed(monkeypatch, folders):
+    """Ctrl-C once the programs of these folders are there."""
+    def press(running):
+        while not all((folder / "ready").exists() for folder in folders):
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs, "wait_for", press)
+    monkeypatch.setattr(jobs, "wait_for_any", press)
+
+
+@pytest.mark.parametrize("at_once, runs", [(1, ["slow"]), (2, ["slow", "slower"])])
+def test_an_interruption_reaches_each_program_once_and_the_next_study_goes_on(
+        study, monkeypatch, at_once, runs):
+    first, wait = study(at_once), jobs.wait_for_any
+    folders = [first.job(run, 0).folder for run in runs]
+    pressed(monkeypatch, folders)
     with pytest.raises(KeyboardInterrupt):
-        first.do("slow", 0)
-    assert first.calls()[1:] == [["signal", signal.SIGINT]]
-    assert json.loads((folder.parent / f"{folder.name}.json").read_text())["error"] == "interrupted"
-    monkeypatch.setattr(jobs, "wait_for", wait)
-    assert study().do("slow", 0)["error"] == ""
-    assert first.calls()[-1] == ["mathft.py", "--resume", str(folder)]
+        list(first.work([(run, 0) for run in runs]))
+    assert first.calls()[at_once:] == [["signal", signal.SIGINT]] * at_once
+    for folder in folders:
+        record = json.loads((folder.parent / f"{folder.name}.json").read_text())
+        assert record["error"] == "interrupted"
+    monkeypatch.setattr(jobs, "wait_for_any", wait)
+    second = study()
+    list(second.work([(run, 0) for run in runs]))
+    assert [record["error"] for record in second.records.values()] == [""] * at_once
+    assert first.calls()[-at_once:] == [["mathft.py", "--resume", str(folder)]
+                                        for folder in folders]
+
+
+def test_commands_run_side_by_side_and_each_behind_what_it_needs(study):
+    """`one` and `two` need `gold`; `measured` needs `one`; `same` is `one` by another name."""
+    first = study(2)
+    order = [("measured", 0), ("same", 0), ("two", 0), ("two", 1)]
+    known = [len(first.records) for _ in first.work(order)]
+    assert known == sorted(known) and all(not record["error"] for record in first.records.values())
+    started = [call[0] for call in first.calls()]
+    assert sorted(started) == ["evaluate.py", *3 * ["mathft.py"], *2 * ["synthetic.py"]]
+    assert started.index("evaluate.py") > started.index("mathft.py") > started.index("synthetic.py")
+    assert first.all_known(order) and not first.all_known([("long", 0)])
+
+
+def test_each_command_has_its_part_of_the_threads(study):
+    first = study(2)
+    first.threads = 3
+    first.do("long", 0)
+    assert first.result("long", 0)["threads"] == "3"
+
+
+def test_at_most_so_many_run_at_once(study, monkeypatch):
+    first, seen, wait = study(2), [], jobs.wait_for_any
+    monkeypatch.setattr(jobs, "wait_for_any",
+                        lambda running: seen.append(len(running)) or wait(running))
+    list(first.work([("one", seed) for seed in range(3)]))
+    assert max(seen) == 2
 
 
 def test_half_of_the_made_data_is_not_taken_for_all_of_it(study):
@@ -181,9 +222,13 @@ def test_why_a_program_has_failed(tmp_path, code, text, told):
     assert jobs.error_of(code, tmp_path / "log") == told
 
 
-def test_memory_is_that_of_the_program_and_not_of_its_parent():
+def test_memory_is_that_of_the_program_and_not_of_its_parent(tmp_path):
     codes = ["x = bytearray(200 << 20); x[::4096] = b'1' * len(x[::4096]); import time; "
              "time.sleep(1)", "import time; time.sleep(1)"]
-    high, low = (jobs.wait_for(subprocess.Popen([sys.executable, "-c", code]))[1] for code in codes)
+    programs = [jobs.Program(subprocess.Popen([sys.executable, "-c", code]), tmp_path)
+                for code in codes]
+    while not all([program.ended() for program in programs]):
+        time.sleep(0.05)
+    high, low = (program.memory_mib for program in programs)
     if high is not None:
         assert high > 200 and 1 < low < 100  # this process has torch in it

@@ -160,8 +160,9 @@ def test_a_tiny_study_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "EXPERIMENTS", (first, second))
     monkeypatch.setattr(study, "write_page", lambda made: None)
     started = []
-    real = jobs.run_child
-    monkeypatch.setattr(jobs, "run_child", lambda *args: started.append(args[0][0]) or real(*args))
+    real = jobs.start_program
+    monkeypatch.setattr(jobs, "start_program",
+                        lambda *args: started.append(args[0][0]) or real(*args))
     monkeypatch.chdir(tmp_path)
     study.main(["--quick"])
     assert started == ["synthetic.py", "mathft.py", "mathft.py", "mathft.py"]
