@@ -71,23 +71,23 @@ class Experiment:
 # on so few more it learns nothing new. A real model learns two epochs of a whole published set.
 EMBEDDED = {
     "model": "", "larger_model": "--method sft --model tiny-large",
-    "train": "{gold}/data.jsonl", "gold_count": "200", "copies": "8", "batch": "--batch-size 16",
+    "train": "{gold}/data.jsonl", "gold_count": "200", "batch": "--batch-size 16",
     "room": "--max-new-tokens 256", "short": "24", "middle": "48", "long": "256",
     "start": "--steps 10 {batch}", "cold_start": "--steps 8 {batch}",
+    "length": "--steps 12 --log-every 3 {batch}", "more": "--steps 6 {batch}",
+    "few_steps": "--steps 8 {batch}",
 }
 SETTINGS = {
     "quick": EMBEDDED | {
-        "length": "--steps 12 --log-every 3 {batch}", "more": "--steps 6 {batch}",
-        "judged": "--steps 16 {batch}", "rewarded": "--steps 3 --batch-size 8",
-        "drawn": "--samples 2", "read": "--tokens 30000 {batch}", "few_steps": "--steps 8 {batch}",
-        "tests": "--eval-limit 100", "problems": "--limit 100", "test_count": "100",
-        "sampled": "--limit 75", "many": "4"},
+        "copies": "4", "judged": "--steps 8 {batch}", "rewarded": "--steps 2 --batch-size 8",
+        "drawn": "--samples 2", "read": "--tokens 24000 {batch}",
+        "tests": "--eval-limit 60", "problems": "--limit 60", "test_count": "60",
+        "sampled": "--limit 60", "many": "4"},
     "full": EMBEDDED | {
-        "length": "--steps 24 --log-every 4 {batch}", "more": "--steps 12 {batch}",
-        "judged": "--steps 40 {batch}", "rewarded": "--steps 3", "drawn": "--samples 4",
-        "read": "--tokens 60000 {batch}", "few_steps": "--steps 12 {batch}",
+        "copies": "8", "judged": "--steps 16 {batch}", "rewarded": "--steps 3",
+        "drawn": "--samples 4", "read": "--tokens 40000 {batch}",
         "tests": "--eval-limit 200", "problems": "--limit 200", "test_count": "200",
-        "sampled": "--limit 200", "many": "8"},
+        "sampled": "--limit 150", "many": "8"},
     "real": {
         "train": "{data}", "copies": "2", "batch": "",
         "room": "--max-new-tokens 1024", "short": "256", "middle": "1024", "long": "8192",
