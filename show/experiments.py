@@ -80,12 +80,13 @@ EMBEDDED = {
 SETTINGS = {
     "quick": EMBEDDED | {
         "copies": "4", "judged": "--steps 8 {batch}", "rewarded": "--steps 2 --batch-size 8",
-        "drawn": "--samples 2", "read": "--tokens 24000 {batch}",
+        "drawn": "--samples 2", "read": "--tokens 24000 {batch}", "corpus": "{read}",
         "tests": "--eval-limit 60", "problems": "--limit 60", "test_count": "60",
         "sampled": "--limit 60", "many": "4"},
     "full": EMBEDDED | {
         "copies": "8", "judged": "--steps 16 {batch}", "rewarded": "--steps 3",
         "drawn": "--samples 4", "read": "--tokens 40000 {batch}",
+        "corpus": "--tokens 150000 {batch}",
         "tests": "--eval-limit 200", "problems": "--limit 200", "test_count": "200",
         "sampled": "--limit 150", "many": "8"},
     "real": {
@@ -188,9 +189,9 @@ RUNS = {
     **{f"{run}-calculated": f"evaluate.py --run {{{run}}} {{on_test}} --calculator"
        for run in ("sft-gold", "lora-gold", "cold-grpo")},
     # from plain texts
-    "read-problems": "mathft.py --objective cpt --method sft --dataset mini-gsm-plus {read} "
+    "read-problems": "mathft.py --objective cpt --method sft --dataset mini-gsm-plus {corpus} "
                      "--eval-limit 0",
-    "read-stories": "mathft.py --objective cpt --method sft --dataset mini-stories {read} "
+    "read-stories": "mathft.py --objective cpt --method sft --dataset mini-stories {corpus} "
                     "--eval-limit 0",
     "few": "synthetic.py mini-gsm-plus --count 40",
     "few-alone": "mathft.py --method sft --dataset {few}/data.jsonl {few_steps} "
@@ -198,7 +199,7 @@ RUNS = {
     **{f"few-after-{read}": f"mathft.py --from {{read-{read}}} --dataset {{few}}/data.jsonl "
                             "{few_steps} --eval-dataset mini-gsm-plus {tests}"
        for read in ("problems", "stories")},
-    "plus-solutions": "mathft.py --method sft --dataset mini-gsm-plus {read} {tests}",
+    "plus-solutions": "mathft.py --method sft --dataset mini-gsm-plus {corpus} {tests}",
     # equal seconds: a short run of each gives the pace, then the steps fill the same seconds
     **{f"{name}-grpo-pace": f"mathft.py --objective grpo --method {name} {{model}} "
                             "--dataset {train} --batch-size 4 --steps 2 --eval-limit 0"
