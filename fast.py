@@ -13,6 +13,7 @@ arguments and computes the rest again. No gradient is written behind autograd's 
     SwiGLU                                       gate, up, silu, product    gate, up
     a weight that trains in fp32                 its bf16 copy              nothing
     the loss                                     logits [N, V], twice       its gradient [N, D]
+    log-probabilities                            logits [N, V], twice       nothing
 
 Sources: chunked cross-entropy with its gradient in the forward pass, after Wijmans et al. 2024
 (arXiv 2411.09009); recomputation, Chen et al. 2016 (arXiv 1604.06174).
@@ -20,6 +21,7 @@ Sources: chunked cross-entropy with its gradient in the forward pass, after Wijm
 
 import functools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -223,26 +225,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor,
                 weights: Tensor | None) -> Tensor:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        matrix = weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None
-        total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        chunks = math.ceil(len(hidden) / max(LEAST_ROWS, LOGITS_AT_ONCE // len(weight)))
-        # alike: few rows left over are slow
-        rows = round_up(math.ceil(len(hidden) / max(1, chunks)))
-        buffer = hidden.new_empty(rows, len(weight))
-        for start in range(0, len(hidden), max(1, rows)):
-            part, wanted = hidden[start : start + rows], targets[start : start + rows]
-            scale = None if weights is None else weights[start : start + rows, None]
-            logits = torch.mm(part, matrix.T, out=buffer[: len(part)])  # [rows, V]
-            total += _loss_then_gradient(logits[: len(wanted)], wanted, scale)
-            logits[len(wanted) :] = 0
-            if wants_hidden:
-                torch.mm(logits, matrix, out=grad_hidden[start : start + rows])
-            if wants_weight:
-                _add_product(grad_weight, logits, part)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        total, *grads = _loss_and_gradients(hidden, weight, targets, weights,
+                                            *ctx.needs_input_grad[:2])
+        ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
@@ -250,6 +235,69 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors)
         return *grads, None, None
+
+
+class ChunkedLogProbs(torch.autograd.Function):
+    """log softmax(hidden · weightᵀ)[target] of each row. Plain: Qwen2.log_probs.
+
+    The logits are never whole in memory: the backward pass computes those of each chunk again.
+    With g from above, its gradient is that of a cross-entropy with weights -g. hidden [N or more,
+    D], of which the first N count, weight [V, D], targets [N] -> [N] in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        log_probs = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
+        for start, logits in _logits_by_chunk(hidden, weight.to(hidden.dtype)):
+            rows = rows_in_cache(logits)
+            wanted = targets[start : start + len(logits), None]
+            for n in range(0, len(wanted), rows):
+                part = logits[: len(wanted)][n : n + rows].log_softmax(-1, dtype=torch.float32)
+                found = part.gather(1, wanted[n : n + rows])[:, 0]
+                log_probs[start + n : start + n + len(found)] = found
+        return log_probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        _, *grads = _loss_and_gradients(hidden, weight, targets, -grad_output,
+                                        *ctx.needs_input_grad[:2])
+        return *grads, None
+
+
+def _logits_by_chunk(hidden: Tensor, matrix: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The logits of some rows of hidden [N, D] after the others, with the number of their first
+    row. All are in one memory: they are valid until the next ones.
+    """
+    chunks = math.ceil(len(hidden) / max(LEAST_ROWS, LOGITS_AT_ONCE // len(matrix)))
+    rows = round_up(math.ceil(len(hidden) / max(1, chunks)))  # alike: few rows left over are slow
+    buffer = hidden.new_empty(rows, len(matrix))
+    for start in range(0, len(hidden), max(1, rows)):
+        part = hidden[start : start + rows]
+        yield start, torch.mm(part, matrix.T, out=buffer[: len(part)])  # [rows, V]
+
+
+def _loss_and_gradients(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None,
+                        wants_hidden: bool, wants_weight: bool) -> tuple[Tensor | None, ...]:
+    """The sum of -w log softmax(hidden · weightᵀ)[target], and those of its gradients for hidden
+    and weight that are wanted.
+    """
+    matrix = weight.to(hidden.dtype)
+    grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+    grad_weight = torch.zeros_like(weight) if wants_weight else None
+    total = torch.zeros((), device=hidden.device, dtype=torch.float32)
+    for start, logits in _logits_by_chunk(hidden, matrix):
+        wanted = targets[start : start + len(logits)]
+        scale = None if weights is None else weights[start : start + len(logits), None]
+        total += _loss_then_gradient(logits[: len(wanted)], wanted, scale)
+        logits[len(wanted) :] = 0
+        if wants_hidden:
+            torch.mm(logits, matrix, out=grad_hidden[start : start + len(logits)])
+        if wants_weight:
+            _add_product(grad_weight, logits, hidden[start : start + len(logits)])
+    return total, grad_hidden, grad_weight
 
 
 def _add_product(sums: Tensor, logits: Tensor, hidden: Tensor) -> None:
@@ -284,15 +332,8 @@ def chunked_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
 
 
 def chunked_log_probs(self: Qwen2, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Plain: Qwen2.log_probs. The logits of a chunk of rows are computed again for the gradient."""
-    def of_chunk(part: Tensor, head: Tensor, wanted: Tensor) -> Tensor:
-        logits = F.linear(part, head.to(part.dtype)).float()  # [rows, V]
-        return logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
-
-    head, rows = _head_of(self, hidden), max(LEAST_ROWS, LOGITS_AT_ONCE // self.config.vocab_size)
-    chunks = zip(hidden[: len(targets)].split(rows), targets.split(rows))
-    return torch.cat([checkpoint(of_chunk, part, head, wanted, use_reentrant=False,
-                                 preserve_rng_state=False) for part, wanted in chunks])
+    """Plain: Qwen2.log_probs."""
+    return ChunkedLogProbs.apply(hidden, _head_of(self, hidden), targets)
 
 
 def _head_of(model: Qwen2, hidden: Tensor) -> Tensor:

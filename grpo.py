@@ -45,8 +45,8 @@ from generate import generate, is_sampled, open_calculator
 from measure import grade
 from methods import find_method
 from model import Qwen2
-from runtime import (ALONE, Alone, UsageError, UserError, append_metrics, clock, read_log,
-                     to_device, trim_metrics)
+from runtime import (ALONE, Alone, UsageError, UserError, append_metrics, clock,
+                     give_back_freed_memory, read_log, to_device, trim_metrics)
 from score import wrong_fields
 from tokenizer import Tokenizer
 from train import Objective, Steps, log_probs_of_targets
@@ -184,6 +184,7 @@ class Rollouts:
             groups = (self._sample(first) if first == step
                       else self.ranks.agree(lambda: self._read(first)))
             self.first, self.batch, self.sampled = first, self._rollouts(groups), figures_of(groups)
+            give_back_freed_memory()  # what sampling has left would stand beside the training
         self.ready = clock(self.device)
         self.sampled["generate_seconds"] = self.ready - started
         return self.batch

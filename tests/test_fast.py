@@ -115,6 +115,26 @@ def test_log_probabilities_and_their_gradients_are_the_plain_ones(name, tied, mo
     assert_close(found[1][1], found[0][1], 1e-5)
 
 
+def test_log_probabilities_keep_no_logits_and_hold_one_chunk_of_them(monkeypatch):
+    """Of 40 rows of 50 logits, in chunks of 16: nothing as large as two chunks is ever made."""
+    monkeypatch.setattr(fast, "LEAST_ROWS", 16)
+    monkeypatch.setattr(fast, "LOGITS_AT_ONCE", 1)
+    sizes = []
+
+    class Watched(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    hidden = torch.randn(40, 6, requires_grad=True)
+    weight, targets = torch.randn(50, 6), torch.randint(50, (40,))
+    with Watched(), torch.autograd.graph.saved_tensors_hooks(
+            lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        fast.ChunkedLogProbs.apply(hidden, weight, targets).sum().backward()
+    assert max(sizes) == 16 * 50
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_fp32_weights_with_bf16_products(tied):
     """What trains is fp32 and multiplies in bf16: both sides round, and agree within bf16's digits.
