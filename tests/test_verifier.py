@@ -25,6 +25,7 @@ from train import accumulate_gradient, predict
 from verifier import (Candidate, Flags, Pair, auc, calibration, candidate_pairs,
                       choices, cross_entropy, judged, log_scores, margin_loss, pair_examples,
                       scores_of)
+from vote import summarise_votes
 
 WORDS = (5, 9)
 
@@ -219,6 +220,22 @@ def test_each_way_to_choose():
     needed = {name: len(read) for name, (_, read) in choices(answers, scores, 2).items()}
     assert needed == {"Maj1": 0, "RR.All": 6, "RR.MajK": 5, "W.RR": 6, "W.RR.MajK": 5}
     assert choices([None, None], [0.5, 0.5], 2)["W.RR"] == (None, [])
+
+
+def test_one_rule_decides_the_majority_of_an_evaluation_and_maj1_beside_a_verifier():
+    """Of tied answers the shortest, then the first by alphabet, however sure the model is."""
+    def row(name: str, answers: str, log_probs: list[float]) -> float:
+        records = [{"problem": 0, "sample": i, "answer": a, "correct": a == "7", "finish": "stop",
+                    "mean_log_prob": p} for i, (a, p) in enumerate(zip(answers.split(), log_probs))]
+        scores = [{"score": 0.5, "tokens": 1} for _ in records]
+        found = verifier.summarise_scores(records, scores, 8, 1.0)["rows"]["Maj1"]["accuracy"]
+        assert summarise_votes([records])["votes"]["majority"]["accuracy"] == found, name
+        return found
+
+    assert row("the shorter", "7 12", [-2.0, -0.1]) == 1
+    assert row("the first by alphabet", "8 7 9", [-0.1, -2.0, -0.2]) == 1
+    assert row("the first by alphabet", "7 5", [-0.1, -2.0]) == 0
+    assert row("more votes", "7 5 7", [-2.0, -0.1, -2.0]) == 1
 
 
 # ------------------------------------------------------------------------------------ the whole way
