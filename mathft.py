@@ -574,7 +574,8 @@ def print_needs(job: Job, model: Qwen2, tuning: Tuning) -> None:
     prompts = not any(job.examples[0].is_target)  # the model writes the rest
     expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
                         args.grad_checkpoint, job.program_mib, held,
-                        new_tokens=prompts * args.max_new_tokens)
+                        new_tokens=prompts * args.max_new_tokens,
+                        beside=job.objective.beside(model, job.goals))
     print(f"memory     {expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)
