@@ -201,6 +201,8 @@ class Objective:
     read: Callable[[str], list] | None = None
     lengths: tuple[str, ...] = ("steps", "epochs", "tokens")  # how a run's length may be given
     line: str = ""  # of figures, in the log
+    # serves(flags): optimiser steps that a batch of examples serves.
+    serves: Callable[..., int] = lambda flags: 1
     # beside(model, flags): memory besides that of the model that trains.
     beside: Callable[..., Beside] = lambda model, flags: Beside()
 
