@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -338,6 +339,18 @@ def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):
         file.write('{"step": 8, "lo')  # the line in which the run was killed
     runtime.trim_metrics(path, 5)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_a_log_is_trimmed_line_by_line(tmp_path):
+    """A run's rollouts.jsonl may be larger than memory."""
+    path = tmp_path / "rollouts.jsonl"
+    line = json.dumps({"step": 1, "text": "x" * 50_000}) + "\n"
+    path.write_text(line * 200)
+    tracemalloc.start()
+    runtime.trim_metrics(path, 5)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.read_text() == line * 200 and most < path.stat().st_size / 10
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(),
