@@ -12,8 +12,7 @@ from checkpoint import load_model
 from conftest import LAYOUTS, reference_model, write_layout
 from flags import parse_flags, run_command
 from generate import (SamplingFlags, _cache_for, _new_rows, generate, is_greedy, is_sampled,
-                      load_asked, main,
-                      open_calculator, sample_tokens)
+                      load_asked, main, open_calculator, sample_tokens)
 from model import Config, Qwen2
 from prefix import prefix_from_ids
 from runtime import UsageError
