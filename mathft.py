@@ -660,7 +660,7 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
         problems, tests, overlap = load_data(args, left_out)
         examples = make_examples(tokenizer, problems, args, goals, left_out)
         objective = objective_of(vars(args))
-        steps_of(args, examples, objective.serves(goals))  # an error is better before a model is loaded
+        steps_of(args, examples, objective.serves(goals))  # an error is better before loading
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return

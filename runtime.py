@@ -550,7 +550,7 @@ def trim_metrics(path: Path, step: int) -> None:
     Raises UserError that names a line that is not of a log.
     """
     def write_kept(temporary: Path) -> None:
-        with open(temporary, "wb") as file:  # line by line: rollouts.jsonl may be larger than memory
+        with open(temporary, "wb") as file:  # line by line: rollouts.jsonl may fill memory
             file.writelines(line for line, record in read_log(path) if record["step"] <= step)
 
     if path.exists():

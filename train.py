@@ -172,7 +172,7 @@ def in_order(model: Qwen2, tokenizer, tuning, examples: list[Example], args, fla
 
 @dataclass(frozen=True)
 class Beside:
-    """What an objective needs of memory besides the model that trains: another model, say. In bytes.
+    """What an objective needs of memory besides the model that trains, in bytes: another model.
 
     passing: what is held for a moment while so many tokens are computed at once.
     """

@@ -260,7 +260,8 @@ def test_filters_side_by_side_and_keys(run, tmp_path):
         choose(opened, "verdict", "")
         pairs = [(was["correct"], now["correct"]) for was, now in zip(before, after)]
         gained, lost = pairs.count((False, True)), pairs.count((True, False))
-        assert choose(opened, "change", "gained").startswith(f"{gained} of 60 completions, {gained}")
+        assert choose(opened, "change", "gained").startswith(
+            f"{gained} of 60 completions, {gained}")
         assert choose(opened, "change", "lost").startswith(f"{lost} of 60 completions, 0")
         assert choose(opened, "change", "changed").startswith(f"{gained + lost} of 60")
         changed = sum(was != now for was, now in pairs[1::3])  # those of level 2

@@ -388,11 +388,12 @@ def test_hashes_are_the_same_everywhere():
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
 
 
-# --------------------------------------------------------------------- other systems, as they differ
+# -------------------------------------------------------------------- other systems, as they differ
 
 
 def test_no_proc_and_no_resource(monkeypatch):
-    """macOS has no /proc, Windows no `resource` either: the peak is then 0, and bf16 is not fast."""
+    """macOS has no /proc, Windows no `resource` either: the peak is then 0, and bf16 is not fast.
+    """
     def refuse(path, *args, **options):
         raise FileNotFoundError(path)
 
