@@ -43,8 +43,7 @@ from measure import (as_line, beside_greedy, check_problems, evaluate, evaluate_
                      regrade, with_more)
 from methods import load_run, read_run, read_settings
 from runtime import (Alone, UsageError, UserError, describe_machine, dtype_name, hash_of,
-                     new_directory, one_line, pick_device, pick_dtype, read_json,
-                     write_text)
+                     new_directory, one_line, pick_device, pick_dtype, read_json, write_text)
 from score import (Report, compare_evaluations, grade_again, read_finished, report_lines, summarise,
                    versus_lines)
 
@@ -292,7 +291,9 @@ def read_asked(source: Path) -> tuple[Report, Path]:
     report = _counted(source)
     if (home / "greedy" / "result.json").exists():
         greedy = _counted(home / "greedy")
-        greedy.result["lost"] = read_json(home / "greedy" / "result.json").get("lost")
+        lost = read_json(home / "greedy" / "result.json").get("lost")
+        if type(lost) is int:  # it is printed
+            greedy.result["lost"] = lost
         report.result["greedy"] = greedy_part(report, greedy)
     if scored := scores_in(home, report.records):
         report.result["verifier"] = scored[0]

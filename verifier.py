@@ -370,7 +370,7 @@ def count_again(folder: Path, records: list[dict]) -> tuple[dict, list[dict]]:
 def _scored(row) -> dict | None:
     """A parsed row of scores.jsonl; None if it is none."""
     row = row if isinstance(row, dict) else {}
-    whole = all(type(row.get(key)) is int and row[key] >= 0
+    whole = all(type(row.get(key)) is int and 0 <= row[key] < 2**53
                 for key in ("problem", "sample", "tokens"))
     score = row.get("score")  # isinstance: records.py gives numbers that keep their spelling
     if not whole or isinstance(score, bool) or not isinstance(score, int | float):

@@ -341,6 +341,7 @@ def test_figures_are_counted_again_from_the_files_with_the_verdicts_of_today(sco
 
 @pytest.mark.parametrize("name, old, new", [
     ("scores.jsonl", '"tokens": 10', '"tokens": -1'),
+    ("scores.jsonl", '"tokens": 10', '"tokens": 1' + "0" * 400),
     ("scores.jsonl", '"tokens": 10', '"n": 10'),
     ("scores.jsonl", "0.75", "1.75"),
     ("scores.jsonl", "0.75", "true"),
