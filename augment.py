@@ -44,12 +44,19 @@ from sources import SETS
 # --------------------------------------------------------------------------------------------- make
 
 
+def _columns() -> str | None:
+    """The flag --columns of each command that reads rows in whatever form."""
+    return flag(None, "columns of the file, if they have other names: "
+                "question=prompt,solution=target")
+
+
 @dataclass(kw_only=True)
 class MakeFlags(TeacherFlags):
     """The flags of `python augment.py make`."""
 
     recipe: str = flag(MISSING, "what to make", positional=True, choices=tuple(RECIPES))
     dataset: str = flag("mini-gsm", "problems to start from: a set's name, or a JSON or JSONL file")
+    columns: str | None = _columns()
     limit: int | None = flag(None, "use at most so many of them", least=1)
     student: str | None = flag(None, "tutor: whose attempts are corrected: tiny, a run directory, "
                                "a folder or a hub id")
@@ -74,7 +81,8 @@ def make(argv: list[str]) -> None:
     """`python augment.py make RECIPE`: run a recipe into its folder and print a summary."""
     flags = parse_flags(MakeFlags, argv, recipes.__doc__)
     _check_teachers(flags)
-    problems = load_problems(flags.dataset, "train", flags.limit, flags.seed)
+    problems = load_problems(flags.dataset, "train", flags.limit, flags.seed,
+                             read_columns(flags.columns))
     context = _open_recipe(flags, problems)
     start = perf_counter()
     try:
@@ -205,6 +213,7 @@ class FilterFlags(AgainstFlags):
 
     source: str = flag(MISSING, "rows: a set's name, or a JSON or JSONL file", positional=True)
     target: str = flag(MISSING, "the JSONL file to write", positional=True)
+    columns: str | None = _columns()
     style: str | None = flag(None, "bring all solutions to one ending: #### n, or a box",
                              choices=("gsm8k", "boxed"))
     numeric: bool = flag(False, "keep plain numbers as answers")
@@ -237,7 +246,7 @@ def clean(argv: list[str]) -> None:
     held_out = Path(flags.target).with_name(f"{Path(flags.target).stem}-held-out.jsonl")
     _check_free(flags.target, *[held_out] * (flags.split is not None))
     tests = questions_of_tests(flags)
-    rows, steps = load_problems(flags.source), []
+    rows, steps = load_problems(flags.source, columns=read_columns(flags.columns)), []
     print(f"read       {len(rows)} rows of {flags.source}", flush=True)
     for work in _steps_named(flags, tests):
         steps.append(work(rows))
@@ -338,8 +347,7 @@ class ExportFlags:
     form: str = flag("messages", "what the rows look like: messages (TRL, most trainers), "
                      "prompt-completion (TRL), or alpaca (LLaMA-Factory)",
                      choices=("messages", "prompt-completion", "alpaca"))
-    columns: str | None = flag(None, "columns of the file, if they have other names: "
-                               "question=prompt,solution=target")
+    columns: str | None = _columns()
     debug: bool = flag(False, "show the traceback of an error")
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from answers import equivalent, extract_answer
-from checkpoint import as_saved, find_model, load_model
+from checkpoint import as_saved, find_model, load_model, read_config
 from data import Example, Problem, chat_examples
 from flags import flag
 from generate import generate, is_sampled, open_calculator
@@ -39,9 +39,12 @@ from methods import Run, base_folder, load_run
 from model import Qwen2
 from runtime import ALONE, Alone, UsageError, UserError
 from tokenizer import Tokenizer
-from train import Objective, Steps, in_order, predict
+from train import WIDE, Beside, Objective, Steps, in_order, predict
 
 ROWS_AT_ONCE = 256  # targets that have their logits in memory, of both models
+# fp32 tensors [rows, V] at the end of a chunk's backward pass: log p and log q, the logits of both
+# before them, p, their difference, and a gradient.
+CHUNK = 7
 
 
 @dataclass
@@ -180,6 +183,25 @@ def load_teacher(name: str, model: Qwen2) -> Run:
     return Run(loaded, Tokenizer(folder), None, None, {})
 
 
+def beside(model: Qwen2, flags: Flags) -> Beside:
+    """The teacher's weights in memory, and its passes: a layer's widest tensors and what the loss
+    reads of it, then a chunk of logits of both models.
+    """
+    config, size = read_config(teacher_folder(flags.teacher)), model.compute_dtype.itemsize
+    with torch.device("meta"):  # shapes without memory, and one layer for all
+        one = Qwen2(replace(config, num_hidden_layers=1))
+    numbers, layer = (sum(p.numel() for p in part.parameters())
+                      for part in (one, one.model.layers[0]))
+    numbers += (config.num_hidden_layers - 1) * layer
+
+    def passing(tokens: int) -> float:
+        chunk = 4 * CHUNK * min(ROWS_AT_ONCE, tokens) * config.vocab_size
+        layer = WIDE * tokens * config.intermediate_size * size
+        return tokens * config.hidden_size * size + max(layer, chunk)
+
+    return Beside(numbers * size, passing)
+
+
 def begin(model: Qwen2, tokenizer: Tokenizer, tuning, made: list[Example], args, flags: Flags,
           folder: Path, ranks: Alone = ALONE) -> Steps:
     """The objective at work."""
@@ -211,7 +233,7 @@ def written(question: Example, done) -> Example:
     return Example(ids, is_target, question.name)
 
 
-OBJECTIVE = Objective(examples=examples, begin=begin, flags=Flags)
+OBJECTIVE = Objective(examples=examples, begin=begin, flags=Flags, beside=beside)
 
 
 if __name__ == "__main__":

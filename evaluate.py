@@ -39,11 +39,11 @@ from data import (Problem, has_split, is_embedded, left_out_line, load_problems,
                   short_name, trained_on)
 from flags import flag, given_flags, joined, run_command, spelled
 from generate import ApiFlags, SamplingFlags, load_asked, with_budget
-from measure import (as_line, beside_greedy, check_problems, evaluate, evaluate_api, regrade,
-                     with_more)
+from measure import (as_line, beside_greedy, check_problems, evaluate, evaluate_api, greedy_part,
+                     regrade, with_more)
 from methods import load_run, read_run, read_settings
 from runtime import (Alone, UsageError, UserError, describe_machine, dtype_name, hash_of,
-                     new_directory, one_line, pick_device, pick_dtype, write_text)
+                     new_directory, one_line, pick_device, pick_dtype, read_json, write_text)
 from score import (Report, compare_evaluations, grade_again, read_finished, report_lines, summarise,
                    versus_lines)
 
@@ -209,10 +209,13 @@ def beside_verifier(report: Report, flags: Flags, folder: Path) -> Report:
     device = pick_device(flags.device)
     run = load_run(Path(flags.verifier), device, pick_dtype(flags.dtype, device))
     figures, scores = verifier.measure(run, report.records, flags.most_clusters)
-    rows = [{"problem": record["problem"], "sample": record["sample"], "score": score}
-            for record, score in zip(report.records, scores)]
-    write_text(folder / "scores.jsonl", "".join(map(as_line, rows)))
-    return with_more(report, folder, verifier={"run": flags.verifier, **figures})
+    return with_scores(report, folder, {"run": flags.verifier, **figures}, scores)
+
+
+def with_scores(report: Report, folder: Path, figures: dict, scores: list[dict]) -> Report:
+    """The report with a verifier's figures, also in result.json; writes scores.jsonl."""
+    write_text(folder / "scores.jsonl", "".join(map(as_line, scores)))
+    return with_more(report, folder, verifier=figures)
 
 
 def _output_folder(flags: Flags) -> Path:
@@ -273,9 +276,43 @@ def regrade_asked(flags: Flags) -> tuple[Report, Path]:
     report = regrade(source, folder)
     if (home / "greedy" / "result.json").exists():
         report = beside_greedy(report, regrade(home / "greedy", folder / "greedy"), folder)
+    if scored := scores_in(home, report.records):
+        report = with_scores(report, folder, *scored)
     print(f"graded     {source} again: {len(report.records)} completions"
           f" of {report.result['n']} problems")
     return report, folder
+
+
+def read_asked(source: Path) -> tuple[Report, Path]:
+    """The report of the evaluation that --read names, as the command that made it printed it:
+    with the greedy evaluation and the verifier's table if it has them. Nothing is written.
+    """
+    home = source if source.is_dir() else source.parent
+    report = _counted(source)
+    if (home / "greedy" / "result.json").exists():
+        greedy = _counted(home / "greedy")
+        lost = read_json(home / "greedy" / "result.json").get("lost")
+        if type(lost) is int:  # it is printed
+            greedy.result["lost"] = lost
+        report.result["greedy"] = greedy_part(report, greedy)
+    if scored := scores_in(home, report.records):
+        report.result["verifier"] = scored[0]
+    return report, source
+
+
+def _counted(source: Path) -> Report:
+    """A finished evaluation, graded and counted again."""
+    records, seconds = grade_again(read_finished(source))
+    return Report(summarise(records) | {"grading_seconds_per_1000": seconds}, records)
+
+
+def scores_in(home: Path, records: list[dict]) -> tuple[dict, list[dict]] | None:
+    """A verifier's figures and scores of an evaluation's graded samples; None if it had none."""
+    if not (home / "scores.jsonl").exists():
+        return None
+    import verifier  # as in beside_verifier
+
+    return verifier.count_again(home, records)
 
 
 def refuse_idle(words: dict) -> None:
@@ -295,9 +332,7 @@ def main(argv: list[str]) -> None:
     # Read first: an error is better before hours of generation than after them.
     other = read_finished(Path(flags.versus)) if flags.versus else None
     if flags.read:
-        records, seconds = grade_again(read_finished(Path(flags.read)))
-        report = Report(summarise(records) | {"grading_seconds_per_1000": seconds}, records)
-        print_asked(flags, report, Path(flags.read), other)
+        print_asked(flags, *read_asked(Path(flags.read)), other)
         return
     if flags.regrade:
         print_asked(flags, *regrade_asked(flags), other)

@@ -173,6 +173,13 @@ def _queue(model: Qwen2, todo: deque[_Row], prompts: list[list[int]], prefix: Te
 # ----------------------------------------------------------------------------------------- sampling
 
 
+def is_greedy(temperature: float) -> bool:
+    """Whether a temperature is 0, or so near to it that fp32, in which logits are divided by it,
+    has no normal number or no reciprocal for it.
+    """
+    return temperature < torch.finfo(torch.float32).tiny
+
+
 def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0,
                   top_k: int = 0) -> Tensor:
     """Token ids [B] from logits [B, V] and one uniform number of [0, 1) each: `uniforms` [B], fp64.
@@ -180,8 +187,11 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
     top_k keeps the k most probable tokens (0: all). Of these, top_p keeps the most probable, as few
     as have together a share of top_p or more, and never fewer than one. The order of the two is
     that of transformers.
+
+    However low the temperature, nothing overflows: the most probable token's quotient is 0, and
+    another's at worst minus infinity, a probability of 0.
     """
-    scaled = logits / temperature
+    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k == 0 and top_p >= 1:
         return _invert(scaled.softmax(-1), uniforms)
     # Sorting all of V is slow on a CPU, and few tokens have most of the mass: look at more only if
@@ -283,7 +293,7 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
              prefill_tokens: int = 8192) -> Iterator[Completion]:
     """Yield `samples` completions of each prompt, in the order in which they end.
 
-    temperature: 0 is greedy, the most probable token, without a penalty.
+    temperature: 0 (see `is_greedy`) is the most probable token, without a penalty.
     vocab_size: the size of the tokenizer; larger ids are never produced.
     max_new_tokens: one number, or one for each prompt. The model's positions may leave less; if
         they leave none, the completion is empty and ends by "length".
@@ -306,7 +316,8 @@ def generate(model: Qwen2, prompts: list[list[int]], *, stop_ids: Container[int]
     yield from (row.completion() for row in todo if row.ended)  # no position is left for a token
     todo = deque(row for row in todo if not row.ended)
     cache = _cache_for(model, todo, rows, tell)
-    how = _Sampling(vocab_size, temperature, top_p, top_k, stop_ids, calculator)
+    how = _Sampling(vocab_size, 0.0 if is_greedy(temperature) else temperature, top_p, top_k,
+                    stop_ids, calculator)
     yield from _decode(model, cache, todo, prompts, prefix, prefill_tokens, how)
 
 
@@ -446,7 +457,7 @@ class Flags(SamplingFlags):
 
 def check_samples(flags: DecodingFlags) -> None:
     """Raise UsageError for several samples at temperature 0: they would all be the same."""
-    if flags.samples > 1 and flags.temperature == 0:
+    if flags.samples > 1 and is_greedy(flags.temperature):
         raise UsageError(f"--samples {flags.samples} needs a --temperature above 0:"
                          " greedy samples are all the same")
 

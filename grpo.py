@@ -39,7 +39,7 @@ from torch import Tensor
 
 from adapters import Tuning, adapted_maps, without_adapters
 from checkpoint import as_saved
-from data import Example, Problem, prompt_of, split_by_tokens
+from data import Example, Problem, batch_indices, prompt_of, split_by_tokens
 from flags import flag
 from generate import generate, is_sampled, open_calculator
 from measure import grade
@@ -63,7 +63,8 @@ class Flags:
     group: int = flag(8, "rollouts of each problem", least=2)
     advantage: str = flag("std", "what a reward counts within its group: std, mean or rloo",
                           choices=ADVANTAGES)
-    updates: int = flag(1, "optimiser steps that a batch of rollouts serves", least=1)
+    updates: int = flag(1, "optimiser steps that a batch of rollouts serves; an epoch has so many "
+                           "times more steps", least=1)
     clip_low: float = flag(0.2, "a ratio counts down to 1 minus this", least=0, most=1)
     clip_high: float = flag(0.28, "a ratio counts up to 1 plus this", least=0)
     kl: float = flag(0.0, "weight of the divergence from the model without its adapter or prefix",
@@ -192,8 +193,8 @@ class Rollouts:
     # --- sampling
 
     def _sample(self, first: int) -> list[dict]:
-        """Sample and keep the records of a batch; a fresh order of the problems for each."""
-        order = np.random.default_rng([self.args.seed, first]).permutation(len(self.questions))
+        """Sample and keep the records of a batch."""
+        order = self._order(first)
         model = as_saved(self.model, self.args.plain)
         records, drawn, used = [], 0, 0
         for draw in range(self.flags.draws):
@@ -201,7 +202,7 @@ class Rollouts:
             if not len(chosen):  # enough groups, or no problem is left
                 break
             drawn += len(chosen)
-            for group in self._groups(model, chosen.tolist(), first, draw):
+            for group in self._groups(model, chosen, first, draw):
                 used += group[0]["advantage"] is not None
                 records += group
         if self.flags.updates > 1:
@@ -213,6 +214,17 @@ class Rollouts:
         for record in records if self.ranks.first else ():
             append_metrics(self.path, {"step": first + 1, **record})
         return records
+
+    def _order(self, first: int) -> list[int]:
+        """The problems in the order in which a batch asks them: first its own part of the epoch,
+        then the others at random, to replace groups with equal rewards.
+
+        So an epoch asks every problem once, and replacements come on top.
+        """
+        count, batch = len(self.questions), first // self.flags.updates
+        own = batch_indices(batch, self.args.batch_size, count, self.args.seed)
+        others = np.random.default_rng([self.args.seed, first, 1]).permutation(count).tolist()
+        return list(dict.fromkeys([*own, *others]))  # at the end of an epoch, none is asked twice
 
     def _groups(self, model: Qwen2, chosen: list[int], first: int,
                 draw: int) -> Iterator[list[dict]]:
@@ -366,6 +378,7 @@ def begin(model: Qwen2, tokenizer: Tokenizer, tuning: Tuning, asked: list[Questi
 
 OBJECTIVE = Objective(
     examples=questions, begin=begin, flags=Flags, lengths=("steps", "epochs"),
+    serves=lambda flags: flags.updates,
     defaults={"tiny": {"steps": 24, "batch_size": 16, "log_every": 1, "max_new_tokens": 256},
               "real": {"epochs": 0.5, "batch_size": 16, "log_every": 1, "max_new_tokens": 512}},
     rate={"tiny": 0.5, "real": 0.1},

@@ -147,16 +147,19 @@ def _tuning(trainable: dict[str, nn.Parameter], flags: Flags) -> Tuning:
 
 def start(model, tokenizer, flags: Flags, system: str, seed: int) -> Tuning:
     """A and B beside each target; the rest is frozen."""
-    targets = [name.strip() for name in flags.lora_targets.split(",")]
-    trainable = add_lora(model, flags.lora_rank, flags.lora_alpha, targets, flags.lora_variant,
-                         seed)
+    trainable = add_lora(model, flags.lora_rank, flags.lora_alpha, _targets(flags),
+                         flags.lora_variant, seed)
     return _tuning(trainable, flags)
+
+
+def _targets(flags: Flags) -> list[str]:
+    """The names in --lora-targets."""
+    return [name.strip() for name in flags.lora_targets.split(",")]
 
 
 def extra_flop(maps: dict[str, nn.Linear], flags: Flags) -> int:
     """Operations a token in training: three passes over A and B, two for each of their elements."""
-    targets = flags.lora_targets.split(",")
-    adapted = [m for name, m in maps.items() if name.endswith(tuple(targets))]
+    adapted = [m for name, m in maps.items() if name.endswith(tuple(_targets(flags)))]
     return 6 * flags.lora_rank * sum(m.in_features + m.out_features for m in adapted)
 
 

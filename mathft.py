@@ -124,7 +124,8 @@ class Flags:
                                   least=0)
     steps: int | None = flag(None, "optimiser steps (instead of --epochs or --tokens)", least=1,
                              most=MOST_STEPS, group="training")
-    epochs: float | None = flag(None, "passes over the training problems (instead of --steps)",
+    epochs: float | None = flag(None, "passes over the training problems (instead of --steps); "
+                                "with grpo each is asked once, and serves --updates steps",
                                 least=0.001, most=1e6)
     tokens: int | None = flag(None, "about so many training tokens (instead of --steps), to "
                                     "compare sets", least=1)
@@ -196,7 +197,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return steps_of(self.args, self.examples)
+        return steps_of(self.args, self.examples, self.objective.serves(self.goals))
 
 
 # ----------------------------------------------------------------------------------------- settings
@@ -347,10 +348,12 @@ def lacking_in(saved: dict, method: ModuleType) -> list[str]:
 # ----------------------------------------------------------------------------------------- training
 
 
-def steps_of(args: Flags, examples: list[Example]) -> int:
-    """Optimiser steps of a whole run. Raises UsageError if they are absurdly many."""
+def steps_of(args: Flags, examples: list[Example], serves: int = 1) -> int:
+    """Optimiser steps of a whole run, `serves` with each batch of examples. Raises UsageError if
+    they are absurdly many.
+    """
     epochs = args.epochs or (args.tokens or 0) / sum(len(example.ids) for example in examples)
-    steps = args.steps or max(1, round(epochs * len(examples) / args.batch_size))
+    steps = args.steps or serves * max(1, round(epochs * len(examples) / args.batch_size))
     if steps > MOST_STEPS:
         raise UsageError(f"{steps:,} steps are more than the {MOST_STEPS:,} of the longest run; "
                          "give fewer --epochs or --tokens")
@@ -556,8 +559,11 @@ def print_start(job: Job, total: int) -> None:
 def print_plan(job: Job) -> None:
     """How long it trains, and what to think of the figures that come."""
     args, measured = job.args, 0 if job.args.eval_limit == 0 else len(job.test_problems)
+    serves = job.objective.serves(job.goals)
+    seen = -(-job.steps // serves) * args.batch_size  # a batch that serves a part of its steps too
     print(f"training   {job.steps} steps of {args.batch_size} examples, "
-          f"{job.steps * args.batch_size / len(job.examples):.3g} epochs", flush=True)
+          + (f"{serves} with each batch, " if serves > 1 else "")
+          + f"{seen / len(job.examples):.3g} epochs", flush=True)
     if 0 < measured < FEW:
         print(f"note       {measured} test problems are few: an accuracy is known to about "
               f"±{100 / measured ** 0.5:.0f} points; give an --eval-dataset, or more problems")
@@ -574,7 +580,8 @@ def print_needs(job: Job, model: Qwen2, tuning: Tuning) -> None:
     prompts = not any(job.examples[0].is_target)  # the model writes the rest
     expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
                         args.grad_checkpoint, job.program_mib, held,
-                        new_tokens=prompts * args.max_new_tokens)
+                        new_tokens=prompts * args.max_new_tokens,
+                        beside=job.objective.beside(model, job.goals))
     print(f"memory     {expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)
@@ -652,7 +659,8 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
         left_out: Counter[str] = Counter()
         problems, tests, overlap = load_data(args, left_out)
         examples = make_examples(tokenizer, problems, args, goals, left_out)
-        steps_of(args, examples)  # an error is better before a model is loaded
+        objective = objective_of(vars(args))
+        steps_of(args, examples, objective.serves(goals))  # an error is better before loading
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
@@ -662,7 +670,6 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
     model = load_model(source, device, dtype, weight_dtype, args.plain)
     # Only now, so that a model that cannot be loaded leaves no folder behind.
     data = describe_examples(examples)
-    objective = objective_of(vars(args))
     known = [] if objective.read else problems  # others are no problems, but have a key too
     folder, args.model = ranks.agree(
         lambda: [args.resume or str(start_folder(args, data, problems, tests, own, goals)),

@@ -357,13 +357,19 @@ def regrade(source: Path, folder: Path) -> Report:
 
 
 def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:
-    """The report of several samples with a greedy one beside it, and what the majority changes."""
+    """The report of several samples with a greedy one beside it, also in result.json."""
+    return with_more(report, folder, greedy=greedy_part(report, greedy))
+
+
+def greedy_part(report: Report, greedy: Report) -> dict:
+    """The figures of a greedy evaluation beside several samples, and what their majority changes.
+    """
     change = compare_evaluations(greedy.records, report.records)
     del change["changed"]
     part = score(by_problem(greedy.records)) | {"majority": change}
     if greedy.result.get("lost"):
         part["lost"] = greedy.result["lost"]
-    return with_more(report, folder, greedy=part)
+    return part
 
 
 def with_more(report: Report, folder: Path, **more) -> Report:

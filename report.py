@@ -41,6 +41,7 @@ PAGE = Path(__file__).resolve().parent / "show" / "page"
 BEGINS = "<!doctype html>\n<!-- a report of mathft -->"  # so that only a report is written over
 LARGEST = 2**27  # bytes of all completions on one page, about 200,000 of them
 MOST_NAMED = 3  # runs in the heading
+HASHED = 10  # hexadecimal digits of a hash at the end of a run's name
 GROUPS = 10  # of equally many completions, by confidence
 MILLION_MILLION = 1e12  # a larger number is a fault, and would break the scales
 
@@ -106,7 +107,8 @@ class Evaluation:
 class Subject:
     """What one folder of the command holds: a run with its evaluations, or one evaluation."""
 
-    name: str
+    name: str  # for people
+    folder: str  # the folder's own
     args: Checked
     result: Checked
     log: list[Checked]  # the lines of metrics.jsonl
@@ -143,11 +145,33 @@ def _subject(folder: Path, name: str, places: list[Path]) -> Subject:
     if not (folder / "args.json").exists():
         raise UserError(f"{folder}: neither a run nor an evaluation (it has no args.json); give a "
                         "folder that mathft.py or evaluate.py has made")
-    evaluations = [
-        Evaluation(" / ".join((name, *place.relative_to(folder).parts)).replace("/ evals ", ""),
-                   _result(place), _records(place / "generations.jsonl")) for place in places]
     args = Checked(str(folder / "args.json"), read_json(folder / "args.json"))
-    return Subject(name, args, _result(folder), _log(folder / "metrics.jsonl"), evaluations)
+    label = label_of(name, args) if name == folder.resolve().name else name
+    evaluations = [
+        Evaluation(" / ".join((label, *place.relative_to(folder).parts)).replace("/ evals ", ""),
+                   _result(place), _records(place / "generations.jsonl")) for place in places]
+    return Subject(label, name, args, _result(folder), _log(folder / "metrics.jsonl"), evaluations)
+
+
+def label_of(name: str, args: Checked) -> str:
+    """What stands for a run on the page: its folder's name, but if that ends in a hash (study.py
+    names runs so), what its args.json says, and the hash, by which the folder is found.
+    """
+    digest, values = name.rpartition("-")[2], args.values
+    hashed = len(digest) == HASHED and set(digest) <= set("0123456789abcdef")
+    if not hashed or "method" not in values:
+        return name
+    lengths = [f"{_word(values[key])} {key}" for key in ("steps", "epochs", "tokens")
+               if values.get(key) is not None]
+    words = [_word(values.get("method")), _word(values.get("objective")), _data(values), *lengths,
+             f"seed {_word(values.get('seed'))}"]
+    return f"{' '.join(filter(None, words))} · {digest}"
+
+
+def _data(values: dict) -> str:
+    """The data's name without folders; of a made set (FOLDER/data.jsonl) that of its folder."""
+    path = Path(_word(values.get("dataset")))
+    return path.parent.name or path.stem if path.stem == "data" else path.stem
 
 
 def _result(folder: Path) -> Checked:
@@ -274,7 +298,7 @@ def run_table(subjects: list[Subject]) -> str:
     words = ("method", "objective", "model", "dataset")
     numbers = ("seed", "steps", "trainable_params", "train_seconds", "peak_memory_mib")
     lines = [
-        [s.name, *(_word(s.args.values.get(name)) for name in words),
+        [s.folder, *(_word(s.args.values.get(name)) for name in words),
          *(_cell(s.result.number(name)) for name in numbers),
          *(_share(s.result, f"accuracy_{when}", f"ci95_{when}") for when in ("before", "after"))]
         for s in subjects if "method" in s.args.values]

@@ -549,9 +549,12 @@ def trim_metrics(path: Path, step: int) -> None:
 
     Raises UserError that names a line that is not of a log.
     """
+    def write_kept(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # line by line: rollouts.jsonl may fill memory
+            file.writelines(line for line, record in read_log(path) if record["step"] <= step)
+
     if path.exists():
-        kept = [line for line, record in read_log(path) if record["step"] <= step]
-        write_whole(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
+        write_whole(path, write_kept)
 
 
 def read_log(path: Path) -> Iterator[tuple[bytes, dict]]:

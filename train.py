@@ -171,6 +171,17 @@ def in_order(model: Qwen2, tokenizer, tuning, examples: list[Example], args, fla
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What an objective needs of memory besides the model that trains, in bytes: another model.
+
+    passing: what is held for a moment while so many tokens are computed at once.
+    """
+
+    weights: int = 0
+    passing: Callable[[int], float] = lambda tokens: 0.0
+
+
+@dataclass(frozen=True)
 class Objective:
     """What a run learns: the examples that a step sees, and the loss.
 
@@ -190,6 +201,10 @@ class Objective:
     read: Callable[[str], list] | None = None
     lengths: tuple[str, ...] = ("steps", "epochs", "tokens")  # how a run's length may be given
     line: str = ""  # of figures, in the log
+    # serves(flags): optimiser steps that a batch of examples serves.
+    serves: Callable[..., int] = lambda flags: 1
+    # beside(model, flags): memory besides that of the model that trains.
+    beside: Callable[..., Beside] = lambda model, flags: Beside()
 
 
 def supervised() -> Objective:
@@ -317,23 +332,25 @@ class Estimate:
     activations: float
     program: float
     tokens: int  # at once
+    teacher: float = 0.0  # weights of another model
 
     @property
     def total(self) -> float:
-        return self.weights + self.optimiser + self.activations + self.program
+        return self.weights + self.teacher + self.optimiser + self.activations + self.program
 
     def line(self, free: float | None) -> str:
         """For people; `free` is what the run may take, in MiB, if that is known."""
         room = "" if free is None else f"; {free:,.0f} MiB are free for it"
-        return (f"about {self.total:,.0f} MiB: weights {self.weights:,.0f}, gradients and moments "
-                f"{self.optimiser:,.0f}, activations of {self.tokens:,} tokens at once "
+        teacher = f", the teacher's {self.teacher:,.0f}" if self.teacher else ""
+        return (f"about {self.total:,.0f} MiB: weights {self.weights:,.0f}{teacher}, gradients and "
+                f"moments {self.optimiser:,.0f}, activations of {self.tokens:,} tokens at once "
                 f"{self.activations:,.0f}, program {self.program:,.0f}{room}")
 
     def mend(self, free: float | None, checkpointed: bool) -> str | None:
         """What lowers it, if it is more than is free."""
         if free is None or self.total <= free:
             return None
-        if self.activations < self.optimiser + self.weights:
+        if self.activations < self.optimiser + self.weights + self.teacher:
             return "more than is free: a --method that trains less, --dtype bf16 or a smaller model"
         lower = f"--micro-batch-tokens {max(1, self.tokens // 4)}"
         other = "" if checkpointed else " or --grad-checkpoint"
@@ -342,13 +359,14 @@ class Estimate:
 
 def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: int, most: int,
              checkpointed: bool, program: float, held: float = 0.0,
-             new_tokens: int = 0) -> Estimate:
+             new_tokens: int = 0, beside: Beside = Beside()) -> Estimate:
     """The memory of training with at most `most` tokens at once. The layers keep what they need
     (`fast.checkpoint_layers` comes later, if `checkpointed`).
 
     In MiB: `program` without the model, and what the process has `held` so far, the model and what
     came with it included. (A mapped weight counts there only once it has been read.)
     new_tokens: how many the model may write behind each example, if these are prompts alone.
+    beside: what the objective needs besides; its moment is over when the backward pass begins.
     """
     lengths = [len(example.ids) + new_tokens for example in examples]
     # Tokens of a step. How many completions of each prompt it has is not known here.
@@ -367,8 +385,8 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
     weights = sum(p.numel() * p.element_size() for p in standing.values()) / MIB
     return Estimate(
         weights=weights, optimiser=sum(12 * p.numel() for p in tuning.trainable.values()) / MIB,
-        activations=holes * (kept + moment) / MIB, program=max(program, held - weights),
-        tokens=tokens)
+        activations=holes * (kept + max(moment, beside.passing(tokens))) / MIB,
+        program=max(program, held - weights), tokens=tokens, teacher=beside.weights / MIB)
 
 
 def needed_disk(model: Qwen2, tuning: Tuning, whole: bool, keep: int,

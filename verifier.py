@@ -50,9 +50,10 @@ from data import Example, set_names, shared_beginning, split_by_tokens
 from flags import flag
 from methods import Run
 from model import Qwen2
+from records import read_records
 from recipes.arithmetic import check, marks
-from runtime import ALONE, Alone, UserError, clock, hash_of
-from score import by_problem, read_finished
+from runtime import ALONE, Alone, UserError, clock, hash_of, read_json
+from score import by_problem, place, read_finished
 from stats import bootstrap, interval
 from tokenizer import Tokenizer
 from train import Objective, Steps, in_order, predict, summed_loss
@@ -302,30 +303,42 @@ def choices(answers: list[str | None], scores: list[float],
     }
 
 
-def measure(run: Run, records: list[dict], most: int) -> tuple[dict, list[float]]:
-    """The figures of a verifier on the graded samples of an evaluation, and all scores."""
+def measure(run: Run, records: list[dict], most: int) -> tuple[dict, list[dict]]:
+    """The figures of a verifier on the graded samples of an evaluation, and the rows of
+    scores.jsonl: of each sample its score, and the tokens that were read for it.
+    """
     device = run.model.head_weight.device
     start = clock(device)
     scores, tokens = scores_of(run, records)
     seconds = clock(device) - start
-    groups, score_of = by_problem(records), {id(r): s for r, s in zip(records, scores)}
-    cost_of = {id(r): n for r, n in zip(records, tokens)}
+    rows = [{"problem": record["problem"], "sample": record["sample"], "score": score, "tokens": n}
+            for record, score, n in zip(records, scores, tokens)]
+    return summarise_scores(records, rows, most, seconds), rows
+
+
+def summarise_scores(records: list[dict], scored: list[dict], most: int, seconds: float) -> dict:
+    """The figures of graded samples and the rows of their scores, in the same order.
+
+    most: K. seconds: what reading all of them took.
+    """
+    scores, tokens = ([row[key] for row in scored] for key in ("score", "tokens"))
+    groups, row_of = by_problem(records), {id(r): row for r, row in zip(records, scored)}
     rows: dict[str, list[float]] = {"pass@1": [], f"pass@{len(groups[0])}": []}
     read: dict[str, int] = {}
     within = []
     for group in groups:
         right = [record["correct"] for record in group]
-        own = [score_of[id(record)] for record in group]
+        own = [row_of[id(record)]["score"] for record in group]
         rows["pass@1"].append(sum(right) / len(right))
         rows[f"pass@{len(groups[0])}"].append(float(any(right)))
         found = choices([record["answer"] for record in group], own, most)
         for name, (index, needed) in found.items():
             rows.setdefault(name, []).append(float(index is not None and right[index]))
-            read[name] = read.get(name, 0) + sum(cost_of[id(group[i])] for i in needed)
+            read[name] = read.get(name, 0) + sum(row_of[id(group[i])]["tokens"] for i in needed)
         within.append(auc(own, right))
     total, verdicts = sum(tokens), [record["correct"] for record in records]
     mixed = [value for value in within if value is not None]
-    figures = {
+    return {
         "rows": {name: _row(values, rows["Maj1"], read.get(name, 0), seconds / max(1, total))
                  for name, values in rows.items()},
         "auc": auc(scores, verdicts),
@@ -333,7 +346,36 @@ def measure(run: Run, records: list[dict], most: int) -> tuple[dict, list[float]
         "calibration": calibration(scores, verdicts),
         "largest_clusters": most, "tokens": total, "seconds": seconds,
     }
-    return figures, scores
+
+
+def count_again(folder: Path, records: list[dict]) -> tuple[dict, list[dict]]:
+    """What `measure` gave, with the verdicts of `records`, from an evaluation's own files. Raises
+    UserError if scores.jsonl and result.json do not hold what was written after `measure`.
+    """
+    path = folder / "scores.jsonl"
+    stored = read_json(folder / "result.json").get("verifier")
+    most, seconds = ((stored.get(key) if isinstance(stored, dict) else None)
+                     for key in ("largest_clusters", "seconds"))
+    if type(most) is not int or most < 1 or type(seconds) not in (int, float) or seconds < 0:
+        raise UserError(f"{folder / 'result.json'}: verifier is not what was measured; remove "
+                        f"{path}, and the report has no verifier")
+    rows = [_scored(row) for _, row in read_records(path)]
+    if [row and place(row) for row in rows] != list(map(place, records)):
+        raise UserError(f"{path}: not the score and tokens of each sample in generations.jsonl; "
+                        "remove it, and the report has no verifier")
+    figures = summarise_scores(records, rows, most, seconds)
+    return {"run": str(stored.get("run")), **figures}, rows
+
+
+def _scored(row) -> dict | None:
+    """A parsed row of scores.jsonl; None if it is none."""
+    row = row if isinstance(row, dict) else {}
+    whole = all(type(row.get(key)) is int and 0 <= row[key] < 2**53
+                for key in ("problem", "sample", "tokens"))
+    score = row.get("score")  # isinstance: records.py gives numbers that keep their spelling
+    if not whole or isinstance(score, bool) or not isinstance(score, int | float):
+        return None
+    return row | {"score": float(score)} if 0 <= score <= 1 else None
 
 
 def _row(values: list[float], beside: list[float], tokens: int, seconds_a_token: float) -> dict:

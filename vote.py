@@ -7,13 +7,15 @@ Votes are counted on values, not on strings: 1/2 and 0.5 vote together, as clust
 without an answer does not vote. Answers are compared once, by `cluster`; everything else works on
 the numbers of the clusters. There are three kinds of vote:
 
-    majority    the cluster of most samples; if several are as large, the one of most weight
+    majority    the cluster of most samples; weights do not count
     weighted    the cluster of the highest sum of weights
     best        best of n: the one sample of highest weight
 
-Neither the clusters nor the choice depend on the order of the samples. If there is still a tie
-between clusters, the one of the shortest text wins, or of the first by alphabet. Weights are, for
-example, the scores of a verifier, or `confidence`. They are at least 0, so that one more vote never
+Neither the clusters nor the choice depend on the order of the samples. Of tied clusters, the one of
+the shortest text wins, or of the first by alphabet: `choose` alone decides it, for the votes of an
+evaluation and for those beside a verifier. (So the majority is the same with and without weights,
+as of a server that gives no probabilities.) Weights are, for example, the scores of a verifier, or
+`confidence`. They are at least 0, so that one more vote never
 counts against an answer: with sums of log-probabilities the largest cluster would lose.
 
 Majority and weights by probability: self-consistency, Wang et al. 2022 (arXiv 2203.11171). Best of
@@ -162,8 +164,8 @@ def _winners(subsets: np.ndarray, ids: Sequence[int | None], weights: np.ndarray
     numbers = np.array([-1 if number is None else number for number in ids], dtype=np.int64)
     clusters = np.arange(numbers.max(initial=0) + 1)  # C of them
     member = (numbers[:, None] == clusters).astype(np.float64)  # [n, C]
-    if kind == "majority":  # one vote each; all weights together are less than one more vote
-        weights = 1 + weights / (2 * weights.sum() or 1)
+    if kind == "majority":  # one vote each
+        weights = np.ones(len(ids))
     sums = subsets @ (member * weights[:, None])  # [S, C]
     # If all sums are 0, clusters without a drawn sample pass here; the product below removes them.
     tied = sums >= (1 - TIE) * sums.max(axis=1, keepdims=True)
@@ -210,7 +212,7 @@ def _orders(n: int, seed: int) -> np.ndarray:
 
 def majority(group: list[dict]) -> dict | None:
     """The record that wins the majority of a problem's records; None if none has an answer."""
-    index = choose(cluster([record["answer"] for record in group]), _confidences(group))
+    index = choose(cluster([record["answer"] for record in group]))
     return None if index is None else group[index]
 
 

@@ -31,7 +31,7 @@ MOST_TERMS = 400  # of a polynomial
 
 Number = int | Fraction  # whole numbers are int, which is many times faster
 ONE: dict = {frozenset(): 1}
-I, PI, E, INFINITY = ("i",), ("pi",), ("e",), ("infinity",)
+I, PI, E, INFINITY = ("i",), ("pi",), ("e",), ("infinity",)  # noqa: E741 (the imaginary unit)
 POSITIVE = {PI, E}
 
 

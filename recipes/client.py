@@ -1,6 +1,6 @@
 """Asks a server that speaks OpenAI's chat completions: requests, retries, and what a reply says.
 
-    python -m recipes.client '{"choices": [{"message": {"content": "4"}}]}' 
+    python -m recipes.client '{"choices": [{"message": {"content": "4"}}]}'
 
 A reply that cannot be used (cut, garbled, empty, refused, an error of the server) is asked for
 again, up to ATTEMPTS times in a run. A text that reached the token limit is usable, since the model

@@ -131,7 +131,8 @@ THINKING_TEMPLATE = (
     "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
     "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"
     "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}")
-THINKING_MARKERS = ("<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>")
+THINKING_MARKERS = (
+    "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>")
 
 
 def _layout(system: str, eos: str, stops: tuple, theta: float = 1e6, tied: bool = True,
@@ -350,8 +351,8 @@ class Files(BaseHTTPRequestHandler):
         same = self.headers.get("If-Range") == headers["ETag"]
         if "Range" in self.headers and same and not act.get("ignores_range"):
             first = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-            headers[
-                "Content-Range"] = f"bytes {first + act.get('astray', 0)}-{len(body) - 1}/{len(body)}"
+            start, end = first + act.get("astray", 0), len(body) - 1
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(body)}"
         if act.get("drips"):
             self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
             with contextlib.suppress(OSError):  # where the other side has left

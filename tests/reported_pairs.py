@@ -30,7 +30,8 @@ REPORTED["words that change a number"] = ([
 ])
 
 REPORTED["units"] = ([
-    (r"5\text{ kg/(m s)}", r"5"), (r"8.31\,\mathrm{J/(mol\,K)}", r"8.31\,\mathrm{J\,mol^{-1}\,K^{-1}}"),
+    (r"5\text{ kg/(m s)}", r"5"),
+    (r"8.31\,\mathrm{J/(mol\,K)}", r"8.31\,\mathrm{J\,mol^{-1}\,K^{-1}}"),
     (r"29", r"$29.00"), (r"30", r"30^\circ"), (r"12", r"\text{12 cm}"), (r"18", r"\text{\$18}"),
     (r"25", r"\text{25\%}"), (r"30", r"30 km/h"), (r"15", r"$15/hour"), (r"18", r"$18 per day"),
     (r"10", r"10 in."), (r"24", r"24 m^2"), (r"24", r"24 sq cm"), (r"9.8", r"9.8 m/s^2"),
@@ -463,7 +464,8 @@ REPORTED["sets in words and signs"] = ([
     (r"\{x\in\mathbb R:x^2<4\}", r"(-2,2)"), (r"[2,\infty)", r"[2,+\infty)"),
     (r"\begin{cases}x&x\ge0\\-x&x<0\end{cases}", r"\begin{cases}-x&x<0\\x&x\ge0\end{cases}"),
     (r"\begin{cases}x=1\\y=2\end{cases}", r"x=1, y=2"),
-    (r"\begin{cases} 2x, & x>0 \\ 0, & x\le0 \end{cases}", r"\begin{cases} 2x & \text{if } x>0 \\ 0 & \text{if } x\le 0 \end{cases}"),
+    (r"\begin{cases} 2x, & x>0 \\ 0, & x\le0 \end{cases}",
+     r"\begin{cases} 2x & \text{if } x>0 \\ 0 & \text{if } x\le 0 \end{cases}"),
 ], [
     (r"\{x\mid x>0\}", r"[0,\infty)"), (r"[1,2)", r"(1,2]"), (r"\emptyset", r"\{0\}"),
     (r"\emptyset", r"0"), (r"\{x: x\ne 3\}", r"\{3\}"), (r"[1,3]\cup\{5\}", r"[1,5]"),

@@ -89,7 +89,8 @@ def test_without_adapters_the_model_is_the_base(name, quick):
 def test_a_folder_is_read_back_and_refused_if_it_sets_what_is_unknown(tmp_path):
     save_adapter(tmp_path / "a", {"peft_type": "X", "r": 2}, {"t": torch.ones(2)}, some_base())
     settings, tensors = read_adapter(tmp_path / "a", "X", {"r"})
-    assert settings["base_model_name_or_path"] == some_base().name and tensors["t"].tolist() == [1, 1]
+    assert settings["base_model_name_or_path"] == some_base().name
+    assert tensors["t"].tolist() == [1, 1]
     with pytest.raises(UserError, match="adapter_config.json: sets r, which mathft does not "
                                         "support"):
         read_adapter(tmp_path / "a", "X", set())

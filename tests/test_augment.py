@@ -132,6 +132,22 @@ def test_help_of_each_command(capsys):
         assert shown in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [
+    ["make", "perturb", "--limit", "1", "--dataset", "odd.jsonl"],
+    ["filter", "odd.jsonl", "out.jsonl", "--against", "none"],
+    ["export", "odd.jsonl", "out.jsonl"]], ids=lambda words: words[0])
+def test_columns_of_other_names_are_read_by_each_command(command, capsys):
+    row = {"instruction": "Tom has 3 apples and buys 4 more. How many apples are there?",
+           "target": "3 + 4 = <<3+4=7>>7\n#### 7"}
+    Path("odd.jsonl").write_text(json.dumps(row) + "\n")
+    assert run(*command) != 0
+    assert "columns" in capsys.readouterr().err
+    assert run(*command, "--columns", "question=instruction,solution=target") == 0
+    made = next(Path(".").glob("runs/*/data.jsonl"), Path("out.jsonl"))
+    found = made.read_text()
+    assert "apples" in found and ("<<3+4=7>>7" in found or command[0] == "make")
+
+
 # ------------------------------------------------------------------------------------------- filter
 
 

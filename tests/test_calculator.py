@@ -48,7 +48,8 @@ def test_what_is_left_to_the_model(text):
 
 @pytest.mark.parametrize("text", [
     "<<" * 100_000, "<<" + "(" * 100_000 + "=", "<<" + "-" * 100_000 + "1=",
-    "<<" + "9*" * 100_000 + "9=", "<<" + "9" * 100_000 + "=", "<<" + "(" * 99 + "1" + ")" * 99 + "=",
+    "<<" + "9*" * 100_000 + "9=", "<<" + "9" * 100_000 + "=",
+    "<<" + "(" * 99 + "1" + ")" * 99 + "=",
 ])  # fmt: skip
 def test_nothing_hangs(text):
     start = time.perf_counter()

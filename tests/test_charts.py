@@ -21,7 +21,8 @@ from show.charts import (
 
 
 @pytest.mark.parametrize("low, high, expected", [
-    (0, 10, [0, 2, 4, 6, 8, 10]), (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+    (0, 10, [0, 2, 4, 6, 8, 10]), (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+    (-1, 1, [-1, -0.5, 0, 0.5, 1]),
     (0, 12, [0, 5, 10]), (3, 4.1, [3, 3.5, 4]),
 ])
 def test_ticks_are_round(low, high, expected):
@@ -38,7 +39,8 @@ def test_any_range_has_few_ticks(values):
 
 def test_a_curve_goes_from_corner_to_corner():
     svg = curves("t", "c", {"a": [(0, 10), (5, 10), (10, 20)]})
-    assert f'points="{LEFT}.0,{BOTTOM}.0 {(LEFT + RIGHT) / 2:.1f},{BOTTOM}.0 {RIGHT}.0,{TOP}.0"' in svg
+    middle = f"{(LEFT + RIGHT) / 2:.1f},{BOTTOM}.0"
+    assert f'points="{LEFT}.0,{BOTTOM}.0 {middle} {RIGHT}.0,{TOP}.0"' in svg
 
 
 def test_an_interval_lies_on_its_scale():

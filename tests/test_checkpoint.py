@@ -184,7 +184,8 @@ BAD_SETTINGS = {
     "an odd head": (dict(head_dim=7),
                     "head size even"), "a negative eps": (dict(rms_norm_eps=-1e-6),
                                                           "rms_norm_eps is -1e-06"),
-    "an infinite theta": (dict(rope_parameters={"rope_theta": float("inf")}), "Infinity is no JSON"),
+    "an infinite theta": (dict(rope_parameters={"rope_theta": float("inf")}),
+                          "Infinity is no JSON"),
     "fewer layers than stored": (dict(num_hidden_layers=2),
                                  "also hold model.layers.2.input_layernorm.weight and 11"),
     "more layers than stored": (dict(num_hidden_layers=4),
@@ -335,7 +336,8 @@ def test_find_model(tiny_folder, tmp_path, monkeypatch):
     for name in ("file", "nothing", "./no/folder", "../folder", "/no/folder", "~/folder", "a/b/c",
                  ""):
         with pytest.raises(UserError,
-                           match="no such folder; a model is tiny, tiny-large, a folder, or OWNER/NAME"):
+                           match="no such folder; a model is tiny, tiny-large, a folder, or "
+                                 "OWNER/NAME"):
             find_model(name)
 
 

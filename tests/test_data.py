@@ -93,7 +93,8 @@ def test_every_turn_of_the_assistant_is_learnt_in_a_chat(tokenizer):
     example = chat_example(tokenizer, parse_record(record, "file:1"),
                            "this system prompt is not used")
     assert show(tokenizer, example) == (
-        "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n⟦2<|im_end|>⟧\n"
+        "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\n1?<|im_end|>\n"
+        "<|im_start|>assistant\n⟦2<|im_end|>⟧\n"
         "<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n⟦4<|im_end|>⟧\n"
         f"({len(example.ids)} tokens, 4 of them targets)")
 

@@ -150,6 +150,32 @@ def world(tiny_folder, tmp_path):
             "4", "--max-new-tokens", "8", "--lr", "3e-3"], tmp_path
 
 
+def test_the_memory_told_before_counts_the_teacher(world):
+    _, folder = world
+    student = load_model(folder / "teacher", "cpu", torch.float32, torch.bfloat16)
+    needs = distill.beside(student, Flags(str(folder / "teacher")))
+    config, weights = student.config, sum(p.numel() for p in student.parameters())
+    assert needs.weights == 4 * weights  # in the dtype of the student's products
+    # Few tokens: the logits of a chunk. Many: a layer of the teacher.
+    assert needs.passing(8) >= 4 * 8 * config.vocab_size
+    assert needs.passing(2000) - needs.passing(1000) >= 4 * 1000 * config.hidden_size
+    # A folder that claims a million layers is refused when it is loaded; counting builds one.
+    path = folder / "teacher" / "config.json"
+    path.write_text(path.read_text().replace(f'"num_hidden_layers": {config.num_hidden_layers}',
+                                             '"num_hidden_layers": 1000000'))
+    deep = distill.beside(student, Flags(str(folder / "teacher"))).weights
+    assert deep > 1000 * needs.weights
+
+
+def test_the_line_before_a_run_names_the_teacher(world, capsys):
+    words, folder = world
+    words = [*words, "--teacher", str(folder / "teacher"), "--steps", "1", "--output-dir",
+             str(folder / "run")]
+    assert run_command(mathft.main, words) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory "))
+    assert ", the teacher's " in line
+
+
 @pytest.mark.parametrize("more", [["--alpha", "1"], ["--on-policy"]])
 def test_a_student_comes_near_its_teacher(more, world):
     words, folder = world

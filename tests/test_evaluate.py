@@ -274,7 +274,8 @@ def test_a_run_is_measured_on_its_own_test_problems(tiny_folder, tmp_path, capsy
     assert run_command(module.main, ["--run", "run", "--dtype", "fp32"]) == 0
     out = capsys.readouterr().out
     assert "data       sums.jsonl, 3 problems" in out and "warning" not in out
-    assert "tokens a completion, cut at 5" in out and f"files      {Path('run/evals/sums-1')}" in out
+    assert "tokens a completion, cut at 5" in out
+    assert f"files      {Path('run/evals/sums-1')}" in out
     again = lines_of(tmp_path / "run" / "evals" / "sums-1")
     assert [record["text"] for record in again] == [record["text"] for record in after]
 

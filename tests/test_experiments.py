@@ -10,7 +10,7 @@ import mathft
 import study
 import synthetic
 from flags import given_flags, parse_flags
-from methods import METHODS, find_method
+from methods import find_method
 from show.experiments import EXPERIMENTS, RUNS
 from show.jobs import UNKNOWN, Job, Jobs
 

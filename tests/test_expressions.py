@@ -51,7 +51,8 @@ X, Y = ("name", "x"), ("name", "y")
     (r"\coth^{-1} x", ("call", "arcoth", [X])), (r"\ln^{-1} x", ("power", ("name", "e"), X)),
     (r"{1 \over x}", ("quotient", n(1), X)), (r"{x \choose 2}", ("call", "binomial", [X, n(2)])),
     ("x'", ("name", "x'")), ("x^*", ("name", "x*")), ("5 million", ("product", [n(5), n(10**6)])),
-    ("1.5e3", n(1500)), (r"\lfloor x \rfloor", ("call", "floor", [X])), (r"\gcd(4, 6)", ("call", "gcd", [n(4), n(6)])),
+    ("1.5e3", n(1500)), (r"\lfloor x \rfloor", ("call", "floor", [X])),
+    (r"\gcd(4, 6)", ("call", "gcd", [n(4), n(6)])),
 ])  # fmt: skip
 def test_expressions(text, expression):
     assert plain(read(text)) == expression

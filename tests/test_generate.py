@@ -1,6 +1,7 @@
 """generate.py: a batch gives the texts that its rows give alone, and so does transformers."""
 
 import io
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,8 @@ from attention import KVCache, PackedAttention
 from checkpoint import load_model
 from conftest import LAYOUTS, reference_model, write_layout
 from flags import parse_flags, run_command
-from generate import (SamplingFlags, _cache_for, _new_rows, generate, is_sampled, load_asked, main,
-                      open_calculator, sample_tokens)
+from generate import (SamplingFlags, _cache_for, _new_rows, generate, is_greedy, is_sampled,
+                      load_asked, main, open_calculator, sample_tokens)
 from model import Config, Qwen2
 from prefix import prefix_from_ids
 from runtime import UsageError
@@ -270,8 +271,22 @@ def test_the_kept_tokens_are_those_of_transformers(temperature, top_p, top_k):
     assert (torch.bincount(tokens, minlength=400) / 20000 - expected).abs().max() < 1e-4
 
 
-def test_a_steep_temperature_is_greedy(model):
-    assert run(model, PROMPTS, temperature=1e-4) == run(model, PROMPTS)
+@pytest.mark.parametrize("temperature", [1e-4, 1e-30, 1.2e-38, 1e-38, 1e-40, 5e-324])
+def test_a_steep_temperature_is_greedy(model, temperature):
+    """Also one that fp32 holds only with few bits (1e-40), or not at all."""
+    assert run(model, PROMPTS[:2], temperature=temperature) == run(model, PROMPTS[:2])
+
+
+@pytest.mark.parametrize("kept", [{}, {"top_p": 0.9}, {"top_k": 3}, {"top_p": 0.9, "top_k": 3}])
+def test_no_temperature_that_samples_overflows(kept):
+    """Down to the least normal number of fp32; logits may be large, and differ by little."""
+    least = torch.finfo(torch.float32).tiny
+    assert not is_greedy(least) and is_greedy(math.nextafter(least, 0)) and is_greedy(0.0)
+    logits = torch.tensor([[1.0, 3.0, 2.0], [-1e30, -1e31, -1e32], [3e38, 0.0, -3e38],
+                           [1e-30, 0.0, 2e-30]])
+    for shares in (0.0, 0.5, 1 - 2**-53):
+        uniforms = torch.full((4,), shares, dtype=torch.float64)
+        assert sample_tokens(logits, uniforms, least, **kept).tolist() == [1, 0, 0, 2]
 
 
 # ----------------------------------------------------------------- prefix and teacher-forced passes

@@ -5,6 +5,7 @@ and a run that is interrupted between two updates of one batch.
 import json
 import math
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from attention import PackedAttention
 from calculator import Calculator
 from checkpoint import load_model
 from conftest import Waits, small_model, some_examples
-from data import Example, Problem
+from data import Example, Problem, batch_indices
 from flags import run_command
 from generate import is_sampled
 from grpo import Flags, Rollout, Rollouts, advantages, clipped_surrogate, divergence
@@ -219,6 +220,34 @@ def test_a_run_keeps_every_rollout(tiny_folder, sums, rewarded, tmp_path, capsys
             "clipped_share", "generate_seconds", "train_seconds"} <= steps[0].keys()
     assert steps[0]["kl"] == 0 < steps[1]["kl"]  # LoRA starts at the model itself
     assert "reward 0." in capsys.readouterr().out
+
+
+def test_an_epoch_asks_every_problem_once_whatever_its_updates(tiny_folder, sums, rewarded,
+                                                               tmp_path, capsys):
+    folder = tmp_path / "run"
+    more = ["--epochs", "1", "--updates", "2", "--draws", "1", "--limit", "9"]
+    assert command(*flags(tiny_folder, sums, "lora", folder, *more)) == 0
+    out = capsys.readouterr().out
+    assert "training   6 steps of 3 examples, 2 with each batch, 1 epochs" in out
+    assert len(records(folder, "metrics.jsonl")) == 6
+    asked = [record["index"] for record in records(folder) if record["sample"] == 0]
+    assert sorted(asked) == list(range(9))
+
+
+@pytest.mark.parametrize("size, updates", [(3, 1), (5, 2), (12, 1), (50, 3)])
+def test_the_order_of_a_batch(size, updates):
+    """First its part of the epoch, then all others, which replace groups; none comes twice."""
+    made = SimpleNamespace(questions=range(12), flags=SimpleNamespace(updates=updates),
+                           args=SimpleNamespace(batch_size=size, seed=4))
+    asked = []
+    for batch in range(12):
+        order = Rollouts._order(made, batch * updates)
+        assert sorted(order) == list(range(12))
+        part = batch_indices(batch, size, 12, 4)
+        assert order[: len(set(part))] == list(dict.fromkeys(part))
+        asked += part
+    counts = Counter(asked)
+    assert len(set(counts.values())) == 1, "each as often as the others"
 
 
 def test_groups_with_equal_rewards_are_replaced_until_the_draws_end(tiny_folder, sums, monkeypatch,

@@ -66,13 +66,15 @@ def test_its_verdicts_are_ours(tmp_path):
 
 @pytest.mark.parametrize("row, said", [
     ({"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"},
-                   {"role": "user", "content": "and 1?"}, {"role": "assistant", "content": "#### 3"}]},
+                   {"role": "user", "content": "and 1?"},
+                   {"role": "assistant", "content": "#### 3"}]},
      "several turns"),
     ({"question": "1 + 1?", "answer": ""}, "answer"),
 ])
 def test_what_a_task_cannot_hold_is_refused(tmp_path, capsys, row, said):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    assert run_command(main, [str(tmp_path / "task"), "--dataset", str(tmp_path / "rows.jsonl")]) == 1
+    words = [str(tmp_path / "task"), "--dataset", str(tmp_path / "rows.jsonl")]
+    assert run_command(main, words) == 1
     assert said in capsys.readouterr().err and not (tmp_path / "task").exists()
 
 

@@ -61,7 +61,8 @@ def test_answers(text, tree):
 
 @pytest.mark.parametrize("text", [
     "", "(", "1 +", "+ +", r"\frac{1}", r"\sqrt", r"x^", "1 2", "0x10", "1_000", "2.0.1",
-    r"\unknown{5}", "5 # 3", "4:05", "2 if even", "5 below zero", "5 or x and y > 1", "(1, 2", r"\gcd(\pm 4, 6)", r"\text{open",
+    r"\unknown{5}", "5 # 3", "4:05", "2 if even", "5 below zero", "5 or x and y > 1", "(1, 2",
+    r"\gcd(\pm 4, 6)", r"\text{open",
     r"\begin{pmatrix} 1", r"\begin{cases} 1", r"\sqrt12", "__import__('os')", "x2",
     "1" * 2000,
 ])  # fmt: skip

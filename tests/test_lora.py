@@ -224,6 +224,13 @@ def test_lora_plus_is_a_factor_of_bs_learning_rate():
 # -------------------------------------------------------------------------------------- the targets
 
 
+def test_blanks_between_the_names_of_the_targets_change_nothing():
+    maps = {f"layers.0.self_attn.{name}": torch.nn.Linear(8, 4) for name in ("q_proj", "v_proj")}
+    wanted = lora.extra_flop(maps, Flags(lora_targets="q_proj,v_proj"))
+    assert wanted == 6 * Flags().lora_rank * 2 * (8 + 4)
+    assert lora.extra_flop(maps, Flags(lora_targets=" q_proj, v_proj ")) == wanted
+
+
 def test_targets_are_chosen_by_name():
     model = model_pair()[1]
     trainable = add_lora(model, rank=2, alpha=4, targets=["v_proj", "layers.1.mlp.up_proj"])

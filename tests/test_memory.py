@@ -11,7 +11,7 @@ from data import Example
 from lora import add_lora
 from model import Qwen2
 from runtime import write_tensors
-from train import (HOLES, Estimate, TrainSettings, TrainTotals, estimate, kept_bytes,
+from train import (HOLES, Beside, Estimate, TrainSettings, TrainTotals, estimate, kept_bytes,
                    make_optimizer, needed_disk, save_checkpoint)
 
 
@@ -36,6 +36,23 @@ def test_weights_and_moments_are_counted_exactly():
     found = estimate(model, tuning, some_examples(8), 4, 100, False, 7.0)
     assert found.weights == pytest.approx(4 * (numbers + trained) / 2**20)
     assert found.optimiser == 12 * trained / 2**20
+
+
+def test_another_model_and_its_passes_are_counted():
+    """Its weights stand beside ours; its pass is over before our backward pass begins, so that the
+    larger of the two moments counts.
+    """
+    model = small_model()
+
+    def told(beside: Beside) -> Estimate:
+        return estimate(model, full(model), some_examples(8), 4, 100, False, 7.0, beside=beside)
+
+    alone, found = told(Beside()), told(Beside(3 * 2**20, lambda tokens: tokens))
+    assert (alone.teacher, found.teacher) == (0, 3) and found.activations == alone.activations
+    assert found.total == pytest.approx(alone.total + 3)
+    assert "teacher" not in alone.line(None) and ", the teacher's 3, " in found.line(None)
+    wide = told(Beside(0, lambda tokens: tokens * 2**20)).activations - alone.activations
+    assert HOLES * (alone.tokens - 1) < wide < HOLES * alone.tokens
 
 
 def test_tokens_at_once_are_bounded_by_the_flag_the_batch_and_the_longest_example():

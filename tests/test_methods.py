@@ -172,7 +172,8 @@ def test_hints_name_the_flag_that_opens_a_folder(tiny_folder, tmp_path):
     folder, _ = make_run("lora", tiny_folder, tmp_path / "run")
     whole, _ = make_run("sft", tiny_folder, tmp_path / "whole")
     for call, said in (
-            (lambda: load_adapter(folder, "tiny", "cpu", torch.float32), "a run; open it with --run"),
+            (lambda: load_adapter(folder, "tiny", "cpu", torch.float32),
+             "a run; open it with --run"),
             (lambda: read_run(folder / "adapter"), "--adapter opens it"),
             (lambda: read_run(tiny_folder), "--model opens it"),
             (lambda: load_run(whole, "cpu", torch.float32, model="tiny"), "needs no base")):

@@ -147,7 +147,8 @@ def test_parquet_with_pyarrow(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     (tmp_path / "b.parquet").write_bytes(b"other")
     assert [*read_records(tmp_path / "a.parquet")][0] == (f"{tmp_path}/a.parquet, row 1", ROWS[0])
-    with pytest.raises(UserError, match="cannot be read as parquet .Parquet magic bytes not found."):
+    with pytest.raises(UserError,
+                       match="cannot be read as parquet .Parquet magic bytes not found."):
         values(tmp_path / "b.parquet")
 
 
@@ -161,4 +162,5 @@ def test_a_device_is_no_file(capsys):
 def test_a_column_cannot_steer_the_terminal(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"\\u001b[2Jx": 1}\n')
     records.main([str(tmp_path / "a.jsonl")])
-    assert capsys.readouterr().out == f"{tmp_path}/a.jsonl: 1 records; columns of the first:  [2Jx\n"
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/a.jsonl: 1 records; columns of the first:  [2Jx\n")

@@ -9,7 +9,7 @@ from browser import CHROMIUM, opened_browser
 
 from data import Problem
 from flags import run_command
-from report import by_confidence, main, page, read_subjects, write_page
+from report import Checked, by_confidence, label_of, main, page, read_subjects, write_page
 from score import record_of, summarise
 
 EVIL = '</script><script>document.title = "run"</script><img src=x onerror="document.title = 1">'
@@ -90,6 +90,31 @@ def test_the_page_holds_what_the_run_has(run, capsys):
     assert data["problems"][4] == ["p/4", "What is 4 + 1?", "5", "2", ""]
     assert data["evaluations"][0]["records"][3] == [3, 0, "So it is\n#### 5", "5", False, False, 9,
                                                     0.9704]
+
+
+def test_a_run_named_by_a_hash_is_shown_by_what_it_is(run, tmp_path):
+    """study.py names a run LABEL-HASH: the hash stays, and the table has the folder's own name."""
+    hashed = run.rename(tmp_path / "mathft-lora-0123abcdef")
+    settings = {"method": "any", "objective": "grpo", "dataset": "study/made/data.jsonl",
+                "steps": 24, "epochs": None, "seed": 3}
+    (hashed / "args.json").write_text(json.dumps(settings))
+    text = page(read_subjects([hashed]))
+    names = [e["name"] for e in json.loads(Elements(text).data)["evaluations"]]
+    shown = "any grpo made 24 steps seed 3 · 0123abcdef"
+    assert names == [f"{shown} / before", f"{shown} / after"]
+    assert ">mathft-lora-0123abcdef</td>" in text
+
+
+@pytest.mark.parametrize("name, settings, shown", [
+    ("lora-mini-gsm-1", {"method": "lora"}, "lora-mini-gsm-1"),
+    ("evaluate-mini-gsm-0123abcdef", {"dataset": "mini-gsm"}, "evaluate-mini-gsm-0123abcdef"),
+    ("x-0123abcdef", {"method": "sft", "dataset": "mini-gsm", "epochs": 2.0, "seed": 0},
+     "sft mini-gsm 2.0 epochs seed 0 · 0123abcdef"),
+    ("x-0123abcdef", {"method": 7, "objective": ["a"], "dataset": None, "seed": 0},
+     "7 ['a'] seed 0 · 0123abcdef"),
+])
+def test_labels(name, settings, shown):
+    assert label_of(name, Checked("args.json", settings)) == shown
 
 
 def test_the_page_loads_nothing(run):
@@ -235,7 +260,8 @@ def test_filters_side_by_side_and_keys(run, tmp_path):
         choose(opened, "verdict", "")
         pairs = [(was["correct"], now["correct"]) for was, now in zip(before, after)]
         gained, lost = pairs.count((False, True)), pairs.count((True, False))
-        assert choose(opened, "change", "gained").startswith(f"{gained} of 60 completions, {gained}")
+        assert choose(opened, "change", "gained").startswith(
+            f"{gained} of 60 completions, {gained}")
         assert choose(opened, "change", "lost").startswith(f"{lost} of 60 completions, 0")
         assert choose(opened, "change", "changed").startswith(f"{gained + lost} of 60")
         changed = sum(was != now for was, now in pairs[1::3])  # those of level 2

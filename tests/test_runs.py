@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 import runs
 from flags import run_command
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -340,6 +341,18 @@ def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 
+def test_a_log_is_trimmed_line_by_line(tmp_path):
+    """A run's rollouts.jsonl may be larger than memory."""
+    path = tmp_path / "rollouts.jsonl"
+    line = json.dumps({"step": 1, "text": "x" * 50_000}) + "\n"
+    path.write_text(line * 200)
+    tracemalloc.start()
+    runtime.trim_metrics(path, 5)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.read_text() == line * 200 and most < path.stat().st_size / 10
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(),
                     reason="/dev/full is a disk without room, on Linux")
 def test_a_log_that_cannot_be_written_is_named():
@@ -375,11 +388,12 @@ def test_hashes_are_the_same_everywhere():
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
 
 
-# --------------------------------------------------------------------- other systems, as they differ
+# -------------------------------------------------------------------- other systems, as they differ
 
 
 def test_no_proc_and_no_resource(monkeypatch):
-    """macOS has no /proc, Windows no `resource` either: the peak is then 0, and bf16 is not fast."""
+    """macOS has no /proc, Windows no `resource` either: the peak is then 0, and bf16 is not fast.
+    """
     def refuse(path, *args, **options):
         raise FileNotFoundError(path)
 

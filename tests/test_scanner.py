@@ -59,7 +59,8 @@ def test_tokens(text, tokens):
     assert kinds(text) == tokens
 
 
-@pytest.mark.parametrize("text", ["0x10", "x2", "1.2.3", "1e99999", r"\text{open", r"\text", "7" * 2000])
+@pytest.mark.parametrize("text", ["0x10", "x2", "1.2.3", "1e99999", r"\text{open", r"\text",
+                                  "7" * 2000])
 def test_unreadable(text):
     with pytest.raises(Unreadable):
         scan(text, Budget(10_000))

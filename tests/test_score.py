@@ -1,10 +1,8 @@
 """score.py: verdicts, figures over many completions, and two evaluations side by side."""
 
 import json
-import math
 import os
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -264,9 +262,12 @@ def test_two_evaluations_are_paired_by_problem():
     assert change["p"] == mcnemar([True, False, False], [False, True, True])
     assert (change["accuracy_before"], change["accuracy_after"]) == (1 / 3, 2 / 3)
     assert change["changed"] == [
-        {"id": "p0", "question": before[0]["question"], "gold": "5", "gained": False, "before": "5", "after": "6"},
-        {"id": "p1", "question": before[1]["question"], "gold": "3.5", "gained": True, "before": None, "after": "7/2"},
-        {"id": "p2", "question": before[2]["question"], "gold": "100", "gained": True, "before": "99", "after": "100"},
+        {"id": "p0", "question": before[0]["question"], "gold": "5", "gained": False,
+         "before": "5", "after": "6"},
+        {"id": "p1", "question": before[1]["question"], "gold": "3.5", "gained": True,
+         "before": None, "after": "7/2"},
+        {"id": "p2", "question": before[2]["question"], "gold": "100", "gained": True,
+         "before": "99", "after": "100"},
     ]
     lines = versus_lines("runs/x", change)
     assert lines == [

@@ -19,7 +19,8 @@ def test_everything_trains_and_matrices_decay(tiny_folder):
 
 def test_the_result_opens_in_transformers(tiny_folder, tmp_path):
     model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
-    sft.save(tmp_path / "model", model, Tuning({}), Base(str(tiny_folder), Tokenizer(tiny_folder), "Be exact."))
+    base = Base(str(tiny_folder), Tokenizer(tiny_folder), "Be exact.")
+    sft.save(tmp_path / "model", model, Tuning({}), base)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     ours = dict(model.named_parameters())
     for name, parameter in theirs.named_parameters():

@@ -62,7 +62,8 @@ def test_what_ollama_is_told(tokenizer_folder, tmp_path):
     tokenizer = Tokenizer(tokenizer_folder)
     assert tokenizer.modelfile("Add\n\"it\" up.") == (
         'FROM .\nTEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}\n'
-        '{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"""\nSYSTEM """Add\n"it" up."""\n'
+        '{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"""\n'
+        'SYSTEM """Add\n"it" up."""\n'
         'PARAMETER stop "<|endoftext|>"\nPARAMETER stop "<|im_end|>"\n'
         "PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n")
     assert "SYSTEM" not in tokenizer.modelfile("none")
@@ -152,7 +153,7 @@ def test_decode_gives_the_text_back_without_special_tokens(tokenizer_folder):
     assert tokenizer.decode(tokenizer.encode(text) + [tokenizer.end_id]) == text
 
 
-# ------------------------------------------------------------------- the layouts of published models
+# ------------------------------------------------------------------ the layouts of published models
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -373,7 +374,8 @@ def test_the_real_tokenizer():
 # ------------------------------------------------------------------------- another default prompt
 
 
-@pytest.mark.parametrize("system", ["Be exact.", "It's \"so\"\nand so.", "a \\ b", "用数字回答。", ""])
+@pytest.mark.parametrize("system", ["Be exact.", "It's \"so\"\nand so.", "a \\ b", "用数字回答。",
+                                    ""])
 @pytest.mark.parametrize("template", [TEMPLATE, TOOLS_TEMPLATE], ids=["plain", "tools"])
 def test_a_template_gets_another_default_prompt(template, system, tmp_path):
     """Rendered by the real template engine, and read back by ours."""

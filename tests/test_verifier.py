@@ -4,6 +4,7 @@ way from samples to a table.
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from train import accumulate_gradient, predict
 from verifier import (Candidate, Flags, Pair, auc, calibration, candidate_pairs,
                       choices, cross_entropy, judged, log_scores, margin_loss, pair_examples,
                       scores_of)
+from vote import summarise_votes
 
 WORDS = (5, 9)
 
@@ -220,6 +222,22 @@ def test_each_way_to_choose():
     assert choices([None, None], [0.5, 0.5], 2)["W.RR"] == (None, [])
 
 
+def test_one_rule_decides_the_majority_of_an_evaluation_and_maj1_beside_a_verifier():
+    """Of tied answers the shortest, then the first by alphabet, however sure the model is."""
+    def row(name: str, answers: str, log_probs: list[float]) -> float:
+        records = [{"problem": 0, "sample": i, "answer": a, "correct": a == "7", "finish": "stop",
+                    "mean_log_prob": p} for i, (a, p) in enumerate(zip(answers.split(), log_probs))]
+        scores = [{"score": 0.5, "tokens": 1} for _ in records]
+        found = verifier.summarise_scores(records, scores, 8, 1.0)["rows"]["Maj1"]["accuracy"]
+        assert summarise_votes([records])["votes"]["majority"]["accuracy"] == found, name
+        return found
+
+    assert row("the shorter", "7 12", [-2.0, -0.1]) == 1
+    assert row("the first by alphabet", "8 7 9", [-0.1, -2.0, -0.2]) == 1
+    assert row("the first by alphabet", "7 5", [-0.1, -2.0]) == 0
+    assert row("more votes", "7 5 7", [-2.0, -0.1, -2.0]) == 1
+
+
 # ------------------------------------------------------------------------------------ the whole way
 
 
@@ -271,6 +289,76 @@ def test_from_samples_to_a_verifier_to_a_table(loss, samples, tiny_folder, tmp_p
     assert "warning    6 of the 6 problems were trained on by this verifier" in out
     scores = [json.loads(line) for line in (tmp_path / "table" / "scores.jsonl").open()]
     assert len(scores) == 24 and all(0 <= row["score"] <= 1 for row in scores)
+    assert sum(row["tokens"] for row in scores) == found["tokens"]
+    if loss == verifier.LOSSES[0]:
+        check_read_and_graded_again(tmp_path / "table", out, capsys)
+
+
+def figures_of(out: str) -> list[str]:
+    """The printed rows of votes, of the greedy evaluation, and of the verifier's table."""
+    lines = out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("choice  "))
+    end = next(i for i, line in enumerate(lines) if line.startswith("files  "))
+    return [line for line in lines if line.startswith(("flexible", "greedy", "majority"))
+            ] + lines[start:end]
+
+
+def check_read_and_graded_again(folder: Path, out: str, capsys) -> None:
+    """--read and --regrade print the table of the measuring run, from the files alone."""
+    before = (folder / "result.json").read_bytes()
+    assert run_command(evaluate.main, ["--read", str(folder)]) == 0
+    assert figures_of(capsys.readouterr().out) == figures_of(out)
+    assert (folder / "result.json").read_bytes() == before, "--read writes nothing"
+    assert run_command(evaluate.main, ["--regrade", str(folder)]) == 0
+    assert figures_of(capsys.readouterr().out) == figures_of(out)
+    again = folder.parent / f"{folder.name}-regraded-1"
+    assert (again / "scores.jsonl").read_bytes() == (folder / "scores.jsonl").read_bytes()
+    found, stored = (json.loads((place / "result.json").read_text()) for place in (again, folder))
+    assert found["verifier"] == stored["verifier"] and found["greedy"] == stored["greedy"]
+
+
+@pytest.fixture
+def scored(tmp_path) -> tuple[Path, list[dict]]:
+    """The files of a verifier's figures: two samples of one problem, 1 wrong and 2 right."""
+    records = [{"problem": 0, "sample": i, "answer": str(i + 1), "correct": i == 1}
+               for i in range(2)]
+    rows = [{"problem": 0, "sample": i, "score": (0.25, 0.75)[i], "tokens": 10} for i in range(2)]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stored = {"run": "runs/v", "largest_clusters": 8, "seconds": 2.0}
+    (tmp_path / "result.json").write_text(json.dumps({"verifier": stored}))
+    return tmp_path, records
+
+
+def test_figures_are_counted_again_from_the_files_with_the_verdicts_of_today(scored):
+    folder, records = scored
+    figures, rows = verifier.count_again(folder, records)
+    assert figures["run"] == "runs/v" and figures["auc"] == 1.0 and len(rows) == 2
+    assert figures["rows"]["RR.All"]["accuracy"] == 1.0
+    assert figures["rows"]["RR.All"]["verifier_seconds"] == figures["seconds"] == 2.0
+    turned = [record | {"correct": not record["correct"]} for record in records]
+    assert verifier.count_again(folder, turned)[0]["rows"]["RR.All"]["accuracy"] == 0.0
+
+
+@pytest.mark.parametrize("name, old, new", [
+    ("scores.jsonl", '"tokens": 10', '"tokens": -1'),
+    ("scores.jsonl", '"tokens": 10', '"tokens": 1' + "0" * 400),
+    ("scores.jsonl", '"tokens": 10', '"n": 10'),
+    ("scores.jsonl", "0.75", "1.75"),
+    ("scores.jsonl", "0.75", "true"),
+    ("scores.jsonl", '"sample": 1', '"sample": 2'),
+    ("scores.jsonl", '{"problem": 0, "sample": 1, "score": 0.75, "tokens": 10}\n', ""),
+    ("scores.jsonl", '{"problem": 0, "sample": 1, "score": 0.75, "tokens": 10}\n', "[]\n"),
+    ("result.json", '"largest_clusters": 8', '"largest_clusters": 0'),
+    ("result.json", "2.0", '"2"'),
+    ("result.json", '"verifier"', '"other"'),
+])
+def test_files_that_hold_no_figures(scored, name, old, new):
+    folder, records = scored
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=f"{name}.*remove .*the report has no verifier"):
+        verifier.count_again(folder, records)
 
 
 def test_a_verifier_needs_several_samples_and_a_run(samples, tmp_path, capsys):

@@ -96,9 +96,9 @@ def test_two_spellings_of_a_synthetic_answer_outvote_a_wrong_one():
     ([0, 1, 1], [0.5, 0.3, 0.4], 1, 1, 0),
     ([0, 1, 1, 2], [0.5, 0.1, 0.45, 0.6], 1, 3, 3),  # 2, and 0.6 > 0.55
     ([0, 1, 1], [9.0, 0.0, 0.0], 1, 0, 0),  # in a majority no weight outweighs a vote
-    ([0, 1, 0, 1], [0.1, 0.2, 0.5, 0.3], 0, 0, 2),  # two votes each: 0.6 > 0.5
-    ([0, 1, 0, 1], [0.1, 0.4, 0.3, 0.1], 1, 1, 1),
-    ([0, 1], [0.5, 0.500001], 1, 1, 1),
+    ([0, 1, 0, 1], [0.1, 0.2, 0.5, 0.3], 0, 0, 2),  # two votes each; 0.6 > 0.5
+    ([0, 1, 0, 1], [0.1, 0.4, 0.3, 0.1], 0, 1, 1),  # a tie, and a majority asks no weight
+    ([0, 1], [0.5, 0.500001], 0, 1, 1),
     ([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5], 0, 0, 0),  # all tied: the lowest number
     ([0, 1, 1, 0], [0.3, 0.1, 0.2, 0.0], 0, 0, 0),  # 0.1 + 0.2 is 0.3, whatever the rounding
     ([0, 1, 1, 0], [0.0, 0.0, 0.0, 0.0], 0, 0, 0),
@@ -144,9 +144,9 @@ def by_definition(ids: list[int | None], weights: list[float], kind: str) -> int
             groups.setdefault((number, sample) if kind == "best" else number, []).append(sample)
 
     def rank(members: list[int]) -> tuple:
-        total = sum(Fraction(str(weights[sample])) for sample in members)
-        votes = len(members) if kind == "majority" else 0
-        return votes, total, -ids[members[0]]
+        if kind == "majority":
+            return len(members), -ids[members[0]]
+        return sum(Fraction(str(weights[sample])) for sample in members), -ids[members[0]]
 
     return min(max(groups.values(), key=rank), default=None) if groups else None
 
@@ -175,6 +175,8 @@ def test_laws_of_a_vote(kind, seed):
     # Weights have no unit; where all are the same, a weighted vote is a majority.
     assert choose(ids, [1000 * weight for weight in weights], kind) == chosen
     assert choose(ids, [0.1] * len(ids), "weighted") == choose(ids)
+    # A majority is the same with and without weights.
+    assert choose(ids, weights) == choose(ids)
 
 
 @pytest.mark.parametrize("weights, kind", [

@@ -44,7 +44,8 @@ def test_it_allocates_its_output_alone():
             given = {x.untyped_storage().data_ptr() for x in (*args, *(kwargs or {}).values())
                      if isinstance(x, torch.Tensor)}
             result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in given:
+            if (isinstance(result, torch.Tensor)
+                    and result.untyped_storage().data_ptr() not in given):
                 self.made += 1
             return result
 
