@@ -23,6 +23,10 @@ from collections.abc import Container
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor

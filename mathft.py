@@ -23,6 +23,10 @@ from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import torch
 from tqdm import tqdm
 

@@ -23,6 +23,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
 
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 from tqdm import tqdm
 
 from methods import Run
