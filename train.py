@@ -190,6 +190,8 @@ class Objective:
     read: Callable[[str], list] | None = None
     lengths: tuple[str, ...] = ("steps", "epochs", "tokens")  # how a run's length may be given
     line: str = ""  # of figures, in the log
+    # Hashes of what it trains from besides the examples, by the flag that names it.
+    sources: Callable[[object], dict[str, str]] = lambda flags: {}
 
 
 def supervised() -> Objective:
