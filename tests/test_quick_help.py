@@ -65,6 +65,9 @@ def test_a_command_imports_it_from_any_folder_and_in_isolated_mode(tmp_path):
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: mathft.py [-h]")
     assert "quick_help" in done.stderr and "torch._C" not in done.stderr
+    done = subprocess.run([sys.executable, "-I", ROOT / "answers.py", "1/2", "0.5"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.stdout == "0.5: equal\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -328,7 +328,7 @@ def test_a_template_whose_escapes_are_cut_short_has_no_default(ending, tmp_path)
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 @pytest.mark.parametrize("make, said", [
-    (os.mkfifo, "no regular file"), (os.mkdir, "no regular file"),
+    (lambda path: os.mkfifo(path), "no regular file"), (os.mkdir, "no regular file"),
     (lambda path: os.truncate(path.open("w").name, 2**36), "has more than")])  # and takes no room
 def test_what_is_read_whole_is_a_file_of_a_bounded_size(make, said, name, tmp_path):
     file = write_tokenizer(tmp_path) / name
