@@ -27,6 +27,7 @@ Formats: GSM8K (arXiv 2110.14168), MATH (arXiv 2103.03874).
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from string import ascii_uppercase, digits
 
 LONGEST_ANSWER = 2000  # characters; longer answers are compared as text
@@ -573,6 +574,7 @@ def _plain_integer(text: str) -> int | None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python answers.py GOLD COMPLETION")
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
     bare = equivalent(sys.argv[1], sys.argv[2])  # an answer alone, such as \frac{1}{2}
     extracted = sys.argv[2] if bare else extract_answer(sys.argv[2])
     verdict = "equal" if equivalent(sys.argv[1], extracted) else "not equal"

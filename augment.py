@@ -25,6 +25,10 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from time import perf_counter
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 from tqdm import tqdm
 
 from data import Problem, load_problems, read_columns, short_name, write_problems

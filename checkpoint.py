@@ -23,6 +23,10 @@ from collections.abc import Container
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -30,8 +34,9 @@ from torch import Tensor
 from fast import accelerate
 from flags import did_you_mean, flag, parse_flags, run_command
 from model import Config, Qwen2
-from runtime import (UsageError, UserError, check_regular, dtype_name, locked, one_line,
-                     pick_dtype, read_json, whole_folder, write_json, write_tensors, write_text)
+from runtime import (UsageError, UserError, check_regular, check_small, dtype_name, locked,
+                     one_line, pick_dtype, read_json, whole_folder, write_json, write_tensors,
+                     write_text)
 from tokenizer import Tokenizer
 
 EMBEDDED = ("tiny", "tiny-large")  # models that come with the project; tools/make_tiny.py made them
@@ -355,6 +360,7 @@ def save_text_files(folder: Path, tokenizer: Tokenizer, system: str | None) -> N
     """
     for name in TOKENIZER_FILES:
         if (tokenizer.folder / name).exists():
+            check_small(tokenizer.folder / name)
             shutil.copyfile(tokenizer.folder / name, folder / name)
     if system is not None:
         tokenizer.write_default_system(folder, system)

@@ -23,6 +23,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -77,6 +81,11 @@ class Example:
     is_target: list[bool]
     name: str = ""  # the id of its problem, for messages
     weights: tuple[float, ...] = ()  # of the loss, one for each target; empty: 1 each
+
+    @property
+    def gold(self) -> str | None:
+        """The final answer that an objective compares with; None if it compares with none."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -372,7 +381,8 @@ def trained_on(run: Path) -> set[int]:
         return set()
     check_regular(path)
     try:
-        return {int(line, 16) for line in path.read_text(encoding="ascii").split()}
+        with open(path, encoding="ascii") as file:  # no line of ours is longer than 17
+            return {int(line, 16) for line in iter(lambda: file.readline(64), "")}
     except ValueError:
         raise UserError(f"{path}: not a hash a line; remove this file (then no warning comes for "
                         "problems that were trained on)") from None
@@ -503,12 +513,14 @@ def count_targets(examples: list[Example]) -> int:
 
 
 def describe_examples(examples: list[Example]) -> dict:
-    """How many training examples there are, and a hash of their ids and targets."""
-    digest = hashlib.sha256()
+    """How many training examples there are, a hash of their ids and targets, and one of what else
+    they are trained for: their weights and final answers."""
+    texts, aims = hashlib.sha256(), hashlib.sha256()
     for example in examples:
         for row in (example.ids, example.is_target):
-            digest.update(np.array([len(row), *row], np.int64).tobytes())
-    return {"examples": len(examples), "sha256": digest.hexdigest()}
+            texts.update(np.array([len(row), *row], np.int64).tobytes())
+        aims.update(json.dumps([example.gold, example.weights]).encode())
+    return {"examples": len(examples), "sha256": texts.hexdigest(), "aims": aims.hexdigest()}
 
 
 def shared_beginning(documents: list[list[int]]) -> int:

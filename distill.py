@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from answers import equivalent, extract_answer
-from checkpoint import as_saved, find_model, load_model, read_config
+from checkpoint import as_saved, find_model, fingerprint, load_model, read_config
 from data import Example, Problem, chat_examples
 from flags import flag
 from generate import generate, is_sampled, open_calculator
 from grpo import prompts
-from methods import Run, base_folder, load_run
+from methods import Run, base_folder, load_run, result_hash
 from model import Qwen2
 from runtime import ALONE, Alone, UsageError, UserError
 from tokenizer import Tokenizer
@@ -233,7 +233,14 @@ def written(question: Example, done) -> Example:
     return Example(ids, is_target, question.name)
 
 
-OBJECTIVE = Objective(examples=examples, begin=begin, flags=Flags, beside=beside)
+def sources(flags: Flags) -> dict[str, str]:
+    """What tells the teacher from others."""
+    name = flags.teacher
+    return {"teacher": result_hash(Path(name)) if is_run(name) else fingerprint(find_model(name))}
+
+
+OBJECTIVE = Objective(examples=examples, begin=begin, flags=Flags, beside=beside,
+                      sources=sources)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import numpy as np
 
 from checkpoint import TOY

@@ -25,6 +25,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import torch
 
 from runtime import ALONE, Alone, UsageError, UserError, one_line, printable
@@ -378,14 +382,14 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, UserError):
         # Messages hold names of files and texts of models: none reaches the terminal raw.
         return 2 if isinstance(error, UsageError) else 1, one_line(f"error: {error}")
+    if isinstance(error, OSError):
+        place = error.filename or "input/output"
+        return 1, one_line(f"error: {place}: {error.strerror or error}")
     # torch's CPU allocator has no exception class of its own.
     if (isinstance(error, MemoryError | torch.OutOfMemoryError)
             or "can't allocate memory" in str(error)):
         return 1, ("error: out of memory; use smaller batches, shorter texts, a smaller model"
                    " or --dtype bf16")
-    if isinstance(error, OSError):
-        place = error.filename or "input/output"
-        return 1, one_line(f"error: {place}: {error.strerror or error}")
     return 1, None
 
 

@@ -20,6 +20,10 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 from answers import BOXES, LOWER, extract_answer
 from data import Problem
 from flags import flag, parse_flags, run_command

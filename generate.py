@@ -31,6 +31,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import numpy as np
 import torch
 from torch import Tensor

@@ -79,6 +79,10 @@ class Question(Example):
 
     problem: Problem
 
+    @property
+    def gold(self) -> str | None:
+        return self.problem.answer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Example):

@@ -23,6 +23,10 @@ import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 from data import Problem, load_problems, read_columns, set_names, short_name
 from flags import flag, parse_flags, run_command
 from generate import MAX_NEW_TOKENS

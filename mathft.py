@@ -23,6 +23,10 @@ from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import torch
 from tqdm import tqdm
 
@@ -36,8 +40,8 @@ from flags import (Terminated, check_stored, deferred_interrupts, flag, given_fl
                    run_command, spelled, unread_output)
 from measure import evaluate
 from methods import (METHODS, base_name, base_of, check_args, continued, find_method,
-                     goes_on_training, going_on, print_way_on, result_folder, start_folder,
-                     start_tuning)
+                     goes_on_training, going_on, print_way_on, result_folder, result_hash,
+                     start_folder, start_tuning)
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, free_memory_mib, give_back_freed_memory, keep_freed_memory, locked,
@@ -669,7 +673,9 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
     program = memory_in_use_mib(device)
     model = load_model(source, device, dtype, weight_dtype, args.plain)
     # Only now, so that a model that cannot be loaded leaves no folder behind.
-    data = describe_examples(examples)
+    data = describe_examples(examples) | objective.sources(goals)
+    if goes_on_training(vars(args)):
+        data["from_run"] = result_hash(Path(args.from_run))
     known = [] if objective.read else problems  # others are no problems, but have a key too
     folder, args.model = ranks.agree(
         lambda: [args.resume or str(start_folder(args, data, problems, tests, own, goals)),

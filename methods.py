@@ -19,6 +19,7 @@ To add a method, write such a module and add it to the table below. No other fil
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -37,8 +38,8 @@ from checkpoint import (checkpoints, find_model, fingerprint, last_checkpoint, l
 from data import Problem, keep_data, short_name
 from flags import check_stored, pick, spelled
 from model import Qwen2
-from runtime import (UsageError, UserError, new_directory, pick_device, pick_dtype, read_json,
-                     whole_folder, write_json)
+from runtime import (UsageError, UserError, check_regular, new_directory, pick_device, pick_dtype,
+                     read_json, whole_folder, write_json)
 from tokenizer import Tokenizer, find_default, read_template
 
 METHODS: dict[str, ModuleType] = {"sft": sft, "lora": lora, "prefix": prefix, "ia3": ia3}
@@ -178,6 +179,17 @@ def base_folder(run: Path, model: str | None = None) -> Path:
     return result_folder(run, method)
 
 
+def result_hash(run: Path) -> str:
+    """What tells the result of a run from others: its model's weights, and its adapter's."""
+    digest = hashlib.sha256(fingerprint(base_folder(run)).encode())
+    adapter = Path(run) / "adapter" / "adapter_model.safetensors"
+    if adapter.exists():
+        check_regular(adapter)
+        with open(adapter, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def base_name(run: Path, args: dict) -> str:
     """What names the model that a run started from: --model, or what --from has merged."""
     merged = Path(run) / "base"  # moves with the run
@@ -270,6 +282,25 @@ def start_folder(args, data: dict, problems: list[Problem], tests: list[Problem]
     return folder
 
 
+def refuse_other_data(folder: Path, saved: dict, dataset: str, data: dict) -> None:
+    """Raise UserError if the `data` of a run that goes on are not those that it began with.
+
+    `saved` are the settings of the run in `folder`. What an older run does not say is not asked.
+    """
+    began = saved.get("data", {})
+    if not isinstance(began, dict):
+        raise UserError(f"{folder / 'args.json'}: data is no object; remove it there")
+    for name in (name for name in data if began.get(name, data[name]) != data[name]):
+        what, how = {
+            "examples": (dataset, f"gives {data[name]} training examples, not {began[name]} as"),
+            "sha256": (dataset, "gives as many training examples, others as"),
+            "aims": (dataset, "gives the same training examples with other final answers or "
+                              "weights than"),
+        }.get(name, (saved.get(name), "holds other weights than"))
+        raise UserError(f"{what}: {how} when {folder} began; give what it began with, or start a "
+                        "run with --from")
+
+
 @contextlib.contextmanager
 def going_on(folder: Path, changes: dict, data: dict, steps: int) -> Iterator[None]:
     """Store the settings that the command changes of the run in `folder`, so that the next --resume
@@ -282,13 +313,7 @@ def going_on(folder: Path, changes: dict, data: dict, steps: int) -> Iterator[No
     """
     path = folder / "args.json"
     saved = read_json(path)
-    began = saved.get("data", data)  # an older run does not say
-    if began != data:
-        before = began.get("examples") if isinstance(began, dict) else None
-        how = (f"{data['examples']} training examples, not {before}"
-               if before != data["examples"] else "as many training examples, others")
-        raise UserError(f"{changes['dataset']}: gives {how} as when {folder} began; give the data "
-                        "that it began with, or start a run with --from")
+    refuse_other_data(folder, saved, changes["dataset"], data)
     done = max(map(step_of, checkpoints(folder)), default=0)
     if not done and (folder / "result.json").exists():
         raise UsageError(f"the run in {folder} has ended and kept no checkpoint (--keep 1 keeps "

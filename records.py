@@ -21,6 +21,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 from flags import run_command
 from runtime import UsageError, UserError, Written, json_fault, one_line, parse_json
 from tools.download import UNPACKED, zip_lines

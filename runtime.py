@@ -497,11 +497,8 @@ def read_json(path: Path) -> dict:
 
     Raises UserError with file and line if it is missing, broken, too large or not an object.
     """
-    check_regular(path)
+    check_small(path)
     try:
-        if Path(path).stat().st_size > LARGEST_JSON:
-            raise UserError(f"{path}: has more than {LARGEST_JSON:,} bytes, too many for settings; "
-                            "get the right file")
         value = parse_json(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
@@ -532,6 +529,15 @@ def check_regular(path: Path) -> None:
         raise UserError(f"{path}: no such file")
     if not Path(path).is_file():
         raise UserError(f"{path}: cannot be read (no regular file); put a file there")
+
+
+def check_small(path: Path) -> None:
+    """Raise UserError unless `path` is a regular file of a size that settings have: it is read
+    whole."""
+    check_regular(path)
+    if Path(path).stat().st_size > LARGEST_JSON:
+        raise UserError(f"{path}: has more than {LARGEST_JSON:,} bytes, too many for settings; "
+                        "get the right file")
 
 
 def append_metrics(path: Path, record: dict) -> None:

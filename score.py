@@ -13,15 +13,17 @@ If strict is far below flexible, the model does not keep to the form. If exact i
 flexible, much depends on the grader, and its verdicts deserve a look.
 """
 
+import itertools
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from answers import equivalent, extract_answer
-from runtime import (UserError, check_regular, finite, json_fault, one_line, printable,
-                     read_json)
+from runtime import (LONGEST_RECORD, UserError, check_regular, finite, json_fault, one_line,
+                     printable, read_json)
 from stats import interval, mcnemar, split_gain
 
 # What a record must hold to be graded and counted. None: the server did not say it.
@@ -96,14 +98,8 @@ def read_records(path: Path) -> list[dict]:
     """
     if path.exists():
         check_regular(path)
-    try:
-        # A half line may end inside a character. A whole line ends in a newline: the last piece is
-        # not one.
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     records = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_whole_lines(path), 1):
         try:
             record = json.loads(line, parse_float=finite, parse_constant=finite)
         except (ValueError, RecursionError) as error:
@@ -115,6 +111,24 @@ def read_records(path: Path) -> list[dict]:
                             " missing or wrong); remove that line")
         records.setdefault(place(record), record)
     return [records[at] for at in sorted(records)]
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    """The lines of a file that end in a newline: a crash may have cut the last, even inside a
+    character. Raises UserError for one that is too long to be a record.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(LONGEST_RECORD)
+                if len(line) == LONGEST_RECORD:
+                    raise UserError(f"{path}:{number}: a line of {LONGEST_RECORD:,} bytes or more "
+                                    "is no record of an evaluation; remove that line")
+                if not line.endswith(b"\n"):
+                    return
+                yield line.decode("utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def wrong_fields(record) -> list[str]:

@@ -21,16 +21,22 @@ The records have the fields of the published files (`question`/`answer`, and
 `problem`/`solution`/`answer`), so that one reader reads both.
 """
 
-import argparse
 import json
 import math
 import operator
 import random
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from fractions import Fraction
 from itertools import islice
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
+from flags import flag, parse_flags, run_command
 from runtime import hash_of
 
 DATASETS = ("mini-gsm", "mini-gsm-plus", "mini-math", "mini-stories")
@@ -528,27 +534,28 @@ def _intervals(rng: random.Random, largest: int) -> tuple[tuple, dict]:
 TOPICS = (_fractions, _powers, _roots, _linear, _gcd, _modulus, _intervals)
 
 
-def command_parser() -> argparse.ArgumentParser:
+@dataclass
+class Flags:
     """The flags of `python synthetic.py`."""
-    parser = argparse.ArgumentParser(
-        description="Print problems of an embedded data set as JSON lines.")
-    parser.add_argument("dataset", choices=DATASETS)
-    parser.add_argument("--split", choices=SPLITS, default="train")
-    parser.add_argument("--count", type=int, default=5, help="number of problems (default: 5)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="another seed gives other problems (default: 0)")
-    parser.add_argument("--difficulty", type=int, choices=range(1, len(LARGEST_NUMBERS) + 1),
-                        default=DEFAULT_DIFFICULTY,
-                        help=f"how many of the sizes {LARGEST_NUMBERS} of numbers occur"
-                        f" (default: {DEFAULT_DIFFICULTY})")
-    parser.add_argument("--style", choices=STYLES, default="steps",
-                        help="of a word problem's solution: its steps, the equations alone, or "
-                        "each sentence before what it means (default: steps)")
-    return parser
+
+    dataset: str = flag(MISSING, "the data set", positional=True, choices=DATASETS)
+    split: str = flag("train", "its part", choices=SPLITS)
+    count: int = flag(5, "number of problems", least=0)
+    seed: int = flag(0, "another seed gives other problems", least=0)
+    difficulty: int = flag(DEFAULT_DIFFICULTY, f"how many of the sizes {LARGEST_NUMBERS} of "
+                           "numbers occur", least=1, most=len(LARGEST_NUMBERS))
+    style: str = flag("steps", "of a word problem's solution: its steps, the equations alone, or "
+                      "each sentence before what it means", choices=STYLES)
+    debug: bool = flag(False, "show the traceback of an error")
 
 
-if __name__ == "__main__":
-    flags = command_parser().parse_args()
+def main(argv: list[str]) -> None:
+    """`python synthetic.py SET`: print some of its problems as JSON lines."""
+    flags = parse_flags(Flags, argv, __doc__)
     for record in problems(flags.dataset, flags.split, flags.count, flags.seed, flags.difficulty,
                            flags.style):
         print(json.dumps(record, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -38,7 +38,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from runtime import UserError, check_regular, read_json, write_json, write_text
+from runtime import UserError, check_small, read_json, write_json, write_text
 
 ROLES = ("system", "user", "assistant")
 TEMPLATE_FILE = "chat_template.jinja"  # transformers 5 writes it here
@@ -132,9 +132,10 @@ class Tokenizer:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         file = self.folder / "tokenizer.json"
-        if not file.is_file():
+        if not file.exists():
             raise UserError(f"{file}: no such file; a checkpoint needs its tokenizer"
                             " beside its weights")
+        check_small(file)
         # Rust panics at a broken one, with pages of its own; Qwen's tokenizers have none.
         if b'"precompiled_charsmap"' in file.read_bytes():
             raise UserError(f"{file}: has a precompiled_charsmap, as tokenizers of SentencePiece "
@@ -332,7 +333,7 @@ def read_template(folder: Path) -> str | None:
     """The chat template in a folder; None if it has none."""
     file, settings = folder / TEMPLATE_FILE, folder / "tokenizer_config.json"
     if file.exists():
-        check_regular(file)
+        check_small(file)
         return file.read_text(encoding="utf-8", errors="replace")
     template = read_json(settings).get("chat_template") if settings.exists() else None
     return template if isinstance(template, str) else None

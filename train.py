@@ -205,6 +205,8 @@ class Objective:
     serves: Callable[..., int] = lambda flags: 1
     # beside(model, flags): memory besides that of the model that trains.
     beside: Callable[..., Beside] = lambda model, flags: Beside()
+    # Hashes of what it trains from besides the examples, by the flag that names it.
+    sources: Callable[[object], dict[str, str]] = lambda flags: {}
 
 
 def supervised() -> Objective:

@@ -23,6 +23,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
 
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 from tqdm import tqdm
 
 from methods import Run
@@ -30,7 +33,7 @@ from data import Problem, asked_turns
 from flags import flag, parse_flags, run_command
 from generate import ApiFlags, DecodingFlags, SamplingFlags, generate, load_asked
 from recipes.client import ApiTeacher, Reply, open_api, read_reply
-from runtime import UsageError, UserError, new_directory, printable, text_sha256
+from runtime import UsageError, UserError, check_regular, new_directory, printable, text_sha256
 from score import cost_line, record_of
 from tokenizer import NO_SYSTEM
 
@@ -146,6 +149,7 @@ def _stored(path: Path) -> Iterator[dict]:
     """The lines of a store, one at a time. Half a last line, which a crash left, is removed."""
     if not path.exists():
         return
+    check_regular(path)
     whole = 0
     with open(path, "r+b") as file:
         for number, line in enumerate(file, 1):

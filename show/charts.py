@@ -13,6 +13,9 @@ import math
 import sys
 from collections.abc import Iterable
 
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 from flags import run_command
 from runtime import UsageError, printable
 

@@ -561,3 +561,18 @@ def test_overlap_is_told_by_the_question_and_not_by_the_id(tmp_path):
     both = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}"
     problems, _, repeated = data.train_and_test(both, str(tmp_path / "a.jsonl"), 0)
     assert [problem.key in repeated for problem in problems] == [True, False]
+
+
+def test_what_describes_the_examples_of_a_training():
+    """A hash of the texts, and one of what they are trained for; names are for messages alone."""
+    class Asked(Example):
+        gold = "7"
+
+    plain = Example([1, 2], [False, True], "a")
+    first = data.describe_examples([plain])
+    assert first == data.describe_examples([replace(plain, name="b")])
+    for other, changed in ((replace(plain, ids=[1, 3]), "sha256"),
+                           (replace(plain, weights=(0.5, )), "aims"),
+                           (Asked([1, 2], [False, True]), "aims")):
+        found = data.describe_examples([other])
+        assert [name for name in first if found[name] != first[name]] == [changed]

@@ -187,8 +187,10 @@ def test_a_student_comes_near_its_teacher(more, world):
     assert all(loss >= 0 for loss in losses) and sum(losses[-3:]) < 0.7 * sum(losses[:3])
 
 
-def test_a_run_on_policy_resumes_to_the_same_bits(world):
-    """What the student writes is a function of its weights, the seed and the step."""
+def test_a_run_on_policy_resumes_to_the_same_bits(world, capsys):
+    """What the student writes is a function of its weights, the seed and the step. Another teacher
+    of the same name is refused.
+    """
     words, folder = world
     words += ["--teacher", str(folder / "teacher"), "--on-policy", "--steps", "4",
               "--save-every", "2", "--keep", "2"]
@@ -199,6 +201,12 @@ def test_a_run_on_policy_resumes_to_the_same_bits(world):
     whole, cut = ((folder / run / "model" / "model.safetensors").read_bytes()
                   for run in ("whole", "cut"))
     assert whole == cut
+    args = json.loads((folder / "cut" / "args.json").read_text())
+    assert args["data"]["teacher"] == distill.sources(Flags(str(folder / "teacher")))["teacher"]
+    shutil.copy(folder / "whole" / "model" / "model.safetensors", folder / "teacher")
+    assert run_command(mathft.main, ["--resume", str(folder / "cut"), "--steps", "5"]) == 1
+    said = f"{folder / 'teacher'}: holds other weights than when {folder / 'cut'} began"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("idle", [["--alpha", "0.3"], ["--answer-weight", "2"],

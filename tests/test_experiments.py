@@ -43,7 +43,7 @@ def check_augment(words: list[str]) -> None:
 
 
 def check_synthetic(words: list[str]) -> None:
-    synthetic.command_parser().parse_args(words)
+    parse_flags(synthetic.Flags, words)
 
 
 CHECKS = {"mathft.py": check_mathft, "evaluate.py": check_evaluate, "augment.py": check_augment,

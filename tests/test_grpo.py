@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -375,6 +376,17 @@ def test_a_line_that_is_no_rollout_is_refused():
         assert not grpo.is_rollout(whole | change, 2, 8), change
     for name in ("id", "ids", "index", "reward", "advantage", "finish"):
         assert not grpo.is_rollout({k: v for k, v in whole.items() if k != name}, 2, 8)
+
+
+def test_changed_gold_answers_are_refused(tiny_folder, sums, rewarded, tmp_path, capsys):
+    """The prompts are the same, and the rewards would be others."""
+    folder, data = tmp_path / "run", Path(sums)
+    words = ["--steps", "1", "--keep", "1"]
+    assert command(*flags(tiny_folder, sums, "lora", folder, *words)) == 0
+    data.write_text(data.read_text().replace("#### 22", "#### 23"))
+    assert command("--resume", str(folder), "--steps", "2") == 1
+    assert ("gives the same training examples with other final answers or weights than when "
+            f"{folder} began; give what it began with") in capsys.readouterr().err
 
 
 def test_a_batch_that_is_gone_is_one_line(tiny_folder, sums, rewarded, tmp_path, capsys):

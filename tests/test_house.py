@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from those before it. The methods stand where methods.py's table says.
 ROOMS = """grader.tables grader.scanner grader.units grader.expressions grader.latex grader.exact
     grader.identity grader.line grader.solve grader.compare grader.cleaned grader.verdict
-    answers runtime parallel synthetic recipes.arithmetic recipes.dedup flags tools.download
-    tokenizer stats vote score
+    answers quick_help runtime parallel flags synthetic recipes.arithmetic recipes.dedup
+    tools.download tokenizer stats vote score
      sources records data forms attention model fast checkpoint adapters METHODS methods
      recipes.curate recipes.program recipes.perturb recipes.tutor calculator generate recipes.client
      recipes.teacher train

@@ -15,7 +15,7 @@ from data import Problem
 from flags import pick
 from generate import generate
 from mathft import OBJECTIVES, Objective
-from methods import METHODS, find_method, load_adapter, load_run, read_run
+from methods import (METHODS, find_method, load_adapter, load_run, read_run, refuse_other_data)
 from runtime import UserError
 from train import TrainSettings, train
 from verifier import Candidate
@@ -236,3 +236,25 @@ def test_a_run_without_a_system_prompt_has_the_checkpoints(tiny_folder, tmp_path
     args = json.loads((folder / "args.json").read_text())
     (folder / "args.json").write_text(json.dumps(args | {"system": None}))
     assert load_run(folder, "cpu", torch.float32).system == DEFAULT_SYSTEM
+
+
+BEGAN = {"examples": 3, "sha256": "a", "aims": "b", "from_run": "c"}
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"examples": 4, "sha256": "x"}, "sums: gives 4 training examples, not 3 as when run began"),
+    ({"sha256": "x", "aims": "x"}, "sums: gives as many training examples, others as when"),
+    ({"aims": "x"}, "sums: gives the same training examples with other final answers or weights"),
+    ({"from_run": "x"}, "runs/first: holds other weights than when run began; give what it")])
+def test_what_differs_of_the_training_data_is_named(changes, said):
+    saved = {"data": BEGAN, "from_run": "runs/first"}
+    with pytest.raises(UserError) as error:
+        refuse_other_data(Path("run"), saved, "sums", BEGAN | changes)
+    assert str(error.value).startswith(said)
+
+
+def test_a_run_of_an_older_version_is_asked_what_it_says():
+    for saved in ({}, {"data": {}}, {"data": {"examples": 3, "sha256": "a"}}, {"data": BEGAN}):
+        refuse_other_data(Path("run"), saved, "sums", BEGAN)
+    with pytest.raises(UserError, match="args.json: data is no object"):
+        refuse_other_data(Path("run"), {"data": []}, "sums", BEGAN)

@@ -457,6 +457,15 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         read_finished(tmp_path)
 
 
+def test_a_line_without_an_end_is_read_in_part_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("score.LONGEST_RECORD", 1000)
+    long = record(1, 0, "x" * 1000)
+    for tail in ("y" * 5000, json.dumps(long) + "\n"):
+        file = write(tmp_path / "generations.jsonl", [record(0, 0, "x")], tail=tail)
+        with pytest.raises(UserError, match="generations.jsonl:2: a line of 1,000 bytes or more"):
+            read_records(file)
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_is_asked_for(field, tmp_path):
     entry = record(0, 0, "x")

@@ -1,5 +1,6 @@
 """synthetic.py: the problems are right, unlimited, the same everywhere; train never meets test."""
 
+import json
 import math
 import os
 import re
@@ -500,15 +501,6 @@ def test_a_slip_is_one_wrong_line_and_what_follows_from_it():
 
 
 def test_the_command_prints_json_lines(capsys):
-    import json
-    import runpy
-
-    sys.argv, before = [
-        "synthetic.py", "mini-math", "--split", "test", "--count", "3", "--seed", "4"
-    ], sys.argv
-    try:
-        runpy.run_path(str(ROOT / "synthetic.py"), run_name="__main__")
-    finally:
-        sys.argv = before
+    synthetic.main(["mini-math", "--split", "test", "--count", "3", "--seed", "4"])
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line) for line in lines] == problems("mini-math", "test", 3, seed=4)

@@ -327,6 +327,19 @@ def test_a_template_whose_escapes_are_cut_short_has_no_default(ending, tmp_path)
         Tokenizer(write_tokenizer(tmp_path, template)).default_system
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("make, said", [
+    (lambda path: os.mkfifo(path), "no regular file"), (os.mkdir, "no regular file"),
+    (lambda path: os.truncate(path.open("w").name, 2**36), "has more than")])  # and takes no room
+def test_what_is_read_whole_is_a_file_of_a_bounded_size(make, said, name, tmp_path):
+    file = write_tokenizer(tmp_path) / name
+    file.unlink(missing_ok=True)
+    make(file)
+    with pytest.raises(UserError) as error:
+        print(Tokenizer(tmp_path).template)
+    assert str(error.value).startswith(f"{file}: ") and said in str(error.value)
+
+
 def test_a_normaliser_of_sentencepiece_is_refused_before_it_is_read(tmp_path, capfd):
     """Rust panics at a broken one."""
     folder = write_tokenizer(tmp_path)

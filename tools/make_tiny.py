@@ -18,6 +18,9 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+if {"-h", "--help"} & {*sys.argv}:
+    import quick_help  # in the place of torch, which takes seconds to import
+
 import torch
 from tokenizers import AddedToken, Regex
 from tokenizers import Tokenizer as FastTokenizer
