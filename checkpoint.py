@@ -65,8 +65,8 @@ def find_model(name: str) -> Path:
     if Path(name).exists() or len(parts) != 2 or not all(part and part[0] not in ".~"
                                                          for part in parts):
         near = did_you_mean(name, (*EMBEDDED, *map(str, Path(name).parent.glob("*/"))))
-        raise UserError(f"{name}: no such folder{near}; a model is tiny, tiny-large, a folder, or "
-                        "OWNER/NAME on huggingface.co")
+        raise UserError(f"{name or 'an empty name'}: no such folder{near}; a model is tiny, "
+                        "tiny-large, a folder, or OWNER/NAME on huggingface.co")
     return _from_hub(name)
 
 
