@@ -228,8 +228,8 @@ def shown(cell: dict) -> str:
         return "failed" if cell["seeds"] else "–"
     span = cell["range"] or cell["interval"]
     brackets = ""
-    if span:
-        low, high = (number(bound, cell["kind"]).removesuffix(" %") for bound in span)
+    if span and span[0] < span[1]:
+        low, high = (number(bound, cell["kind"]).split()[0] for bound in span)  # without the unit
         brackets = f" ({low} to {high})"
     lost = sum(part["value"] is None for part in cell["seeds"])
     missing = f", {lost} seed(s) failed" if lost else ""

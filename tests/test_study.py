@@ -63,6 +63,9 @@ def test_a_cell_holds_all_that_a_reader_needs(monkeypatch, tmp_path):
     rate = study.cell_of(made, TABLE, "one", "answers cut", range(1))
     assert study.shown(rate) == "25.0 % (17.5 to 34.3)"  # Wilson's, of 25 in 100
     assert study.shown(study.cell_of(made, TABLE, "one", "training", range(1))) == "12.0 s"
+    assert study.shown(study.cell_of(made, TABLE, "one", "training", range(2))) == "12.0 s"  # both
+    assert study.shown({"value": 700.0, "range": [690.0, 711.2], "interval": None, "kind": "MiB",
+                        "seeds": []}) == "700 MiB (690 to 711)"
     assert study.shown(study.cell_of(made, TABLE, "one", "second", range(1))) == "–"
 
 
