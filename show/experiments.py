@@ -67,8 +67,8 @@ class Experiment:
 
 # ----------------------------------------------------------------------------------------- settings
 
-# What the commands share. The embedded model passes through its few problems about once or twice:
-# on so few more it learns nothing new. A real model learns two epochs of a whole published set.
+# What the commands share. The embedded model reads its few problems once or twice: reading them
+# more often teaches it nothing new. A real model learns two epochs of a whole published set.
 EMBEDDED = {
     "model": "", "larger_model": "--method sft --model tiny-large",
     "train": "{gold}/data.jsonl", "gold_count": "200", "batch": "--batch-size 16",
