@@ -17,12 +17,14 @@ An evaluation is a folder (measure.py makes it):
         replies.jsonl        the raw replies of a server
         result.json          the figures; score.py says how they are counted
         greedy/              beside several samples: an evaluation of one greedy completion each
+        scores.jsonl         with --verifier: its score of each sample
 
 Decoding is greedy unless a temperature is given. The greedy evaluation beside several samples shows
 what they bring: a vote that does not beat it has gained nothing.
 
 After Ctrl-C or a crash, the same command with --output-dir FOLDER goes on to the same texts; if a
-setting differs, it refuses. --regrade makes a new folder and leaves the old one as it is.
+setting differs, it refuses. --read grades the completions again, prints the report and writes
+nothing. --regrade does the same into a new folder, and leaves the old one as it is.
 """
 
 import contextlib

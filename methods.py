@@ -252,10 +252,10 @@ def start_folder(args, data: dict, problems: list[Problem], tests: list[Problem]
                  *own: object) -> Path:
     """Make the folder of a new run with its args.json and its data, whole or not at all.
 
-    `args` are its flags, `own` those of its method and objective. `data` is what
-    `data.describe_examples` says of the training data. If the run starts from the adapter
-    of another method, that adapter is merged, and the merged model is written to `base/`: it is
-    this run's --model.
+    `args` are its flags, `own` those of its method and objective. `data` is what tells the training
+    data from others: `data.describe_examples`, and hashes of other models that it learns from. If
+    the run starts from the adapter of another method, that adapter is merged, and the merged model
+    is written to `base/`: it is this run's --model.
     """
     earlier = Path(args.from_run) if args.from_run else None
     merged = merged_run(earlier, find_method(args.method)) if earlier else None

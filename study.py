@@ -1,7 +1,7 @@
 """Rerun the tables and figures of the papers, and say whether the directions are the same.
 
-    python study.py --quick              # one seed, few steps: the shape of every table
-    python study.py                      # three seeds
+    python study.py --quick              # one seed, small evaluations: the shape of every table
+    python study.py                      # three seeds, more samples, steps and test problems
     python study.py --only votes,methods
     python study.py --list               # every table with its commands, and what is done already
     python study.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset gsm8k --only methods
@@ -42,7 +42,7 @@ from stats import wilson
 
 SECOND_SETS = {"tiny": ("mini-math", "mini-math"), "real": ("math", "math500")}
 WORD_SETS = ("mini-gsm", "mini-gsm-plus")  # of which the study takes a few gold problems
-MOST_JOBS = 4  # of a machine's choice: each takes up to a GiB
+MOST_JOBS = 4  # if --jobs does not say how many: each takes up to a GiB
 LARGER = "Qwen/Qwen2.5-Math-1.5B"
 
 

@@ -321,8 +321,9 @@ def _check_state(folder: Path, tensors: dict[str, Tensor],
 # What training will take, before it takes it. Weights, gradients and moments are counted. What is
 # kept for the backward pass is what autograd keeps of a forward pass over a few hundred tokens of
 # the run's own examples, times the tokens at once. Added is what the backward pass holds for a
-# moment, the widest tensors of a layer and a chunk of logits; and for the holes of the heap, which
-# grow for some twenty steps, a share that was measured (docs/performance.md).
+# moment, the widest tensors of a layer and a chunk of logits (or what a teacher's pass holds, if
+# that is more); and for the holes of the heap, which grow for some twenty steps, a share that was
+# measured (docs/performance.md).
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ the numbers of the clusters. There are three kinds of vote:
     weighted    the cluster of the highest sum of weights
     best        best of n: the one sample of highest weight
 
-Neither the clusters nor the choice depend on the order of the samples. Of tied clusters, the one of
-the shortest text wins, or of the first by alphabet: `choose` alone decides it, for the votes of an
-evaluation and for those beside a verifier. (So the majority is the same with and without weights,
-as of a server that gives no probabilities.) Weights are, for example, the scores of a verifier, or
-`confidence`. They are at least 0, so that one more vote never
-counts against an answer: with sums of log-probabilities the largest cluster would lose.
+Neither the clusters nor the choice depend on the order of the samples. Of tied clusters, the one
+with the shortest text wins; of two such texts, the first by alphabet. `choose` alone decides this,
+for the votes of an evaluation and for those beside a verifier. So the majority is the same whether
+there are weights or not (a server may give no probabilities).
+
+Weights are, for example, the scores of a verifier, or `confidence`. They are at least 0, so that
+one more vote never counts against an answer: with sums of log-probabilities the largest cluster
+would lose.
 
 Majority and weights by probability: self-consistency, Wang et al. 2022 (arXiv 2203.11171). Best of
 n by score: Cobbe et al. 2021 (arXiv 2110.14168); votes weighted by score: Li et al. 2022 (arXiv

@@ -9,7 +9,7 @@ A mark is an expression, `=`, and its value:
     product    = factor {("*" | "/") factor | factor in brackets}
     factor     = (number | "(" expression ")" | ("-" | "+") factor) {"%"}
 
-A parser of forty lines computes expressions in fractions, or keeps them as trees. Nothing is ever
+A small parser computes expressions in fractions, or keeps them as trees. Nothing is ever
 run, and an expression that is longer or deeper than any real mark is not read. Numbers in a text
 are found and written in its form: `1,200`, `2.50`.
 

@@ -10,13 +10,15 @@ server itself broke off is asked for again, and never counts as the model's cut 
 
 The client is the standard library's, since no library bounds the time and the size of a whole
 reply. It sends one request a sample (many servers ignore `n`), the budget as `max_tokens` (the
-older name, which most servers know; --api-max-tokens-name gives another), and no key that a server
-may refuse and that says nothing. What is not sent, a server may add: vLLM takes repetition_penalty,
-top_p and top_k from the model's generation_config.json, and the penalty changes greedy texts too;
---api-extra says otherwise. It uses no proxy and follows no redirect: the key would go with
-it. The key comes from OPENAI_API_KEY alone and goes into the header alone. It is cut out of what
-the server sends back, unless a stream spells it in pieces. Plain http is allowed, since local
-servers speak it; to a distant http address the key goes in the clear.
+older name, which most servers know; --api-max-tokens-name gives another), and no setting that has
+no effect, since a server may refuse it. What is not sent, a server may add: vLLM takes
+repetition_penalty, top_p and top_k from the model's generation_config.json, and the penalty changes
+greedy texts too; --api-extra sends other values.
+
+The client uses no proxy and follows no redirect: the key would go with it. The key comes from
+OPENAI_API_KEY alone and goes into the header alone. It is cut out of what the server sends back,
+unless a stream spells it in pieces. Plain http is allowed, since local servers speak it; to a
+distant http address the key goes in the clear.
 
 Protocol: https://platform.openai.com/docs/api-reference/chat, and server-sent events (WHATWG HTML,
 section 9.2).

@@ -17,7 +17,8 @@ So near duplicates must also agree in numbers and symbols.
 
 Overlap: a common run of 13 words, as in Brown et al. 2020 (GPT-3, arXiv 2005.14165, appendix C).
 They cut the run and 200 characters around it out of long documents, and ignore runs that are
-common. Here any run counts, and the caller decides what to do.
+common. Here the caller decides what to do. A run that stands in more than ten test texts, and in
+more than 1 % of them, does not count: it is how the set's texts begin or end.
 """
 
 import json

@@ -67,8 +67,8 @@ class Experiment:
 
 # ----------------------------------------------------------------------------------------- settings
 
-# What the commands share. The embedded model passes through its few problems about once or twice:
-# on so few more it learns nothing new. A real model learns two epochs of a whole published set.
+# What the commands share. The embedded model reads its few problems once or twice: reading them
+# more often teaches it nothing new. A real model learns two epochs of a whole published set.
 EMBEDDED = {
     "model": "", "larger_model": "--method sft --model tiny-large",
     "train": "{gold}/data.jsonl", "gold_count": "200", "batch": "--batch-size 16",
@@ -284,9 +284,9 @@ EXPERIMENTS = (
          "greedy": evaluated("greedy", "*-all")},
         {"LoRA": {"1 sample": "28.73", "2 votes": "0", "3 votes": "0"}},
         (Claim("LoRA", "LoRA", "1 sample", "3 votes"),),
-        "Votes cannot do what the paper's table shows: of two samples one decides a tie, and "
-        "three votes are right at least where all three samples are. It is a fault of its program; "
-        "tests/test_vote.py holds ours to these laws."),
+        "Votes cannot do what the paper's table shows: of two unlike samples a vote elects one, "
+        "and three votes are right at least where all three samples are. It is a fault of its "
+        "program; tests/test_vote.py holds ours to these laws."),
     Experiment(
         "methods", "paper B, table 1", "Methods, augmented data and an expert model, on two sets",
         {"SFT": "sft-gold", "LoRA": "lora-gold", "prefixes": "prefix-gold",
@@ -356,9 +356,10 @@ EXPERIMENTS = (
         {"cold start": "cold", "then GRPO": "cold-grpo", "then its own right samples": "cold-own",
          "then solutions": "cold-sft"}, LEARNT,
         claims=(Claim("then GRPO", "cold start", "accuracy"),),
-        note="GRPO draws about twice the samples that it learns from: groups without variance are "
-             "left out. Its own right samples are of about as many. The last two train for as many "
-             "seconds as GRPO takes, sampling included. The report names rewards as the way on."),
+        note="GRPO draws about twice the samples that it learns from: groups with equal rewards "
+             "are left out. Its own right samples are chosen from about as many, with --quick from "
+             "more. The last two train for as many seconds as GRPO takes, sampling included. The "
+             "report names rewards as the way on."),
     Experiment(
         "distillation", "paper D, multi-objective distillation", "A teacher's word on every token",
         {"gold alone": "sft-gold", "the teacher's solutions": "sft-answers",
