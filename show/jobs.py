@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flags import Terminated
+from flags import Terminated, deferred_interrupts
 from runtime import one_line, read_json, remove_leftovers, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,10 +82,6 @@ class Program:
     def error(self) -> str:
         """Why it has failed, in one line; empty if it has not."""
         return error_of(self.child.returncode, self.log)
-
-    def stop(self, reason: BaseException) -> None:
-        """Pass an interruption on, once: the program saves its state."""
-        self.child.send_signal(signal.SIGTERM if isinstance(reason, Terminated) else signal.SIGINT)
 
 
 @dataclass
@@ -204,7 +200,8 @@ class Jobs:
         """Compute runs with their seeds, and what they need. Yields whenever a record is there.
 
         A run that fails, or whose need has failed, has an `error`. An interruption is passed on to
-        the programs, and raised again when all have ended.
+        the programs, and raised again when all have ended. Who may leave the loop early closes the
+        generator (contextlib.closing), which is an interruption too.
         """
         waiting = self._in_order(wanted)
         running: list[Work] = []
@@ -218,19 +215,16 @@ class Jobs:
                         self.records[job.folder] = record
                         yield
                     else:
-                        running.append(self._start(job))
+                        self._start(job, running)
                 for work in wait_for_any(running):
                     running.remove(work)
                     self._end(work, work.program.error())
                     yield
         except BaseException as reason:
+            stop([work.program for work in running], reason)
             for work in running:
-                work.program.stop(reason)
-            raise
-        finally:
-            for work in running:
-                work.program.child.wait()
                 self._end(work, work.program.error() and INTERRUPTED)
+            raise
 
     def _in_order(self, wanted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
         """Runs with seeds and all that they need, each behind its needs, each once; not those whose
@@ -260,8 +254,8 @@ class Jobs:
         return {"run": job.run, "seed": job.seed, "command": job.command, "seconds": 0.0,
                 "memory_mib": None}
 
-    def _start(self, job: Job) -> Work:
-        """Begin to compute a job."""
+    def _start(self, job: Job, running: list[Work]) -> None:
+        """Begin to compute a job, and add it to those that run."""
         self.tell(f"run        {job.command}")
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         path = job.beside(".json")
@@ -269,8 +263,12 @@ class Jobs:
         earlier = read_json(path) if path.exists() else {}
         if earlier.get("error") == INTERRUPTED:  # this attempt goes on from there
             record["seconds"] = earlier["seconds"]
-        return Work(job, record, start_program(words_now(job), job.beside(".out"),
-                                               job.beside(".log"), self.threads))
+        with deferred_interrupts() as received:  # else a program may begin that nobody stops
+            program = start_program(words_now(job), job.beside(".out"), job.beside(".log"),
+                                    self.threads)
+            running.append(Work(job, record, program))
+        if received:
+            raise KeyboardInterrupt if signal.SIGINT in received else Terminated
 
     def _end(self, work: Work, error: str) -> None:
         """Write the record of a job whose program has ended."""
@@ -309,6 +307,25 @@ def start_program(words: list[str], out: Path, log: Path, threads: int | None = 
             [sys.executable, str(ROOT / words[0]), *words[1:]], stdin=subprocess.DEVNULL,
             stdout=stdout, stderr=stderr, start_new_session=True, env=environment)
     return Program(child, log)
+
+
+def stop(programs: list[Program], reason: BaseException) -> None:
+    """Pass an interruption on to programs, which save their state, and wait until all have ended.
+
+    Another Ctrl-C is passed on too: they then end at once. Another SIGTERM or SIGHUP is not: of a
+    terminal that closes, both the system and the shell send one.
+    """
+    number = signal.SIGTERM if isinstance(reason, Terminated) else signal.SIGINT
+    while any(program.child.poll() is None for program in programs):
+        try:
+            for program in programs if number else ():
+                program.child.send_signal(number)
+            number = None
+            for program in programs:
+                program.child.wait()
+        except KeyboardInterrupt as another:
+            if not isinstance(another, Terminated):
+                number = signal.SIGINT
 
 
 def wait_for_any(running: list[Work]) -> list[Work]:
