@@ -235,11 +235,14 @@ class Jobs:
         return [pair for pair, folder in found.items() if folder not in self.records]
 
     def _next(self, waiting: list[tuple[str, int]], running: list[Work]) -> Job | None:
-        """The first job that can start: each of its needs has a record, and none computes it."""
+        """The first job that can start: nothing that it needs waits or runs, and no run of another
+        name computes the same.
+        """
+        ahead = {*waiting, *((work.job.run, work.job.seed) for work in running)}
+        folders = [work.job.folder for work in running]
         for run, seed in waiting:
             job = self.job(run, seed)
-            if (all(self.job(need, seed).folder in self.records for need in job.needs)
-                    and all(work.job.folder != job.folder for work in running)):
+            if job.folder not in folders and all((need, seed) not in ahead for need in job.needs):
                 return job
         return None
 

@@ -259,6 +259,19 @@ def test_numbers_come_from_runs_that_have_ended(study):
         assert first.calls()[-1][1:3] == words
 
 
+def test_a_number_that_fails_is_not_that_of_a_command_that_looks_the_same(study):
+    """Before the numbers are known, both are `mathft.py --steps N`. One number never comes; the
+    other command, and what needs it, are computed all the same.
+    """
+    first = study(2)
+    first.runs = RUNS | {"unpaced": "mathft.py --steps {steps:broken@long}",
+                         "on-paced": "evaluate.py --run {paced}"}
+    list(first.work([("unpaced", 0), ("on-paced", 0)]))
+    ended = {record["run"]: record["error"] for record in first.records.values()}
+    assert ended["unpaced"] == "needs broken, which failed"
+    assert ended["paced"] == ended["on-paced"] == ""
+
+
 def test_a_users_words_stay_words(study):
     name = "a {gold}; rm -rf $HOME"
     job = study(model=("--model", name)).job("two", 0)
