@@ -316,8 +316,8 @@ def write_page(jobs: Jobs) -> None:
                             jobs.folder / "report.out", log)
     try:
         program.child.wait()
-    except BaseException as reason:
-        stop([program], reason)
+    except BaseException:
+        stop([program])
         raise
     jobs.tell(f"page       {program.error() or page}")
 

@@ -199,8 +199,8 @@ class Jobs:
     def work(self, wanted: Iterable[tuple[str, int]]) -> Iterator[None]:
         """Compute runs with their seeds, and what they need. Yields whenever a record is there.
 
-        A run that fails, or whose need has failed, has an `error`. An interruption is passed on to
-        the programs, and raised again when all have ended. Who may leave the loop early closes the
+        A run that fails, or whose need has failed, has an `error`. An interruption stops the
+        programs, and is raised again when all have ended. Who may leave the loop early closes the
         generator (contextlib.closing), which is an interruption too.
         """
         waiting = self._in_order(wanted)
@@ -220,8 +220,8 @@ class Jobs:
                     running.remove(work)
                     self._end(work, work.program.error())
                     yield
-        except BaseException as reason:
-            stop([work.program for work in running], reason)
+        except BaseException:
+            stop([work.program for work in running])
             for work in running:
                 self._end(work, work.program.error() and INTERRUPTED)
             raise
@@ -312,23 +312,23 @@ def start_program(words: list[str], out: Path, log: Path, threads: int | None = 
     return Program(child, log)
 
 
-def stop(programs: list[Program], reason: BaseException) -> None:
-    """Pass an interruption on to programs, which save their state, and wait until all have ended.
+def stop(programs: list[Program]) -> None:
+    """Ask programs to save their state and to end, and wait until all have ended.
 
-    Another Ctrl-C is passed on too: they then end at once. Another SIGTERM or SIGHUP is not: of a
-    terminal that closes, both the system and the shell send one.
+    By SIGTERM: of a study in the background (`python study.py &`), they may ignore SIGINT. A Ctrl-C
+    while they save asks again, and they end at once. SIGTERM or SIGHUP does not: of a terminal that
+    closes, both the system and the shell send one.
     """
-    number = signal.SIGTERM if isinstance(reason, Terminated) else signal.SIGINT
+    asked = False
     while any(program.child.poll() is None for program in programs):
         try:
-            for program in programs if number else ():
-                program.child.send_signal(number)
-            number = None
+            for program in [] if asked else programs:
+                program.child.terminate()
+            asked = True
             for program in programs:
                 program.child.wait()
-        except KeyboardInterrupt as another:
-            if not isinstance(another, Terminated):
-                number = signal.SIGINT
+        except KeyboardInterrupt as again:
+            asked = asked and isinstance(again, Terminated)
 
 
 def wait_for_any(running: list[Work]) -> list[Work]:
