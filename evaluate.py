@@ -275,7 +275,8 @@ def regrade_asked(flags: Flags) -> tuple[Report, Path]:
     """Grade again the evaluation that --regrade names, and the greedy one in it."""
     source = Path(flags.regrade)
     home = (source if source.is_dir() else source.parent).resolve()
-    read_finished(source), beside_records(home)  # before a folder is made
+    read_finished(source)  # before a folder is made
+    beside_records(home)
     folder = new_directory(flags.output_dir, f"{home.name}-regraded", str(home.parent))
     report = regrade(source, folder)
     if (home / "greedy" / "result.json").exists():
