@@ -2,6 +2,7 @@
 how they are called, so that every law takes milliseconds.
 """
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -186,6 +187,16 @@ def test_a_terminal_that_closes_lets_programs_save(study, monkeypatch):
     with pytest.raises(Terminated):
         first.do("slow", 0)
     assert len(sent) == 1 and first.records[folder]["error"] == "interrupted"
+
+
+def test_who_leaves_the_loop_early_stops_the_programs(study):
+    """An error while a table is written, for one: the data are made, and `slow` still runs."""
+    first = study(2)
+    with pytest.raises(OSError), contextlib.closing(first.work([("slow", 0), ("one", 0)])) as work:
+        for _ in work:
+            raise OSError
+    ended = {record["run"]: record["error"] for record in first.records.values()}
+    assert ended == {"gold": "", "slow": "interrupted"}
 
 
 def test_an_interruption_while_a_program_starts_reaches_it(study, monkeypatch):
