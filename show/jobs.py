@@ -284,7 +284,8 @@ class Jobs:
         write_json(job.beside(".json"), record)
         self.records[job.folder] = record
         memory = record["memory_mib"]
-        self.tell(f"{'failed' if error else 'done':11s}{record['seconds']:.0f} s"
+        how = {"": "done", INTERRUPTED: "stopped"}.get(error, "failed")
+        self.tell(f"{how:11s}{record['seconds']:.0f} s"
                   + (f", {memory:.0f} MiB" if memory else "") + (f": {error}" if error else "")
                   + f"  {job.folder.name}")
 

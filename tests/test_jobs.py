@@ -167,13 +167,14 @@ def interrupted_again(monkeypatch, folder, reason):
 
 
 def test_a_second_interruption_ends_the_programs_at_once(study, monkeypatch):
-    first = study()
-    folder = first.job("saves-long", 0).folder
+    first, lines = study(), []
+    first.tell, folder = lines.append, first.job("saves-long", 0).folder
     pressed(monkeypatch, [folder])
     interrupted_again(monkeypatch, folder, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         first.do("saves-long", 0)
     assert first.records[folder]["error"] == "interrupted"  # it has ended, and has its record
+    assert lines[-1].startswith("stopped    ")
 
 
 def test_a_terminal_that_closes_lets_programs_save(study, monkeypatch):
