@@ -124,6 +124,8 @@ class Jobs:
         words = self._fill(self.runs[run], seed, Path("runs"), {})
         plain = [word for word in words[1:] if word[:1].isalpha() and not set(word) & set("/,.")]
         label = "-".join([Path(words[0]).stem, *plain])[:60]
+        if UNKNOWN in words:  # as yet it looks like other commands
+            words.append(self.runs[run])
         digest = hashlib.sha256(json.dumps([*words, seed]).encode()).hexdigest()
         return f"{label}-{digest[:10]}"
 

@@ -265,10 +265,12 @@ def test_numbers_come_from_runs_that_have_ended(study):
     """Run `one` takes 2 seconds a step, and 770 tokens; run `long` takes 30 seconds: 15 steps."""
     first = study()
     assert "N" in first.job("paced", 0).words
+    assert first.name("paced", 0) != first.name("as-long", 0)  # as yet, "--steps N" both
     for run, words in (("paced", ["--steps", "15"]), ("as-long", ["--steps", "15"]),
                        ("as-much", ["--tokens", "770"])):
         first.do(run, 0)
         assert first.calls()[-1][1:3] == words
+    assert first.name("paced", 0) == first.name("as-long", 0)  # one command, as it turns out
 
 
 def test_a_number_that_fails_is_not_that_of_a_command_that_looks_the_same(study):
