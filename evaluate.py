@@ -45,11 +45,11 @@ from data import (Problem, has_split, is_embedded, left_out_line, load_problems,
                   short_name, trained_on)
 from flags import flag, given_flags, joined, run_command, spelled
 from generate import ApiFlags, SamplingFlags, load_asked, with_budget
-from measure import (as_line, beside_greedy, check_problems, evaluate, evaluate_api, greedy_part,
-                     regrade, with_more)
+from measure import (as_line, beside_greedy, beside_records, check_problems, evaluate, evaluate_api,
+                     greedy_part, regrade, with_more)
 from methods import load_run, read_run, read_settings
 from runtime import (Alone, UsageError, UserError, describe_machine, dtype_name, hash_of,
-                     new_directory, one_line, pick_device, pick_dtype, read_json, write_text)
+                     new_directory, one_line, pick_device, pick_dtype, write_text)
 from score import (Report, compare_evaluations, grade_again, read_finished, report_lines, summarise,
                    versus_lines)
 
@@ -276,8 +276,9 @@ def _leave(folder: Path, flags: Flags, argv: list[str], can_go_on: bool) -> None
 def regrade_asked(flags: Flags) -> tuple[Report, Path]:
     """Grade again the evaluation that --regrade names, and the greedy one in it."""
     source = Path(flags.regrade)
-    read_finished(source)  # before a folder is made
     home = (source if source.is_dir() else source.parent).resolve()
+    read_finished(source)  # before a folder is made
+    beside_records(home)
     folder = new_directory(flags.output_dir, f"{home.name}-regraded", str(home.parent))
     report = regrade(source, folder)
     if (home / "greedy" / "result.json").exists():
@@ -296,11 +297,7 @@ def read_asked(source: Path) -> tuple[Report, Path]:
     home = source if source.is_dir() else source.parent
     report = _counted(source)
     if (home / "greedy" / "result.json").exists():
-        greedy = _counted(home / "greedy")
-        lost = read_json(home / "greedy" / "result.json").get("lost")
-        if type(lost) is int:  # it is printed
-            greedy.result["lost"] = lost
-        report.result["greedy"] = greedy_part(report, greedy)
+        report.result["greedy"] = greedy_part(report, _counted(home / "greedy"))
     if scored := scores_in(home, report.records):
         report.result["verifier"] = scored[0]
     return report, source
@@ -309,7 +306,8 @@ def read_asked(source: Path) -> tuple[Report, Path]:
 def _counted(source: Path) -> Report:
     """A finished evaluation, graded and counted again."""
     records, seconds = grade_again(read_finished(source))
-    return Report(summarise(records) | {"grading_seconds_per_1000": seconds}, records)
+    kept = beside_records(source if source.is_dir() else source.parent)
+    return Report(summarise(records) | {"grading_seconds_per_1000": seconds} | kept, records)
 
 
 def scores_in(home: Path, records: list[dict]) -> tuple[dict, list[dict]] | None:

@@ -250,12 +250,8 @@ class ChunkedLogProbs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, targets)
         log_probs = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
         for start, logits in _logits_by_chunk(hidden, weight.to(hidden.dtype)):
-            rows = rows_in_cache(logits)
-            wanted = targets[start : start + len(logits), None]
-            for n in range(0, len(wanted), rows):
-                part = logits[: len(wanted)][n : n + rows].log_softmax(-1, dtype=torch.float32)
-                found = part.gather(1, wanted[n : n + rows])[:, 0]
-                log_probs[start + n : start + n + len(found)] = found
+            wanted = targets[start : start + len(logits)]
+            log_probs[start : start + len(wanted)] = log_probs_of(wanted, logits[: len(wanted)])
         return log_probs
 
     @staticmethod
@@ -265,6 +261,17 @@ class ChunkedLogProbs(torch.autograd.Function):
         _, *grads = _loss_and_gradients(hidden, weight, targets, -grad_output,
                                         *ctx.needs_input_grad[:2])
         return *grads, None
+
+
+def log_probs_of(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Log-probabilities [n] in fp32 of tokens [n] under logits [n, V].
+
+    A few rows at a time, which stay in the processor's cache.
+    """
+    rows = rows_in_cache(logits)
+    parts = zip(logits.split(rows), tokens[:, None].split(rows))
+    return torch.cat([part.log_softmax(-1, dtype=torch.float32).gather(1, wanted)[:, 0]
+                      for part, wanted in parts])
 
 
 def _logits_by_chunk(hidden: Tensor, matrix: Tensor) -> Iterator[tuple[int, Tensor]]:

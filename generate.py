@@ -42,7 +42,7 @@ from torch import Tensor
 from attention import KVCache, PackedAttention
 from checkpoint import TOY, find_model, load_model
 from data import shared_beginning
-from fast import RecordedSteps
+from fast import RecordedSteps, log_probs_of
 from flags import flag, parse_flags, run_command
 from methods import Run, load_adapter, load_run, read_settings
 from model import Qwen2
@@ -224,17 +224,6 @@ def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
     return found.clamp(max=probs.shape[1] - 1)
 
 
-def _log_probs_of(tokens: Tensor, logits: Tensor) -> Tensor:
-    """Log-probabilities [n] in fp32 of tokens [n] under logits [n, V].
-
-    A few rows at a time, which stay in the processor's cache.
-    """
-    rows = rows_in_cache(logits)
-    parts = zip(logits.split(rows), tokens[:, None].split(rows))
-    return torch.cat([part.log_softmax(-1, dtype=torch.float32).gather(1, wanted)[:, 0]
-                      for part, wanted in parts])
-
-
 # ----------------------------------------------------------------------------------------- decoding
 
 
@@ -264,7 +253,7 @@ def _next_tokens(model: Qwen2, cache: KVCache, how: _Sampling, ids: Tensor, posi
         tokens = torch.cat([part.float().argmax(-1) for part in real.split(rows_in_cache(logits))])
     else:
         tokens = sample_tokens(real.float(), uniforms, how.temperature, how.top_p, how.top_k)
-    return torch.stack((tokens.double(), _log_probs_of(tokens, logits).double()))
+    return torch.stack((tokens.double(), log_probs_of(tokens, logits).double()))
 
 
 def _decode_step(steps: RecordedSteps, cache: KVCache, live: list[_Row],

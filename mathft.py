@@ -675,7 +675,7 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
     # Only now, so that a model that cannot be loaded leaves no folder behind.
     data = describe_examples(examples) | objective.sources(goals)
     if goes_on_training(vars(args)):
-        data["from_run"] = result_hash(Path(args.from_run))
+        data["from_run"] = result_hash(Path(args.from_run), source)
     known = [] if objective.read else problems  # others are no problems, but have a key too
     folder, args.model = ranks.agree(
         lambda: [args.resume or str(start_folder(args, data, problems, tests, own, goals)),

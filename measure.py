@@ -261,7 +261,8 @@ def _records_so_far(folder: Path, settings: dict, problems: list[Problem]) -> li
 # What result.json holds besides the figures that its records give: of our own model, of a server,
 # of a server's cost, and what only some evaluations have.
 TIMED = ("grading_seconds_per_1000", "eval_seconds", "tokens_per_second", "timed_completions")
-ASKED = ("grading_seconds_per_1000", "lost", "wanted", "left_out")
+LOSSES = ("lost", "wanted", "left_out")
+ASKED = ("grading_seconds_per_1000", *LOSSES)
 COST = ("requests", "retries", "seconds", "prompt_tokens", "new_tokens")
 OTHERS = ("max_new_tokens", "least_new_tokens")
 
@@ -276,13 +277,18 @@ def _read_back(folder: Path, records: list[dict]) -> Report:
     if "cost" in stored:
         numbers |= {f"cost {key}": cost.get(key) if isinstance(cost, dict) else None
                     for key in COST}
-    for name, value in numbers.items():
-        if type(value) not in (int, float) or not 0 <= value < 2**63:
-            raise UserError(f"{path}: {name} is {_brief(value)}, not what was measured; remove "
-                            "this file, and the same command counts again")
+    _check_measured(path, numbers)
     records, _ = grade_again(records)
     kept = {key: stored[key] for key in (*names, "cost", "machine") if key in stored}
     return Report(summarise(records) | kept, records)
+
+
+def _check_measured(path: Path, numbers: dict) -> None:
+    """Raise UserError for a value of result.json that is no count and no time: it is printed."""
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or not 0 <= value < 2**63:
+            raise UserError(f"{path}: {name} is {_brief(value)}, not what was measured; remove "
+                            "this file, and the command that made it counts again")
 
 
 def _brief(value) -> str:
@@ -341,6 +347,17 @@ def _finish(folder: Path, records: list[dict], measured: dict) -> Report:
     return Report(result, records)
 
 
+def beside_records(home: Path) -> dict:
+    """What the result.json of an evaluation says of its completions, and they do not: how long they
+    may be, the replies that a server has lost, and the rows that are left out. Empty without one.
+    """
+    path = home / "result.json"
+    stored = read_json(path) if path.exists() else {}
+    names = [key for key in OTHERS if key in stored] + [*LOSSES] * ("lost" in stored)
+    _check_measured(path, {name: stored.get(name) for name in names})
+    return {key: stored[key] for key in (*names, "rows_left_out") if key in stored}
+
+
 def regrade(source: Path, folder: Path) -> Report:
     """Grade and count again the completions of the evaluation `source`, a folder or its records.
 
@@ -350,10 +367,9 @@ def regrade(source: Path, folder: Path) -> Report:
     records = read_finished(source)
     home = source if source.is_dir() else source.parent
     args = read_json(home / "args.json") if (home / "args.json").exists() else {}
-    result = read_json(home / "result.json") if (home / "result.json").exists() else {}
+    kept = beside_records(home)
     write_json(folder / "args.json", args | {"regraded_from": str(source)})
-    kept = (*OTHERS, "lost", "wanted", "left_out", "rows_left_out")
-    return _finish(folder, records, {key: result[key] for key in kept if key in result})
+    return _finish(folder, records, kept)
 
 
 def beside_greedy(report: Report, greedy: Report, folder: Path) -> Report:

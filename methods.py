@@ -179,9 +179,12 @@ def base_folder(run: Path, model: str | None = None) -> Path:
     return result_folder(run, method)
 
 
-def result_hash(run: Path) -> str:
-    """What tells the result of a run from others: its model's weights, and its adapter's."""
-    digest = hashlib.sha256(fingerprint(base_folder(run)).encode())
+def result_hash(run: Path, base: Path | None = None) -> str:
+    """What tells the result of a run from others: its model's weights, and its adapter's.
+
+    `base` is where the model of its adapter is now, if that is known.
+    """
+    digest = hashlib.sha256(fingerprint(base or base_folder(run)).encode())
     adapter = Path(run) / "adapter" / "adapter_model.safetensors"
     if adapter.exists():
         check_regular(adapter)

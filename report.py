@@ -173,9 +173,11 @@ def label_of(name: str, args: Checked) -> str:
 
 
 def _data(values: dict) -> str:
-    """The data's name without folders; of a made set (FOLDER/data.jsonl) that of its folder."""
-    path = Path(_word(values.get("dataset")))
-    return path.parent.name or path.stem if path.stem == "data" else path.stem
+    """The sets' names without folders; of a made one (FOLDER/data.jsonl) that of its folder."""
+    name = values.get("dataset")
+    paths = [Path(part) for part in name.split(",")] if isinstance(name, str) else []
+    return _word("+".join(path.parent.name or path.stem if path.stem == "data" else path.stem
+                          for path in paths))
 
 
 def _result(folder: Path) -> Checked:

@@ -17,9 +17,11 @@ next study tries it again.
 
 A cell shows the mean over seeds. In brackets stands the 95 % interval of one seed over problems, or
 the range of several seeds. The seeds say how much a training differs from another one; three seeds
-are too few for an interval.
+are too few for an interval. Seconds are those of commands that run side by side, each with its part
+of the threads; with --jobs 1 a command has the machine for itself.
 """
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Iterable
@@ -37,7 +39,7 @@ from data import has_split, usual_test_set
 from flags import flag, parse_flags, run_command
 from runtime import UsageError, UserError, locked, parse_json, read_json, write_json, write_text
 from show.experiments import EXPERIMENTS, FOR_ALL, RUNS, SEEDS, SETTINGS, Claim, Column, Experiment
-from show.jobs import ROOT, Jobs, start_program
+from show.jobs import ROOT, Jobs, start_program, stop
 from stats import wilson
 
 SECOND_SETS = {"tiny": ("mini-math", "mini-math"), "real": ("math", "math500")}
@@ -313,22 +315,27 @@ def write_page(jobs: Jobs) -> None:
     page, log = jobs.folder / "report.html", jobs.folder / "report.log"
     program = start_program(["report.py", *runs, "--output", str(page)],
                             jobs.folder / "report.out", log)
-    program.child.wait()
+    try:
+        program.child.wait()
+    except BaseException:
+        stop([program])
+        raise
     jobs.tell(f"page       {program.error() or page}")
 
 
 def make_tables(jobs: Jobs, experiments: list[Experiment], seeds: range, kind: str) -> None:
     """Print each table as its runs are there, and write all that have been made so far."""
     tables, wanted = [], [pair for experiment in experiments for pair in runs_of(experiment, seeds)]
-    for _ in jobs.work(wanted):
-        for experiment in experiments[len(tables):]:
-            if not jobs.all_known(runs_of(experiment, seeds)):
-                break
-            tables.append(table_of(jobs, experiment, seeds))
-            print(*table_lines(tables[-1]), sep="\n", flush=True)
-            write_json(jobs.folder / "tables.json", {"form": kind, "tables": tables})
-            write_text(jobs.folder / "tables.md",
-                       "\n".join(line for table in tables for line in table_lines(table)))
+    with contextlib.closing(jobs.work(wanted)) as progress:
+        for _ in progress:
+            for experiment in experiments[len(tables):]:
+                if not jobs.all_known(runs_of(experiment, seeds)):
+                    break
+                tables.append(table_of(jobs, experiment, seeds))
+                print(*table_lines(tables[-1]), sep="\n", flush=True)
+                write_json(jobs.folder / "tables.json", {"form": kind, "tables": tables})
+                write_text(jobs.folder / "tables.md",
+                           "\n".join(line for table in tables for line in table_lines(table)))
 
 
 def main(argv: list[str]) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flags import Terminated
+from flags import Terminated, deferred_interrupts
 from runtime import one_line, read_json, remove_leftovers, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,10 +83,6 @@ class Program:
         """Why it has failed, in one line; empty if it has not."""
         return error_of(self.child.returncode, self.log)
 
-    def stop(self, reason: BaseException) -> None:
-        """Pass an interruption on, once: the program saves its state."""
-        self.child.send_signal(signal.SIGTERM if isinstance(reason, Terminated) else signal.SIGINT)
-
 
 @dataclass
 class Work:
@@ -128,6 +124,8 @@ class Jobs:
         words = self._fill(self.runs[run], seed, Path("runs"), {})
         plain = [word for word in words[1:] if word[:1].isalpha() and not set(word) & set("/,.")]
         label = "-".join([Path(words[0]).stem, *plain])[:60]
+        if UNKNOWN in words:  # as yet it looks like other commands
+            words.append(self.runs[run])
         digest = hashlib.sha256(json.dumps([*words, seed]).encode()).hexdigest()
         return f"{label}-{digest[:10]}"
 
@@ -203,8 +201,9 @@ class Jobs:
     def work(self, wanted: Iterable[tuple[str, int]]) -> Iterator[None]:
         """Compute runs with their seeds, and what they need. Yields whenever a record is there.
 
-        A run that fails, or whose need has failed, has an `error`. An interruption is passed on to
-        the programs, and raised again when all have ended.
+        A run that fails, or whose need has failed, has an `error`. An interruption stops the
+        programs, and is raised again when all have ended. Who may leave the loop early closes the
+        generator (contextlib.closing), which is an interruption too.
         """
         waiting = self._in_order(wanted)
         running: list[Work] = []
@@ -218,19 +217,16 @@ class Jobs:
                         self.records[job.folder] = record
                         yield
                     else:
-                        running.append(self._start(job))
+                        self._start(job, running)
                 for work in wait_for_any(running):
                     running.remove(work)
                     self._end(work, work.program.error())
                     yield
-        except BaseException as reason:
+        except BaseException:
+            stop([work.program for work in running])
             for work in running:
-                work.program.stop(reason)
-            raise
-        finally:
-            for work in running:
-                work.program.child.wait()
                 self._end(work, work.program.error() and INTERRUPTED)
+            raise
 
     def _in_order(self, wanted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
         """Runs with seeds and all that they need, each behind its needs, each once; not those whose
@@ -241,11 +237,14 @@ class Jobs:
         return [pair for pair, folder in found.items() if folder not in self.records]
 
     def _next(self, waiting: list[tuple[str, int]], running: list[Work]) -> Job | None:
-        """The first job that can start: each of its needs has a record, and none computes it."""
+        """The first job that can start: nothing that it needs waits or runs, and no run of another
+        name computes the same.
+        """
+        ahead = {*waiting, *((work.job.run, work.job.seed) for work in running)}
+        folders = [work.job.folder for work in running]
         for run, seed in waiting:
             job = self.job(run, seed)
-            if (all(self.job(need, seed).folder in self.records for need in job.needs)
-                    and all(work.job.folder != job.folder for work in running)):
+            if job.folder not in folders and all((need, seed) not in ahead for need in job.needs):
                 return job
         return None
 
@@ -260,8 +259,8 @@ class Jobs:
         return {"run": job.run, "seed": job.seed, "command": job.command, "seconds": 0.0,
                 "memory_mib": None}
 
-    def _start(self, job: Job) -> Work:
-        """Begin to compute a job."""
+    def _start(self, job: Job, running: list[Work]) -> None:
+        """Begin to compute a job, and add it to those that run."""
         self.tell(f"run        {job.command}")
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         path = job.beside(".json")
@@ -269,8 +268,12 @@ class Jobs:
         earlier = read_json(path) if path.exists() else {}
         if earlier.get("error") == INTERRUPTED:  # this attempt goes on from there
             record["seconds"] = earlier["seconds"]
-        return Work(job, record, start_program(words_now(job), job.beside(".out"),
-                                               job.beside(".log"), self.threads))
+        with deferred_interrupts() as received:  # else a program may begin that nobody stops
+            program = start_program(words_now(job), job.beside(".out"), job.beside(".log"),
+                                    self.threads)
+            running.append(Work(job, record, program))
+        if received:
+            raise KeyboardInterrupt if signal.SIGINT in received else Terminated
 
     def _end(self, work: Work, error: str) -> None:
         """Write the record of a job whose program has ended."""
@@ -283,7 +286,8 @@ class Jobs:
         write_json(job.beside(".json"), record)
         self.records[job.folder] = record
         memory = record["memory_mib"]
-        self.tell(f"{'failed' if error else 'done':11s}{record['seconds']:.0f} s"
+        how = {"": "done", INTERRUPTED: "stopped"}.get(error, "failed")
+        self.tell(f"{how:11s}{record['seconds']:.0f} s"
                   + (f", {memory:.0f} MiB" if memory else "") + (f": {error}" if error else "")
                   + f"  {job.folder.name}")
 
@@ -309,6 +313,25 @@ def start_program(words: list[str], out: Path, log: Path, threads: int | None = 
             [sys.executable, str(ROOT / words[0]), *words[1:]], stdin=subprocess.DEVNULL,
             stdout=stdout, stderr=stderr, start_new_session=True, env=environment)
     return Program(child, log)
+
+
+def stop(programs: list[Program]) -> None:
+    """Ask programs to save their state and to end, and wait until all have ended.
+
+    By SIGTERM: of a study in the background (`python study.py &`), they may ignore SIGINT. A Ctrl-C
+    while they save asks again, and they end at once. SIGTERM or SIGHUP does not: of a terminal that
+    closes, both the system and the shell send one.
+    """
+    asked = False
+    while any(program.child.poll() is None for program in programs):
+        try:
+            for program in [] if asked else programs:
+                program.child.terminate()
+            asked = True
+            for program in programs:
+                program.child.wait()
+        except KeyboardInterrupt as again:
+            asked = asked and isinstance(again, Terminated)
 
 
 def wait_for_any(running: list[Work]) -> list[Work]:

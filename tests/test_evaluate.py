@@ -16,10 +16,11 @@ import children
 import evaluate as module
 import measure
 from conftest import LAYOUTS, assert_same_records, lines_of, write_layout
-from data import EMBEDDED_COUNTS, load_problems
+from data import EMBEDDED_COUNTS, Problem, load_problems
 from evaluate import worked_examples
 from flags import run_command
 from runtime import UsageError, UserError, read_json as read
+from score import record_of
 from tokenizer import Tokenizer
 
 
@@ -353,6 +354,37 @@ def test_two_evaluations_side_by_side(tiny_folder, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(module, "load_asked", None)
     assert run_command(module.main, [*command, "--versus", "nowhere"]) == 1
     assert "nowhere: cannot be read" in capsys.readouterr().err
+
+
+@pytest.fixture
+def of_a_server(tmp_path) -> Path:
+    """An evaluation of two problems, of which the first is lost."""
+    record = record_of(Problem("p1", "1 + 1?", "", "2"), 1, 0, "#### 2", 4, "stop", None)
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    (folder / "generations.jsonl").write_text(json.dumps(record) + "\n")
+    (folder / "result.json").write_text(json.dumps(
+        {"lost": 1, "wanted": 2, "left_out": 1, "max_new_tokens": 8}))
+    return folder
+
+
+def test_what_a_server_has_lost_is_told_again(of_a_server, capsys):
+    for way in ("--read", "--regrade"):
+        assert run_command(module.main, [way, str(of_a_server)]) == 0
+        out = capsys.readouterr().out
+        assert "lost 1 of 2 replies: 1 problem(s) left out" in out and "cut at 8" in out
+
+
+@pytest.mark.parametrize("name, value", [("lost", "\x1b[2J"), ("wanted", None), ("left_out", -1),
+                                         ("max_new_tokens", "8"), ("max_new_tokens", True)])
+@pytest.mark.parametrize("way", ["--read", "--regrade"])
+def test_what_a_result_says_is_checked_before_it_is_printed(way, name, value, of_a_server, capsys):
+    path = of_a_server / "result.json"
+    path.write_text(json.dumps(read(path) | {name: value}))
+    assert run_command(module.main, [way, str(of_a_server)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {path}: {name} is ") and "\x1b" not in err
+    assert "not what was measured" in err and list(of_a_server.parent.iterdir()) == [of_a_server]
 
 
 def test_shots_by_the_command(tiny_folder, tmp_path, capsys, monkeypatch):

@@ -115,6 +115,32 @@ def test_log_probabilities_and_their_gradients_are_the_plain_ones(name, tied, mo
     assert_close(found[1][1], found[0][1], 1e-5)
 
 
+@pytest.mark.parametrize("rows, count", [(40, 17), (40, 16), (40, 0), (0, 0)])
+@pytest.mark.parametrize("trains", [(True, True), (True, False), (False, True), (False, False)])
+def test_log_probabilities_of_fewer_targets_than_rows(rows, count, trains, monkeypatch):
+    """In chunks of 16 rows, of which the first 17, 16 or none have a target; and no row at all."""
+    monkeypatch.setattr(fast, "LEAST_ROWS", 16)
+    monkeypatch.setattr(fast, "LOGITS_AT_ONCE", 1)
+    arguments, targets = (torch.randn(rows, 6), torch.randn(50, 6)), torch.randint(50, (count,))
+    found = []
+    for function in (fast.ChunkedLogProbs.apply, plain_log_probs):
+        hidden, weight = (x.clone().requires_grad_(needed) for x, needed in zip(arguments, trains))
+        values = function(hidden, weight, targets)
+        if any(trains):
+            (values * torch.arange(1.0, count + 1)).sum().backward()
+        found.append((values.detach(), hidden.grad, weight.grad))
+    for ours, plain in zip(*found):
+        assert (ours is None) == (plain is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def plain_log_probs(hidden: torch.Tensor, weight: torch.Tensor,
+                    targets: torch.Tensor) -> torch.Tensor:
+    logits = hidden[: len(targets)] @ weight.T
+    return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
 def test_log_probabilities_keep_no_logits_and_hold_one_chunk_of_them(monkeypatch):
     """Of 40 rows of 50 logits, in chunks of 16: nothing as large as two chunks is ever made."""
     monkeypatch.setattr(fast, "LEAST_ROWS", 16)

@@ -2,6 +2,7 @@
 how they are called, so that every law takes milliseconds.
 """
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from flags import Terminated
 from show import jobs
 from show.jobs import Jobs
 
@@ -28,10 +30,15 @@ if "--slow" in words and "--resume" not in words:
     def save(number, frame):
         with open(CALLS, "a") as file:
             file.write(json.dumps(["signal", number]) + "\\n")
-        sys.exit(130)
-    signal.signal(signal.SIGINT, save)
+        (folder / "saving").touch()
+        if "--long-save" not in words:
+            sys.exit(130)
+        signal.signal(number, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a study in the background
+    signal.signal(signal.SIGTERM, save)
     (folder / "ready").touch()
-    signal.pause()
+    while True:
+        signal.pause()
 steps = int(words[words.index("--steps") + 1]) if "--steps" in words else 10
 (folder / "result.json").write_text(json.dumps(
     {"steps": steps, "train_seconds": steps * 2.0, "train_tokens": 77 * steps,
@@ -47,6 +54,7 @@ RUNS = {
     "after": "evaluate.py --run {broken}",
     "slow": "mathft.py --slow",
     "slower": "mathft.py --slow --broad",
+    "saves-long": "mathft.py --slow --long-save",
     "long": "mathft.py --method sft --steps 15",
     "paced": "mathft.py --steps {steps:one@long}",
     "as-long": "mathft.py --steps {steps:one@paced}",
@@ -114,12 +122,12 @@ def test_what_fails_stops_nothing_else_and_is_tried_again(study):
     assert first.calls()[-1][:2] == ["mathft.py", "--resume"]  # what it has left is gone on with
 
 
-def pressed(monkeypatch, folders):
-    """Ctrl-C once the programs of these folders are there."""
+def pressed(monkeypatch, folders, reason=KeyboardInterrupt):
+    """Ctrl-C, or another reason, once the programs of these folders are there."""
     def press(running):
         while not all((folder / "ready").exists() for folder in folders):
             time.sleep(0.01)
-        raise KeyboardInterrupt
+        raise reason
 
     monkeypatch.setattr(jobs, "wait_for_any", press)
 
@@ -132,7 +140,7 @@ def test_an_interruption_reaches_each_program_once_and_the_next_study_goes_on(
     pressed(monkeypatch, folders)
     with pytest.raises(KeyboardInterrupt):
         list(first.work([(run, 0) for run in runs]))
-    assert first.calls()[at_once:] == [["signal", signal.SIGINT]] * at_once
+    assert first.calls()[at_once:] == [["signal", signal.SIGTERM]] * at_once
     for folder in folders:
         record = json.loads((folder.parent / f"{folder.name}.json").read_text())
         assert record["error"] == "interrupted"
@@ -142,6 +150,69 @@ def test_an_interruption_reaches_each_program_once_and_the_next_study_goes_on(
     assert [record["error"] for record in second.records.values()] == [""] * at_once
     assert first.calls()[-at_once:] == [["mathft.py", "--resume", str(folder)]
                                         for folder in folders]
+
+
+def interrupted_again(monkeypatch, folder, reason):
+    """While a study waits for the end of a program that saves, this interruption comes too."""
+    wait, left = subprocess.Popen.wait, [reason]
+
+    def interrupted(child, timeout=None):
+        while left and not (folder / "saving").exists():
+            time.sleep(0.01)
+        if left:
+            raise left.pop()
+        return wait(child, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+
+
+def test_a_second_interruption_ends_the_programs_at_once(study, monkeypatch):
+    first, lines = study(), []
+    first.tell, folder = lines.append, first.job("saves-long", 0).folder
+    pressed(monkeypatch, [folder])
+    interrupted_again(monkeypatch, folder, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        first.do("saves-long", 0)
+    assert first.records[folder]["error"] == "interrupted"  # it has ended, and has its record
+    assert lines[-1].startswith("stopped    ")
+
+
+def test_a_terminal_that_closes_lets_programs_save(study, monkeypatch):
+    """It sends SIGHUP twice: from the system and from the shell. A program gets one signal."""
+    first, sent, send = study(), [], subprocess.Popen.terminate
+    folder = first.job("slow", 0).folder
+    pressed(monkeypatch, [folder], Terminated)
+    interrupted_again(monkeypatch, folder, Terminated)
+    monkeypatch.setattr(subprocess.Popen, "terminate",
+                        lambda child: sent.append(child) or send(child))
+    with pytest.raises(Terminated):
+        first.do("slow", 0)
+    assert len(sent) == 1 and first.records[folder]["error"] == "interrupted"
+
+
+def test_who_leaves_the_loop_early_stops_the_programs(study):
+    """An error while a table is written, for one: the data are made, and `slow` still runs."""
+    first = study(2)
+    with pytest.raises(OSError), contextlib.closing(first.work([("slow", 0), ("one", 0)])) as work:
+        for _ in work:
+            raise OSError
+    ended = {record["run"]: record["error"] for record in first.records.values()}
+    assert ended == {"gold": "", "slow": "interrupted"}
+
+
+def test_an_interruption_while_a_program_starts_reaches_it(study, monkeypatch):
+    first, started, start = study(), [], jobs.start_program
+
+    def interrupted(*args):
+        started.append(start(*args))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(jobs, "start_program", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.do("slow", 0)
+    assert started[0].child.poll() is not None
+    assert first.records[first.job("slow", 0).folder]["error"] == "interrupted"
 
 
 def test_commands_run_side_by_side_and_each_behind_what_it_needs(study):
@@ -194,10 +265,25 @@ def test_numbers_come_from_runs_that_have_ended(study):
     """Run `one` takes 2 seconds a step, and 770 tokens; run `long` takes 30 seconds: 15 steps."""
     first = study()
     assert "N" in first.job("paced", 0).words
+    assert first.name("paced", 0) != first.name("as-long", 0)  # as yet, "--steps N" both
     for run, words in (("paced", ["--steps", "15"]), ("as-long", ["--steps", "15"]),
                        ("as-much", ["--tokens", "770"])):
         first.do(run, 0)
         assert first.calls()[-1][1:3] == words
+    assert first.name("paced", 0) == first.name("as-long", 0)  # one command, as it turns out
+
+
+def test_a_number_that_fails_is_not_that_of_a_command_that_looks_the_same(study):
+    """Before the numbers are known, both are `mathft.py --steps N`. One number never comes; the
+    other command, and what needs it, are computed all the same.
+    """
+    first = study(2)
+    first.runs = RUNS | {"unpaced": "mathft.py --steps {steps:broken@long}",
+                         "on-paced": "evaluate.py --run {paced}"}
+    list(first.work([("unpaced", 0), ("on-paced", 0)]))
+    ended = {record["run"]: record["error"] for record in first.records.values()}
+    assert ended["unpaced"] == "needs broken, which failed"
+    assert ended["paced"] == ended["on-paced"] == ""
 
 
 def test_a_users_words_stay_words(study):

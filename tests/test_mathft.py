@@ -1173,6 +1173,25 @@ def test_a_run_from_a_result_resumes_to_the_same_bits(first, common, tmp_path, c
     assert_same_adapter(whole, cut)
 
 
+def test_a_run_from_a_result_goes_on_where_their_base_has_moved(common, tiny_folder, tmp_path,
+                                                                capsys):
+    """--model says where it is: the earlier run, whose adapter alone is read, is not asked."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    first, folder = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(tiny_folder, there)
+    at = common.index(str(tiny_folder))
+    words = [*common[:at], str(there), *common[at + 1:]]
+    short = ["--steps", "1", "--eval-limit", "0"]
+    assert command(lora(words, first, *short), capsys)[0] == 0
+    assert command(onward(first, common, folder, "--keep", "1", *short), capsys)[0] == 0
+    there.rename(here)
+    more = ["--resume", str(folder), "--model", str(here), "--steps", "2"]
+    assert command(more, capsys)[0] == 0
+    shutil.copytree(folder / "adapter", first / "adapter", dirs_exist_ok=True)
+    code, _, err = command([*more[:-1], "3"], capsys)
+    assert code == 1 and f"{first}: holds other weights than when {folder} began" in err
+
+
 # ------------------------------------------------------------------------------------- objectives
 
 

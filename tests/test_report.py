@@ -110,6 +110,9 @@ def test_a_run_named_by_a_hash_is_shown_by_what_it_is(run, tmp_path):
     ("evaluate-mini-gsm-0123abcdef", {"dataset": "mini-gsm"}, "evaluate-mini-gsm-0123abcdef"),
     ("x-0123abcdef", {"method": "sft", "dataset": "mini-gsm", "epochs": 2.0, "seed": 0},
      "sft mini-gsm 2.0 epochs seed 0 · 0123abcdef"),
+    ("x-0123abcdef", {"method": "sft", "seed": 0, "dataset":
+                      f"study/gold/data.jsonl,{'long-' * 20}/made/data.jsonl,rows.jsonl"},
+     "sft gold+made+rows seed 0 · 0123abcdef"),
     ("x-0123abcdef", {"method": 7, "objective": ["a"], "dataset": None, "seed": 0},
      "7 ['a'] seed 0 · 0123abcdef"),
 ])

@@ -3,6 +3,7 @@ the real programs from end to end.
 """
 
 import json
+import subprocess
 
 import pytest
 
@@ -196,3 +197,25 @@ def test_a_study_ends_with_a_page_of_its_trainings_where_there_is_such_a_program
     said = (tmp_path / "study" / "report.out").read_text()
     assert said.split() == [str(made.job("one", 0).folder),  # of `two` there is no training
                             "--output", str(tmp_path / "study" / "report.html")]
+
+
+def test_an_interrupted_page_leaves_no_program_behind(monkeypatch, tmp_path):
+    made = filled(ENDED, monkeypatch, tmp_path / "study")
+    made.do("one", 0)
+    (made.job("one", 0).folder / "metrics.jsonl").write_text("{}\n")
+    for module in (study, jobs):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "report.py").write_text("import time; time.sleep(60)")
+    started, wait, left = [], subprocess.Popen.wait, [KeyboardInterrupt]
+    monkeypatch.setattr(study, "start_program",
+                        lambda *args: started.append(jobs.start_program(*args)) or started[0])
+
+    def interrupted(child, timeout=None):
+        if left:
+            raise left.pop()
+        return wait(child, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.write_page(made)
+    assert started[0].child.returncode is not None
