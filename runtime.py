@@ -121,8 +121,8 @@ def keep_freed_memory() -> None:
 def give_back_freed_memory() -> None:
     """Ask glibc to give the kernel what it keeps of freed blocks; `keep_freed_memory` still holds.
 
-    For once, between two parts of a run: what an evaluation has left would stand beside what
-    training takes.
+    Between two parts of a run: what an evaluation or the sampling of rollouts has left would stand
+    beside what training takes.
     """
     try:
         ctypes.CDLL(None).malloc_trim(0)
