@@ -136,7 +136,8 @@ def test_training_is_profiled(tiny_folder, tmp_path, monkeypatch):
         f"--model {tiny_folder} --dataset {tmp_path / 'train'} --eval-dataset {tmp_path / 'test'} "
         "--case lora --steps 2 --batch-size 2 --device cpu".split())
     assert found["tokens_a_step"] > 50 and 0 < found["share_of_limit"] < 1
-    assert found["first_step_seconds"] > 0 and "aten::" in found["kernel 10"]
+    assert found["first_step_seconds"] > 0 and "kernel 10" in found
+    assert any("aten::" in str(figure) for figure in found.values())
 
 
 # ------------------------------------------------------------------------------------ what can fail
