@@ -18,7 +18,8 @@ next study tries it again.
 A cell shows the mean over seeds. In brackets stands the 95 % interval of one seed over problems, or
 the range of several seeds. The seeds say how much a training differs from another one; three seeds
 are too few for an interval. Seconds are those of commands that run side by side, each with its part
-of the threads; with --jobs 1 a command has the machine for itself.
+of the threads; with --jobs 1 a command has the machine for itself. On Linux without a GPU they leave
+out the seconds of importing torch (show/programs.py).
 """
 
 import contextlib
@@ -39,7 +40,8 @@ from data import has_split, usual_test_set
 from flags import flag, parse_flags, run_command
 from runtime import UsageError, UserError, locked, parse_json, read_json, write_json, write_text
 from show.experiments import EXPERIMENTS, FOR_ALL, RUNS, SEEDS, SETTINGS, Claim, Column, Experiment
-from show.jobs import ROOT, Jobs, start_program, stop
+from show.jobs import Jobs
+from show.programs import ROOT, start_program, stop
 from stats import wilson
 
 SECOND_SETS = {"tiny": ("mini-math", "mini-math"), "real": ("math", "math500")}
@@ -316,7 +318,7 @@ def write_page(jobs: Jobs) -> None:
     program = start_program(["report.py", *runs, "--output", str(page)],
                             jobs.folder / "report.out", log)
     try:
-        program.child.wait()
+        program.wait()
     except BaseException:
         stop([program])
         raise

@@ -13,7 +13,7 @@
 4. A record without an error is never computed again. What was interrupted goes on: mathft.py by
    --resume, the others by the same command. What failed is tried again by the next study.
 
-Every command is a process of its own, started from a list of words without a shell.
+Every command is a process of its own: show/programs.py.
 """
 
 import hashlib
@@ -22,22 +22,18 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flags import Terminated, deferred_interrupts
-from runtime import one_line, read_json, remove_leftovers, write_json
+from runtime import read_json, remove_leftovers, write_json
+from show.programs import Program, start_program, stop, wait_for_any
 
-ROOT = Path(__file__).resolve().parent.parent
 UNKNOWN = "N"  # a number that another run will give
 DATA = "data.jsonl"  # what the makers of data leave last
 INTERRUPTED = "interrupted"
-LONGEST_ERROR = 200  # characters
-LOOK_EVERY = 0.2  # seconds between looks at the programs that run
 
 
 @dataclass(frozen=True)
@@ -64,24 +60,6 @@ class Job:
     def beside(self, suffix: str) -> Path:
         """A file beside the folder."""
         return self.folder.with_name(self.folder.name + suffix)
-
-
-@dataclass
-class Program:
-    """A program of the project that runs: its process, and the largest memory seen so far."""
-
-    child: subprocess.Popen
-    log: Path
-    memory_mib: float | None = None
-
-    def ended(self) -> bool:
-        """Whether it has ended, after a look at its memory."""
-        self.memory_mib = high_water_mib(self.child.pid) or self.memory_mib
-        return self.child.poll() is not None
-
-    def error(self) -> str:
-        """Why it has failed, in one line; empty if it has not."""
-        return error_of(self.child.returncode, self.log)
 
 
 @dataclass
@@ -218,7 +196,8 @@ class Jobs:
                         yield
                     else:
                         self._start(job, running)
-                for work in wait_for_any(running):
+                ended = wait_for_any([work.program for work in running])
+                for work in [work for work in running if work.program in ended]:
                     running.remove(work)
                     self._end(work, work.program.error())
                     yield
@@ -303,67 +282,6 @@ def words_now(job: Job) -> list[str]:
     if folder.exists():
         remove_leftovers(folder)
     return list(job.words)
-
-
-def start_program(words: list[str], out: Path, log: Path, threads: int | None = None) -> Program:
-    """Run a program of the project: stdout goes to `out`, stderr to `log`."""
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    with open(out, "wb") as stdout, open(log, "wb") as stderr:
-        child = subprocess.Popen(  # a session of its own: Ctrl-C would reach it twice
-            [sys.executable, str(ROOT / words[0]), *words[1:]], stdin=subprocess.DEVNULL,
-            stdout=stdout, stderr=stderr, start_new_session=True, env=environment)
-    return Program(child, log)
-
-
-def stop(programs: list[Program]) -> None:
-    """Ask programs to save their state and to end, and wait until all have ended.
-
-    By SIGTERM: of a study in the background (`python study.py &`), they may ignore SIGINT. A Ctrl-C
-    while they save asks again, and they end at once. SIGTERM or SIGHUP does not: of a terminal that
-    closes, both the system and the shell send one.
-    """
-    asked = False
-    while any(program.child.poll() is None for program in programs):
-        try:
-            for program in [] if asked else programs:
-                program.child.terminate()
-            asked = True
-            for program in programs:
-                program.child.wait()
-        except KeyboardInterrupt as again:
-            asked = asked and isinstance(again, Terminated)
-
-
-def wait_for_any(running: list[Work]) -> list[Work]:
-    """Those whose programs have ended, once there are some; none if nothing runs."""
-    while running:
-        if ended := [work for work in running if work.program.ended()]:
-            return ended
-        time.sleep(LOOK_EVERY)
-    return []
-
-
-def high_water_mib(process: int) -> float | None:
-    """Largest resident set of a running process so far; None where there is no /proc.
-
-    What the system says at its end (ru_maxrss) would not do: it counts the parent's memory too.
-    """
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
-    except (OSError, StopIteration):
-        return None
-
-
-def error_of(code: int, log: Path) -> str:
-    """Why a program has failed, in one line; empty if it has not."""
-    if code == 0:
-        return ""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    told = next((line for line in reversed(lines) if line.startswith("error: ")),
-                lines[-1] if lines else "")
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return one_line(f"{how}: {told}")[:LONGEST_ERROR]
 
 
 if __name__ == "__main__":

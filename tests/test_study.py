@@ -3,13 +3,12 @@ the real programs from end to end.
 """
 
 import json
-import subprocess
 
 import pytest
 
 import study
 from runtime import UsageError
-from show import jobs
+from show import jobs, programs
 from show.experiments import Claim, Column, Experiment
 from show.jobs import Jobs
 
@@ -189,7 +188,7 @@ def test_a_study_ends_with_a_page_of_its_trainings_where_there_is_such_a_program
         made.do(run, 0)
     (made.job("one", 0).folder / "metrics.jsonl").write_text("{}\n")
     monkeypatch.setattr(study, "ROOT", tmp_path)
-    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    monkeypatch.setattr(programs, "ROOT", tmp_path)
     study.write_page(made)
     assert not (tmp_path / "study" / "report.out").exists()
     (tmp_path / "report.py").write_text("import sys; print(*sys.argv[1:])")
@@ -203,19 +202,19 @@ def test_an_interrupted_page_leaves_no_program_behind(monkeypatch, tmp_path):
     made = filled(ENDED, monkeypatch, tmp_path / "study")
     made.do("one", 0)
     (made.job("one", 0).folder / "metrics.jsonl").write_text("{}\n")
-    for module in (study, jobs):
+    for module in (study, programs):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "report.py").write_text("import time; time.sleep(60)")
-    started, wait, left = [], subprocess.Popen.wait, [KeyboardInterrupt]
+    started, wait, left = [], programs.Program.wait, [KeyboardInterrupt]
     monkeypatch.setattr(study, "start_program",
-                        lambda *args: started.append(jobs.start_program(*args)) or started[0])
+                        lambda *args: started.append(programs.start_program(*args)) or started[0])
 
-    def interrupted(child, timeout=None):
+    def interrupted(program):
         if left:
             raise left.pop()
-        return wait(child, timeout)
+        return wait(program)
 
-    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    monkeypatch.setattr(programs.Program, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         study.write_page(made)
-    assert started[0].child.returncode is not None
+    assert started[0].ended()
