@@ -18,8 +18,8 @@ next study tries it again.
 A cell shows the mean over seeds. In brackets stands the 95 % interval of one seed over problems, or
 the range of several seeds. The seeds say how much a training differs from another one; three seeds
 are too few for an interval. Seconds are those of commands that run side by side, each with its part
-of the threads; with --jobs 1 a command has the machine for itself. On Linux without a GPU they leave
-out the seconds of importing torch (show/programs.py).
+of the threads; with --jobs 1 a command has the machine for itself. On Linux without a GPU the
+seconds of importing torch are left out (show/programs.py).
 """
 
 import contextlib
