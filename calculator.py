@@ -20,6 +20,9 @@ Source: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168), section 2 and appendix C; t
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
 
 from recipes.arithmetic import LONGEST_EXPRESSION, LONGEST_NUMBER, compute, write
 from tokenizer import Tokenizer

@@ -36,6 +36,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
+
 from tokenizers import Tokenizer as FastTokenizer
 
 from runtime import UserError, check_small, read_json, write_json, write_text

@@ -32,6 +32,9 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
 
 import numpy as np
 

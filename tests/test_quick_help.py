@@ -65,9 +65,13 @@ def test_a_command_imports_it_from_any_folder_and_in_isolated_mode(tmp_path):
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: mathft.py [-h]")
     assert "quick_help" in done.stderr and "torch._C" not in done.stderr
-    done = subprocess.run([sys.executable, "-I", ROOT / "answers.py", "1/2", "0.5"], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.stdout == "0.5: equal\n"
+    for words, said in ((["answers.py", "1/2", "0.5"], "0.5: equal\n"),
+                        (["vote.py", "1/2", "0.5", "3"], "2 1/2\n1 3\nmajority: 1/2\n"),
+                        (["calculator.py", "<<2+3="], "5>>\n"),
+                        (["tokenizer.py"], "")):
+        done = subprocess.run([sys.executable, "-I", ROOT / words[0], *words[1:]], cwd=tmp_path,
+                              capture_output=True, text=True)
+        assert "Traceback" not in done.stderr and done.stdout == said
 
 
 @pytest.mark.parametrize("name", COMMANDS)
