@@ -3,13 +3,13 @@ two commands.
 """
 
 import ast
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import children
 from methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,8 +123,8 @@ def test_a_run_imports_no_more_than_it_must(tmp_path):
     code = """import sys, mathft; mathft.main(sys.argv[1:]); print(*sys.modules)"""
     words = ["--method", "lora", "--steps", "1", "--batch-size", "4", "--eval-limit", "4",
              "--output-dir", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True,
-                          capture_output=True, text=True)
+    done = children.run(code, *words)
+    assert done.returncode == 0, done.stderr
     modules = set(done.stdout.splitlines()[-1].split())
     ours = {name for name in modules if name in ROOMS}
     assert len(ours) <= 18 + len(METHODS), sorted(ours)
