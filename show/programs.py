@@ -11,7 +11,7 @@
 4. `stop` asks programs to save their state and to end, and waits until they have.
 """
 
-import multiprocessing.forkserver
+import multiprocessing
 import os
 import runpy
 import signal
@@ -79,10 +79,11 @@ def start_server() -> None:
     A terminal that closes sends SIGHUP to all that began in it. The server must live on, for it
     tells how its forks end: it is born with the signals blocked.
     """
+    from multiprocessing import forkserver  # not on Windows
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
     try:
         multiprocessing.set_forkserver_preload(LIBRARIES)
-        multiprocessing.forkserver.ensure_running()
+        forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
