@@ -65,12 +65,12 @@ def parse(record, where: str, columns: dict[str, str] | None = None) -> Problem:
         raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
     row = renamed(record, columns, where) if columns else plain_row(record)
     refuse_meanings(row, where)
+    read = next((read for keys, read in FORMS if keys <= row.keys()), None)
     wrong = next((key for key in WRONG if row.get(key) is False), None)
-    if wrong:
+    if wrong and read is not evaluation:  # which has a better line to say
         raise LeftOut(f"marked as wrong by {wrong}")
-    for keys, read in FORMS:
-        if keys <= row.keys():
-            return read(row, where)
+    if read:
+        return read(row, where)
     found = ", ".join(map(str, list(record)[:6])) or "none"
     raise UserError(f"{where}: no known keys (found: {found}); expected question and answer, "
                     "problem and solution or answer, query and response, instruction and output, "
