@@ -131,7 +131,8 @@ def test_published_chats(record, messages, answer):
     ({"prompt": "q", "reward_model": {"style": "rule"}}, "reward_model holds no ground_truth"),
     ({"question": "q", "answer": 1e999}, "answer is float, expected text"),
     ({"id": "x", "problem": 0, "sample": 0, "question": "q", "gold": "4", "text": "t",
-      "finish": "stop", "answer": "5", "correct": False}, "is a completion of an evaluation; python augment.py"),
+      "finish": "stop", "answer": "5", "correct": False},
+     "is a completion of an evaluation; python augment.py"),
 ])
 def test_what_is_not_honoured_is_refused_with_its_place(record, said):
     with pytest.raises(UserError) as error:
