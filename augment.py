@@ -20,6 +20,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ if {"-h", "--help"} & {*sys.argv}:
 
 from tqdm import tqdm
 
-from data import Problem, load_problems, read_columns, short_name, write_problems
+from data import (Problem, left_out_line, load_problems, read_columns, short_name,
+                  write_problems)
 from flags import flag, parse_flags, run_command, spelled
 from generate import ApiFlags
 from recipes import recipes
@@ -85,8 +87,9 @@ def make(argv: list[str]) -> None:
     """`python augment.py make RECIPE`: run a recipe into its folder and print a summary."""
     flags = parse_flags(MakeFlags, argv, recipes.__doc__)
     _check_teachers(flags)
+    left_out: Counter[str] = Counter()
     problems = load_problems(flags.dataset, "train", flags.limit, flags.seed,
-                             read_columns(flags.columns))
+                             read_columns(flags.columns), left_out)
     context = _open_recipe(flags, problems)
     start = perf_counter()
     try:
@@ -96,6 +99,7 @@ def make(argv: list[str]) -> None:
             again = argv if flags.output_dir else [*argv, "--output-dir", str(context.folder)]
             print(f"to go on:  {shlex.join(['python', 'augment.py', 'make', *again])}")
         raise
+    context.dropped.update(left_out)  # rows that became no problem
     result = {"problems": len(problems),
               "parents": len({problem.origin["parent"] for problem in made}), "rows": len(made),
               "dropped": dict(context.dropped.most_common()), "cost": dict(context.cost),
@@ -250,7 +254,7 @@ def clean(argv: list[str]) -> None:
     held_out = Path(flags.target).with_name(f"{Path(flags.target).stem}-held-out.jsonl")
     _check_free(flags.target, *[held_out] * (flags.split is not None))
     tests = questions_of_tests(flags)
-    rows, steps = load_problems(flags.source, columns=read_columns(flags.columns)), []
+    rows, steps = _read(flags.source, flags.columns)
     print(f"read       {len(rows)} rows of {flags.source}", flush=True)
     for work in _steps_named(flags, tests):
         steps.append(work(rows))
@@ -268,6 +272,16 @@ def clean(argv: list[str]) -> None:
     if held:
         write_problems(held_out, held)
         print(f"held out   {len(held)} rows in {held_out}")
+
+
+def _read(source: str, columns: str | None) -> tuple[list[Problem], list[CurationStep]]:
+    """The rows of a set or a file; and, if some became no problem, a step that counts these."""
+    left_out: Counter[str] = Counter()
+    rows = load_problems(source, columns=read_columns(columns), left_out=left_out)
+    if not left_out:
+        return rows, []
+    print(left_out_line(left_out), flush=True)
+    return rows, [CurationStep("rows as they are read", rows, left_out)]
 
 
 def _steps_named(flags: FilterFlags, tests: dict[str, list[str]]
@@ -334,9 +348,10 @@ def select(argv: list[str]) -> None:
     flags = parse_flags(RecipeFlags, argv, __doc__)
     _check_free(flags.target)
     tests = questions_of_tests(flags)
-    rows, steps = mugglemath_15k(load_problems(flags.source), flags.seed, tests)
+    rows, read = _read(flags.source, None)
+    rows, steps = mugglemath_15k(rows, flags.seed, tests)
     print(*steps, sep="\n")
-    _write(flags, rows, steps, tests)
+    _write(flags, rows, [*read, *steps], tests)
 
 
 # ------------------------------------------------------------------------------------------- export
@@ -359,7 +374,7 @@ def export(argv: list[str]) -> None:
     """`python augment.py export IN OUT`: rows in the form that other trainers read."""
     flags = parse_flags(ExportFlags, argv, export.__doc__)
     _check_free(flags.target)
-    rows = load_problems(flags.source, columns=read_columns(flags.columns))
+    rows, _ = _read(flags.source, flags.columns)
     solved = [problem for problem in rows if problem.solution
               and not any("train" in turn for turn in problem.messages[-1:])]
     if not solved:

@@ -259,7 +259,7 @@ def to_record(problem: Problem) -> dict:
         from forms import gold_of  # here: an embedded set needs none of it
 
         content = {"messages": list(problem.messages)}
-        if problem.answer != gold_of(problem.solution):
+        if not problem.solution or problem.answer != gold_of(problem.solution):
             content["answer"] = problem.answer
     else:
         content = {"problem": problem.question, "solution": problem.solution,
@@ -278,13 +278,16 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
 
 
 def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: bool = True,
-                   columns: dict[str, str] | None = None, left_out: Counter[str] | None = None
+                   columns: dict[str, str] | None = None,
+                   test_columns: dict[str, str] | None = None,
+                   left_out: Counter[str] | None = None
                    ) -> tuple[list[Problem], list[Problem], set[str]]:
     """Training problems, test problems, and the keys of the former that repeat one of the latter.
 
     Without an `eval_dataset`, embedded sets have their own test split, and of a file a tenth is
     held out. Embedded sets repeat their templates: there, only the same question is a repetition.
-    `columns` are those of `dataset`; `left_out` counts rows by reason.
+    `columns` are those of `dataset`, `test_columns` those of `eval_dataset`; `left_out` counts rows
+    by reason.
     """
     left_out = Counter() if left_out is None else left_out
     tested_on = eval_dataset or dataset
@@ -292,7 +295,7 @@ def train_and_test(dataset: str, eval_dataset: str | None, seed: int, measured: 
     problems = load_problems(dataset, "train", None, seed, columns, left_out)
     if eval_dataset or made:
         of_tests: Counter[str] = Counter()
-        tests = load_problems(tested_on, "test", left_out=of_tests)
+        tests = load_problems(tested_on, "test", columns=test_columns, left_out=of_tests)
         left_out.update({f"of the test set, {reason}": of_tests[reason] for reason in of_tests})
     else:
         if not measured and all(problem.text for problem in problems):
@@ -414,7 +417,7 @@ def chat_examples(tokenizer: Tokenizer, problems: list[Problem], system: str | N
     stop.
     """
     examples = [chat_example(tokenizer, problem, system, train_on) for problem in problems
-                if problem.solution or problem.messages]
+                if problem.solution.strip() or problem.messages]
     taught = [example for example in examples if any(example.is_target)]
     short = [example for example in taught if len(example.ids) <= max_length]
     return short, len(taught) - len(short)

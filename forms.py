@@ -31,10 +31,16 @@ from runtime import UsageError, UserError
 from tokenizer import MARKERS
 
 NO_ANSWERS = ("proof", "notfound", "not found", "n/a")  # what sets write where there is no answer
+GOLDS = ("expected_answer", "ground_truth", "answer")  # columns of a gold answer, the first wins
+SYSTEMS = ("system", "system_prompt", "system_message")  # columns of a system prompt
 MOST_WORDS = 10  # of an answer; a text with more is prose
 # Columns that change the meaning of a record or a turn, if they hold anything.
 REFUSED = ("tools", "functions", "tool_calls", "function_call", "tool_call_id", "reasoning_content",
            "thinking", "image", "images", "audio", "video", "videos", "chosen", "rejected")
+REFUSED_IN_TURNS = (*REFUSED, "reasoning", "train_detail")
+# What a reader of the question must see too. The forms know no place for it.
+BESIDE_QUESTION = ("choices", "options", "context", "passage")
+WRONG = ("is_correct", "correct", "label")  # of a row that is not to be learnt, if it says false
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user",
          "assistant": "assistant", "gpt": "assistant"}
 # What --columns can name.
@@ -59,11 +65,12 @@ def parse(record, where: str, columns: dict[str, str] | None = None) -> Problem:
         raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
     row = renamed(record, columns, where) if columns else plain_row(record)
     refuse_meanings(row, where)
-    if row.get("is_correct") is False:
-        raise LeftOut("marked as wrong by is_correct")
-    for keys, read in FORMS:
-        if keys <= row.keys():
-            return read(row, where)
+    read = next((read for keys, read in FORMS if keys <= row.keys()), None)
+    wrong = next((key for key in WRONG if row.get(key) is False), None)
+    if wrong and read is not evaluation:  # which has a better line to say
+        raise LeftOut(f"marked as wrong by {wrong}")
+    if read:
+        return read(row, where)
     found = ", ".join(map(str, list(record)[:6])) or "none"
     raise UserError(f"{where}: no known keys (found: {found}); expected question and answer, "
                     "problem and solution or answer, query and response, instruction and output, "
@@ -101,9 +108,9 @@ def read_columns(text: str) -> dict[str, str]:
     return columns
 
 
-def refuse_meanings(row: dict, where: str) -> None:
+def refuse_meanings(row: dict, where: str, refused: tuple[str, ...] = REFUSED) -> None:
     """Raise UserError for a column that would change the meaning, and that nothing here honours."""
-    for key in REFUSED:
+    for key in refused:
         if row.get(key):
             raise UserError(f"{where}: has {key}, which is not supported; remove that record, or "
                             "the column if it does not matter")
@@ -125,7 +132,7 @@ def text_of(row: dict, key: str, where: str) -> str:
     """A column as text; numbers are allowed, since some sets write answers so."""
     value = row[key]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not isinstance(value, str) and not number or value in (float("inf"), -float("inf")):
+    if not isinstance(value, str) and not (number and abs(value) < float("inf")):  # nor NaN
         raise UserError(f"{where}: {key} is {type(value).__name__}, expected text")
     return str(value)
 
@@ -166,7 +173,7 @@ def given_gold(answer: str) -> str:
     """The gold answer in a column that holds one; empty if it holds prose, or says that there is
     none."""
     text = without_markers(answer)
-    if text.strip().lower() in NO_ANSWERS:
+    if text.strip(" \n\t.$*").lower() in NO_ANSWERS:
         return ""
     return gold_of(text) if is_prose(text) else text
 
@@ -204,23 +211,25 @@ def without_markers(text: str) -> str:
 def chat_of(turns: list[dict], row: dict, where: str, gold: str | None = None) -> Problem:
     """The problem of a chat: it is asked with all that stands before its last answer.
 
-    A `gold` wins over one that is read from the text. Only a chat with a gold may end with the
-    user's turn.
+    A `gold` wins over one that is read from the text. Only a chat with a gold, if an empty one, may
+    end with the user's turn.
     """
-    system = row.get("system")
-    if system:
+    column = system_column(row)
+    if column:
         if turns[0]["role"] == "system":
             raise UserError(f"{where}: has a system prompt in a column and one in its turns; "
                             "remove one of them")
-        turns = [{"role": "system", "content": text_of(row, "system", where)}, *turns]
+        turns = [{"role": "system", "content": text_of(row, column, where)}, *turns]
     ends = turns[-1]["role"] == "assistant"
-    if not ends and not gold:
+    if not ends and gold is None:
         raise UserError(f"{where}: messages must end with a turn of the assistant, which is "
                         "learnt, or have an answer beside them, by which one is graded")
     asked = turns[:-1] if ends else turns
     if not asked or asked[-1]["role"] != "user":
         raise UserError(f"{where}: the last answer follows no turn of the user; mend or remove "
                         "that record")
+    if not asked[-1]["content"].strip():
+        raise UserError(f"{where}: the last turn of the user is empty; mend or remove that record")
     plain = [turn for turn in asked if turn["role"] != "system"]
     question = plain[0]["content"] if len(plain) == 1 else "\n\n".join(
         f"{turn['role']}: {turn['content']}" for turn in plain)
@@ -229,14 +238,24 @@ def chat_of(turns: list[dict], row: dict, where: str, gold: str | None = None) -
                    answer=gold_of(solution) if gold is None else gold, **extras(row, where))
 
 
-def turns_of(messages, where: str, role: str = "role", content: str = "content") -> list[dict]:
-    """The turns of a chat, checked: {"role", "content"}, and `train` false if one is not learnt."""
+def system_column(row: dict) -> str | None:
+    """The column that holds a system prompt, if one does."""
+    return next((key for key in SYSTEMS if row.get(key)), None)
+
+
+def turns_of(messages, where: str) -> list[dict]:
+    """The turns of a chat, checked: {"role", "content"}, and `train` false if one is not learnt.
+
+    ShareGPT calls role and content from and value.
+    """
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: messages must be a list of turns")
+    theirs = isinstance(messages[0], dict) and "from" in messages[0]
+    role, content = ("from", "value") if theirs else ("role", "content")
     turns = []
     for turn in messages:
         if isinstance(turn, dict):
-            refuse_meanings(turn, where)
+            refuse_meanings(turn, where, REFUSED_IN_TURNS)
         text = _content(turn.get(content), where) if isinstance(turn, dict) else None
         if text is None or not isinstance(turn.get(role), str):
             raise UserError(f"{where}: each turn of messages needs a {role} and a {content}, both "
@@ -245,7 +264,8 @@ def turns_of(messages, where: str, role: str = "role", content: str = "content")
             raise UserError(f"{where}: unknown role {turn[role]!r} in messages; "
                             "expected system, user or assistant")
         turns.append({"role": ROLES[turn[role]], "content": text})
-        if not _is_learnt(turn, turns[-1]["role"], where):
+        empty = ROLES[turn[role]] == "assistant" and not text.strip()  # would teach to end at once
+        if empty or not _is_learnt(turn, turns[-1]["role"], where):
             turns[-1]["train"] = False
     return turns
 
@@ -283,21 +303,26 @@ def worked(row: dict, where: str, question: str, solution: str, gold: str | None
     """A problem of one question; with a system prompt beside it, a chat."""
     if not question.strip():
         raise UserError(f"{where}: question is empty; mend or remove that record")
+    beside = next((key for key in BESIDE_QUESTION if row.get(key)), None)
+    if beside:
+        raise UserError(f"{where}: has {beside} beside its question, which would not be asked; "
+                        "write it into the question, or remove the column if it does not matter")
     answer = gold_of(solution) if gold is None else gold
-    if not row.get("system"):
+    if not system_column(row):
         return Problem(question=question, solution=solution, answer=answer, **extras(row, where))
     turns = [{"role": "user", "content": question}]
-    if solution:
+    if solution.strip():
         turns.append({"role": "assistant", "content": solution})
     return chat_of(turns, row, where, answer)
 
 
-def gold_beside(row: dict, where: str) -> str | None:
-    """The gold answer in a column of its own; None if there is no such column."""
+def gold_beside(row: dict, where: str, solution: str = "") -> str | None:
+    """The gold answer in a column of its own; None if there is no such column but that of the
+    `solution`."""
     model = row.get("reward_model")
     if isinstance(model, dict) and model.get("ground_truth") is not None:
         return given_gold(text_of(model, "ground_truth", where))
-    key = next((key for key in ("expected_answer", "answer") if key in row), None)
+    key = next((key for key in GOLDS if key in row and key != solution), None)
     return None if key is None else given_gold(text_of(row, key, where))
 
 
@@ -308,16 +333,9 @@ def evaluation(row: dict, where: str) -> Problem:
 
 
 def chat(row: dict, where: str) -> Problem:
-    """`messages`: role and content."""
-    return chat_of(turns_of(row["messages"], where), row, where, gold_beside(row, where))
-
-
-def sharegpt(row: dict, where: str) -> Problem:
-    """`conversations`: from and value, or role and content."""
-    turns = row["conversations"]
-    theirs = isinstance(turns, list) and turns and isinstance(turns[0], dict) and "from" in turns[0]
-    keys = ("from", "value") if theirs else ("role", "content")
-    return chat_of(turns_of(turns, where, *keys), row, where, gold_beside(row, where))
+    """`messages`, or `conversations` (ShareGPT): role and content, or from and value."""
+    turns = row["messages"] if "messages" in row else row["conversations"]
+    return chat_of(turns_of(turns, where), row, where, gold_beside(row, where))
 
 
 def prompt_completion(row: dict, where: str) -> Problem:
@@ -334,7 +352,7 @@ def alpaca(row: dict, where: str) -> Problem:
     """`instruction`, `input` (often empty) and `output`; LLaMA-Factory adds `history`."""
     question, solution = (text_of(row, key, where) for key in ("instruction", "output"))
     if str(row.get("input", "")).strip():
-        question = f"{question}\n\n{text_of(row, 'input', where)}"
+        question = f"{question}\n\n{text_of(row, 'input', where)}".lstrip()
     if not row.get("history"):
         return worked(row, where, question, solution, gold_beside(row, where))
     if not isinstance(row["history"], list) or not all(
@@ -376,8 +394,8 @@ def graded(row: dict, where: str) -> Problem:
     text = text_of(row, "answer", where)
     question = text_of(row, "problem", where)
     if is_prose(text):
-        return worked(row, where, question, text)
-    return worked(row, where, question, "", given_gold(text))
+        return worked(row, where, question, text, gold_beside(row, where, "answer"))
+    return worked(row, where, question, "", gold_beside(row, where))
 
 
 def svamp(row: dict, where: str) -> Problem:
@@ -387,9 +405,10 @@ def svamp(row: dict, where: str) -> Problem:
 
 
 def pair(question: str, solution: str) -> Callable[[dict, str], Problem]:
-    """A question and a solution that states its answer."""
+    """A question and a solution, which states its answer if no column does."""
     return lambda row, where: worked(row, where, text_of(row, question, where),
-                                     text_of(row, solution, where))
+                                     text_of(row, solution, where),
+                                     gold_beside(row, where, solution))
 
 
 def document(row: dict, where: str) -> Problem:
@@ -404,7 +423,7 @@ def document(row: dict, where: str) -> Problem:
 FORMS: tuple[tuple[set[str], Callable[[dict, str], Problem]], ...] = (
     ({"gold", "finish", "text"}, evaluation),
     ({"messages"}, chat),
-    ({"conversations"}, sharegpt),
+    ({"conversations"}, chat),
     ({"prompt", "completion"}, prompt_completion),
     ({"instruction", "output"}, alpaca),
     ({"problem", "generated_solution"}, generated),

@@ -119,6 +119,7 @@ class Flags:
     eval_dataset: str | None = flag(None, "test problems (default: the set's own; math500 for math "
                                     "and aug-math, gsm8k for aug-gsm8k; of a file a tenth is held "
                                     "out)")
+    eval_columns: str | None = flag(None, "columns of the file of --eval-dataset, as --columns")
     train_on_overlap: bool = flag(False, "keep training problems that repeat a test problem, "
                                          "wholly or in 13 words")
     train_on: str = flag("all", "of a chat, which turns of the assistant are learnt",
@@ -510,9 +511,12 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
                              "problems: leave --eval-limit and --eval-dataset out, and measure the "
                              "run by python evaluate.py --run FOLDER --dataset NAME")
         return read(args.dataset)[: args.limit], [], 0
+    if args.eval_columns and not args.eval_dataset:
+        raise UsageError("--eval-columns without --eval-dataset: held-out rows have the --columns "
+                         "of --dataset; leave it out")
     problems, tests, repeated = train_and_test(
         args.dataset, args.eval_dataset, args.seed, args.eval_limit != 0,
-        read_columns(args.columns), left_out)
+        read_columns(args.columns), read_columns(args.eval_columns), left_out)
     clean = [problem for problem in problems if problem.key not in repeated]
     if repeated and not clean and not args.train_on_overlap:
         raise UserError(f"{args.dataset}: all {len(problems)} problems repeat test problems; "
@@ -520,7 +524,10 @@ def load_data(args: Flags, left_out: Counter[str] | None = None
     chosen = problems if args.train_on_overlap else clean
     count(left_out, "overlap the test problems", len(problems) - len(chosen))
     count(left_out, "beyond --limit", max(0, len(chosen) - (args.limit or len(chosen))))
-    return chosen[: args.limit], tests[: args.eval_limit or None], len(problems) - len(clean)
+    measured = tests[: args.eval_limit or None]
+    if not args.eval_dataset and not is_embedded(args.dataset):
+        count(left_out, "held out, beyond --eval-limit", len(tests) - len(measured))
+    return chosen[: args.limit], measured, len(problems) - len(clean)
 
 
 def make_examples(tokenizer: Tokenizer, problems: list, args: Flags, goals: object,

@@ -63,9 +63,9 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _all_records(path: Path) -> Iterator[tuple[str, object]]:
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         yield from _json_lines(zip_lines(path))
-    elif path.suffix == ".parquet":
+    elif path.suffix.lower() == ".parquet":
         yield from _parquet_rows(path)
     elif _is_whole(path):
         yield from _whole(path)
@@ -78,12 +78,16 @@ def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file, unpacked if it is a .gz. Raises UserError for what it cannot read."""
     try:
         with open(path, "rb") as file:
-            packed = path.suffix == ".gz"
+            packed = _is_packed(path)
             with gzip.GzipFile(fileobj=file) if packed else file as stream:
                 yield io.BufferedReader(stream) if packed else stream
     except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}); get it again") from None
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 # ------------------------------------------------------------------------------------ line by line
@@ -105,7 +109,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             if len(line) > LONGEST_LINE:
                 raise UserError(f"{where}: a line of more than {LONGEST_LINE:,} bytes; is this one "
                                 "JSON object a line?")
-            if path.suffix == ".gz" and unpacked > UNPACKED:
+            if _is_packed(path) and unpacked > UNPACKED:
                 raise UserError(f"{where}: more than {UNPACKED:,} bytes unpacked; unpack the file, "
                                 "and take a part of it")
             yield where, _text(where, line, first=number == 1)
@@ -144,7 +148,7 @@ def _is_whole(path: Path) -> bool:
         first = next((text for text in texts if text), b"")
     if first.startswith(b"["):
         return True
-    if not first or ".json" not in path.suffixes:
+    if not first or ".json" not in map(str.lower, path.suffixes):
         return False
     try:
         found = parse_json(first.decode("utf-8", "replace"))

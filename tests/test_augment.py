@@ -148,6 +148,22 @@ def test_columns_of_other_names_are_read_by_each_command(command, capsys):
     assert "apples" in found and ("<<3+4=7>>7" in found or command[0] == "make")
 
 
+def test_rows_that_become_no_problem_are_counted_by_each_command(capsys):
+    row = {"question": "Tom has 3 apples and buys 4 more. How many apples are there?",
+           "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}
+    rows = [row, row | {"is_correct": False}, row | {"label": False}]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = {"marked as wrong by is_correct": 1, "marked as wrong by label": 1}
+    assert run("make", "perturb", "--dataset", "in.jsonl", "--output-dir", "made") == 0
+    dropped = read("made/result.json")["dropped"]
+    assert counts.items() <= dropped.items() and "1 left out: marked" in capsys.readouterr().out
+    assert run("filter", "in.jsonl", "out.jsonl", "--against", "none") == 0
+    assert read("out.report.json")["steps"][0]["dropped"] == counts
+    assert run("export", "in.jsonl", "rows.jsonl") == 0
+    line = "left out   2 rows: 1 marked as wrong by is_correct, 1 marked as wrong by label\n"
+    assert capsys.readouterr().out.count(line) == 2
+
+
 # ------------------------------------------------------------------------------------------- filter
 
 

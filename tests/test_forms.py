@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data import Problem, load_problems, prompt_of, to_record, parse_record
+from data import Problem, chat_examples, load_problems, prompt_of, to_record, parse_record
 from forms import LeftOut, gold_of, given_gold, parse, read_columns
 from runtime import UsageError, UserError
 from tokenizer import Tokenizer
@@ -51,6 +51,12 @@ PLAIN = {
               "#### 1", "1"),
     "question and response": ({"question": "q", "response": "The answer is: 8"}, "q",
                               "The answer is: 8", "8"),
+    "a gold beside GSM8K's form": ({"question": "q", "answer": "so #### 4", "expected_answer": "5"},
+                                   "q", "so #### 4", "5"),
+    "a gold beside MetaMath's form": ({"response": "so 4", "query": "q", "answer": "4"}, "q",
+                                      "so 4", "4"),
+    "Alpaca, all in the input": ({"instruction": "", "input": "1+2?", "output": "#### 3"}, "1+2?",
+                                 "#### 3", "3"),
     "an answer that is a solution": ({"problem": "p", "answer": "2 + 3 = 5\n#### 5"}, "p",
                                      "2 + 3 = 5\n#### 5", "5"),
 }
@@ -69,6 +75,12 @@ CHATS = {
     "without an answer": ({"messages": [SYSTEM, USER], "answer": "5"}, [SYSTEM, USER], "5"),
     "a column for the system prompt": ({"messages": [USER, ANSWER], "system": "Be short."},
                                        [SYSTEM, USER, ANSWER], "4"),
+    "RLVR": ({"messages": [USER], "ground_truth": "4", "dataset": "gsm8k"}, [USER], "4"),
+    "OpenOrca": ({"system_prompt": "Be short.", "question": "q", "response": "so #### 4"},
+                 [SYSTEM, USER, ANSWER], "4"),
+    "from and value as messages": ({"messages": [{"from": "human", "value": "q"},
+                                                 {"from": "gpt", "value": "so #### 4"}]},
+                                   [USER, ANSWER], "4"),
     "developer, and parts": (
         {"messages": [{"role": "developer", "content": "Be short."},
                       {"role": "user", "content": [{"type": "text", "text": "q"}]}, ANSWER]},
@@ -101,7 +113,12 @@ def test_published_chats(record, messages, answer):
     ({"messages": [USER, ANSWER | {"tool_calls": [{"id": 1}]}]}, "has tool_calls"),
     ({"messages": [USER, ANSWER | {"reasoning_content": "hm"}]}, "has reasoning_content"),
     ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, "has tools"),
+    ({"messages": [USER, ANSWER | {"reasoning": "hm"}]}, "has reasoning"),
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, "has chosen"),
+    ({"question": "q", "choices": ["a", "b"], "answer": 1}, "has choices beside its question"),
+    ({"context": "c", "question": "q", "answer": "1"}, "has context beside its question"),
+    ({"question": "q", "answer": float("nan")}, "answer is float, expected text"),
+    ({"messages": [USER | {"content": " "}, ANSWER]}, "the last turn of the user is empty"),
     ({"question": "q", "answer": "1", "image": "a.png"}, "has image"),
     ({"messages": [USER | {"content": [{"type": "image_url"}]}, ANSWER]}, "is no text"),
     ({"messages": [SYSTEM, USER, ANSWER], "system": "Be long."}, "remove one of them"),
@@ -114,7 +131,8 @@ def test_published_chats(record, messages, answer):
     ({"prompt": "q", "reward_model": {"style": "rule"}}, "reward_model holds no ground_truth"),
     ({"question": "q", "answer": 1e999}, "answer is float, expected text"),
     ({"id": "x", "problem": 0, "sample": 0, "question": "q", "gold": "4", "text": "t",
-      "finish": "stop", "answer": "4"}, "is a completion of an evaluation; python augment.py"),
+      "finish": "stop", "answer": "5", "correct": False},
+     "is a completion of an evaluation; python augment.py"),
 ])
 def test_what_is_not_honoured_is_refused_with_its_place(record, said):
     with pytest.raises(UserError) as error:
@@ -127,10 +145,25 @@ def test_empty_columns_change_nothing(empty):
     assert parse({"messages": [USER, ANSWER], **empty}, "x").answer == "4"
 
 
-def test_a_row_that_is_marked_as_wrong_is_left_out(tmp_path):
-    row = {"question": "q", "generated_solution": "5", "expected_answer": "4", "is_correct": False}
-    with pytest.raises(LeftOut, match="marked as wrong by is_correct"):
+@pytest.mark.parametrize("row", [
+    {"question": "q", "generated_solution": "5", "expected_answer": "4", "is_correct": False},
+    {"prompt": "q", "completion": "5", "label": False},
+    {"messages": [USER, ANSWER], "correct": False}])
+def test_a_row_that_is_marked_as_wrong_is_left_out(row):
+    mark = list(row)[-1]
+    with pytest.raises(LeftOut, match=f"marked as wrong by {mark}"):
         parse(row, "x")
+    parse(row | {mark: True}, "x")
+
+
+def test_an_empty_answer_is_not_learnt(tokenizer_folder):
+    """It would teach to end at once."""
+    rows = [{"messages": [USER, {"role": "assistant", "content": text}]} for text in ("", " \n")]
+    rows += [{"question": "q", "answer": " "}, {"prompt": "q", "completion": "", "system": "S"}]
+    problems = [parse(row, "x") for row in rows]
+    assert chat_examples(Tokenizer(tokenizer_folder), problems, "S", 999) == ([], 0)
+    assert not any(problem.answer for problem in problems)
+    assert [parse(to_record(problem), "x") for problem in problems] == problems
 
 
 # ------------------------------------------------------------------------------------ gold answers
@@ -151,7 +184,8 @@ def test_a_gold_is_stated_or_it_is_none(solution, gold):
 
 @pytest.mark.parametrize("column, gold", [
     ("5", "5"), ("\\text{Friday}", "\\text{Friday}"), ("Evelyn", "Evelyn"), ("proof", ""),
-    ("Proof", ""), ("not found", ""), ("\\boxed{5}", "5"), ("5<|im_end|>", "5"),
+    ("Proof", ""), ("Proof.", ""), ("$proof$", ""), ("not found", ""), ("\\boxed{5}", "5"),
+    ("5<|im_end|>", "5"),
     ("\\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}"),
     ("There are as many of them as there are primes below the number 12", "")])
 def test_what_a_column_of_golds_says(column, gold):
@@ -168,6 +202,10 @@ def test_columns_of_any_other_set():
     graded = parse(row, "f:2", read_columns("question=Instruction,answer=gold"))
     assert (graded.solution, graded.answer) == ("", "3")
     assert parse(row, "f:2", read_columns("text=target")).text == "so 3"
+    chat = {"dialogue": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "so #### 4"}]}
+    assert parse(chat, "f:2", read_columns("messages=dialogue")).messages == (USER, ANSWER)
+    chosen = {"prompt": "q", "chosen": "so #### 4", "rejected": "no"}  # the others are not read
+    assert parse(chosen, "f:2", read_columns("question=prompt,solution=chosen")).answer == "4"
     with pytest.raises(UserError, match="f:2: has no column 'Target' .found: Instruction, target"):
         parse(row, "f:2", read_columns("question=Instruction,solution=Target"))
 

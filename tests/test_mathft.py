@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from data import Example, load_problems, trained_on
 from flags import run_command
 from mathft import load_data, main, read_flags
 from methods import METHODS, load_run
-from runtime import ALONE, UserError, hash_of, locked
+from runtime import ALONE, UsageError, UserError, hash_of, locked
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT_KEYS = """method model dataset eval_dataset n accuracy_before accuracy_after ci95_before
@@ -904,6 +905,24 @@ def test_columns_and_several_sets_by_the_command(common, tmp_path, capsys):
     code, out, err = command(lora(common, tmp_path / "run", *more), capsys)
     assert code == 0 and "8 training examples" in out, err
     assert command(["--resume", str(tmp_path / "run"), "--steps", "2"], capsys)[0] == 0
+
+
+def test_held_out_rows_that_are_not_measured_are_counted_too(tmp_path):
+    argv = ["--method", "sft", "--dataset", write_problems(tmp_path / "rows.jsonl", 40)]
+    for limit, counted in (("1", {"held out, beyond --eval-limit": 3}), ("4", {}), ("0", {})):
+        left_out = Counter()
+        train, tests, _ = load_data(read_flags([*argv, "--eval-limit", limit])[0], left_out)
+        assert left_out == counted and len(train) + len(tests) + left_out.total() == 40
+
+
+def test_a_test_file_has_columns_of_its_own(tmp_path):
+    odd, plain = tmp_path / "odd.jsonl", write_problems(tmp_path / "plain.jsonl", 3)
+    odd.write_text('{"Q": "1+1?", "A": "#### 2"}\n')
+    argv = ["--method", "sft", "--dataset", plain, "--eval-columns", "question=Q,solution=A"]
+    tests = load_data(read_flags([*argv, "--eval-dataset", str(odd)])[0])[1]
+    assert [(test.question, test.answer) for test in tests] == [("1+1?", "2")]
+    with pytest.raises(UsageError, match="--eval-columns without --eval-dataset"):
+        load_data(read_flags(argv)[0])
 
 
 def test_show_example_prints_one_and_exits(common, tmp_path, capsys, monkeypatch):

@@ -30,6 +30,8 @@ CONTENTS = {
     "e.json": json.dumps({"version": 1, "data": ROWS}, indent=2).encode(),
     "f.jsonl.gz": gzip.compress(LINES.encode(), mtime=0),
     "g.json.gz": gzip.compress(json.dumps(ROWS, indent=1).encode(), mtime=0),
+    "F.JSONL.GZ": gzip.compress(LINES.encode(), mtime=0),
+    "D.JSON": json.dumps({"data": ROWS}).encode(),
     "h": b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n\r\n").encode(),
     "i.jsonl": b"\n \n[\n" + json.dumps(ROWS)[1:].encode(),
 }
