@@ -440,6 +440,7 @@ def _replaced(template: str, old: str, new: str, system: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python tokenizer.py FOLDER QUESTION")
+    sys.stdout.reconfigure(errors="backslashreplace")  # for what the terminal cannot show
     try:
         tokenizer = Tokenizer(Path(sys.argv[1]))
         for number in tokenizer.prompt(sys.argv[2]):
