@@ -178,7 +178,8 @@ class Tokenizer:
         return number
 
     def _declared_stops(self) -> set[int]:
-        """Every `eos_token_id` (one or a list) of generation_config.json and config.json."""
+        """Every `eos_token_id` (one or a list) of generation_config.json and config.json. A number
+        that is no token's ends nothing, and is passed over."""
         stops = set()
         for file in (self.folder / "generation_config.json", self.folder / "config.json"):
             settings = read_json(file) if file.exists() else {}
@@ -188,7 +189,8 @@ class Tokenizer:
                                 " get the right one")
             declared = settings.get("eos_token_id")
             declared = declared if isinstance(declared, list) else [declared]
-            stops.update(number for number in declared if isinstance(number, int))
+            stops.update(number for number in declared
+                         if type(number) is int and 0 <= number < self.size)
         return stops
 
     @cached_property

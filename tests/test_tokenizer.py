@@ -295,6 +295,8 @@ def test_stop_ids_are_every_declared_end_and_both_of_qwens(tokenizer_folder, tmp
     assert Tokenizer(tmp_path).stop_ids == both | {5, 6, 7}
     (tmp_path / "config.json").write_text('{"eos_token_id": null}')
     assert Tokenizer(tmp_path).stop_ids == both | {5, 6}
+    (tmp_path / "config.json").write_text(f'{{"eos_token_id": [-1, true, {10**30}, 1e3]}}')
+    assert Tokenizer(tmp_path).stop_ids == both | {5, 6}
 
 
 def break_file(folder: Path, name: str, text: str | None) -> None:
