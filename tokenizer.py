@@ -282,6 +282,9 @@ class Tokenizer:
         except TypeError:  # JSON's escapes can spell half a surrogate pair, which is no character
             raise UserError(f"not valid Unicode, a lone surrogate: {text[:60]!r};"
                             " mend the text") from None
+        except Exception as error:  # tokenizers raises plain Exception, here of a foreign model
+            raise UserError(f"{self.folder / 'tokenizer.json'}: cannot encode a text ({error});"
+                            " is this a Qwen2.5 checkpoint?") from None
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, without special tokens."""

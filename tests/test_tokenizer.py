@@ -353,6 +353,16 @@ def test_a_normaliser_of_sentencepiece_is_refused_before_it_is_read(tmp_path, ca
     assert capfd.readouterr().err == ""
 
 
+def test_a_tokenizer_of_another_kind_that_cannot_encode_is_named(tmp_path):
+    folder = write_tokenizer(tmp_path)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"] = {"type": "WordPiece", "vocab": {}, "unk_token": "x",
+                      "continuing_subword_prefix": "", "max_input_chars_per_word": 1}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="tokenizer.json: cannot encode a text"):
+        Tokenizer(folder).encode("a")
+
+
 def test_bad_text_and_roles_are_user_errors(tokenizer_folder):
     tokenizer = Tokenizer(tokenizer_folder)
     with pytest.raises(UserError, match="lone surrogate"):
