@@ -574,6 +574,7 @@ def _plain_integer(text: str) -> int | None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python answers.py GOLD COMPLETION")
+    sys.stdout.reconfigure(errors="backslashreplace")  # for what the terminal cannot show
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves this folder out
     bare = equivalent(sys.argv[1], sys.argv[2])  # an answer alone, such as \frac{1}{2}
     extracted = sys.argv[2] if bare else extract_answer(sys.argv[2])

@@ -46,8 +46,8 @@ from fast import RecordedSteps, log_probs_of
 from flags import flag, parse_flags, run_command
 from methods import Run, load_adapter, load_run, read_settings
 from model import Qwen2
-from runtime import (UsageError, keep_freed_memory, pick_device, pick_dtype, printable, round_up,
-                     rows_in_cache, use_threads)
+from runtime import (UsageError, UserError, keep_freed_memory, pick_device, pick_dtype, printable,
+                     round_up, rows_in_cache, use_threads)
 from tokenizer import Tokenizer
 
 CACHE_BYTES = 1 << 30  # most memory of keys and values, unless the number of rows is given
@@ -522,6 +522,9 @@ def main(argv: list[str]) -> None:
                            top_k=flags.top_k, seed=flags.seed, prefix=run.prefix,
                            calculator=open_calculator(run.tokenizer, flags.calculator))
     for completion in sorted(completions, key=lambda completion: completion.sample):
+        if not math.isfinite(completion.mean_log_prob):
+            raise UserError("the model gives no finite probabilities; are its weights NaN or "
+                            "infinite?")
         if flags.samples > 1:
             print(f"--- sample {completion.sample + 1} of {flags.samples}")
         print(printable(run.tokenizer.decode(completion.ids)))

@@ -52,6 +52,7 @@ from tokenizer import Tokenizer
 from train import Objective, Steps, log_probs_of_targets
 
 ADVANTAGES = ("std", "mean", "rloo")
+LARGEST_REAL = 1e9  # of a reward, an advantage or a log-probability that is read back
 NO_REFERENCE = ("--kl: the untouched weights are needed beside those that train; use a method that "
                 "keeps them, or leave --kl out")
 
@@ -266,7 +267,9 @@ class Rollouts:
         """The records of a batch that was sampled before the run was interrupted."""
         records = [record for _, record in read_log(self.path) if record["step"] == first + 1]
         size = self.tokenizer.size
-        if not all(is_rollout(record, len(self.questions), size) for record in records):
+        if not all(is_rollout(record, len(self.questions), size) and (
+                record["advantage"] is None or record.get("log_probs") is not None)
+                   for record in records):  # the log-probabilities are of all that are learnt from
             raise UserError(f"{self.path}: a line of step {first + 1} is no rollout of this run; "
                             "start a new run")
         if not records:
@@ -337,16 +340,17 @@ def is_rollout(record: dict, questions: int, size: int) -> bool:
     """Whether a record that was read back has what is used of it; ids are below `size`."""
     try:
         ids, spans, known = record["ids"], record.get("put_in", []), record.get("log_probs")
-        ends = [end for start, end in spans if 0 <= start <= end]
-        whole = [record["index"], *ids, *ends]
-        reals = [record["reward"], record["advantage"] or 0.0, *(known or [])]
+        bounds = [place for start, end in spans if 0 <= start <= end for place in (start, end)]
+        whole = [record["index"], record["tokens"], *ids, *bounds]
+        reals = [record["reward"], record["mean_log_prob"], record["advantage"] or 0.0,
+                 *(known or [])]
     except (KeyError, TypeError, ValueError):
         return False
     kinds = {*map(type, whole)} == {int} and {*map(type, reals)} == {float}
     if wrong_fields(record) or not kinds or min(whole) < 0 or record["index"] >= questions:
         return False
-    inside = max(ids, default=size) < size and max(ends, default=0) <= len(ids)
-    return inside and len(ends) == len(spans) and (
+    inside = max(ids, default=size) < size and max(bounds, default=0) <= len(ids)
+    return inside and len(bounds) == 2 * len(spans) and max(map(abs, reals)) < LARGEST_REAL and (
         known is None or len(known) == sum(is_sampled(len(ids), spans)))
 
 

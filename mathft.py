@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 import fast
-from adapters import Base, Tuning
+from adapters import Base, Tuning, without_adapters
 from checkpoint import (TOY, as_saved, drop_old_checkpoints, find_model, last_checkpoint,
                         load_model, size_of, step_of)
 from data import (Example, Problem, count, describe_examples, is_embedded, left_out_line,
@@ -582,8 +582,8 @@ def print_plan(job: Job) -> None:
         print(f"note       {TOY}")
 
 
-def print_needs(job: Job, model: Qwen2, tuning: Tuning) -> None:
-    """What training will take of memory and disk, and what helps if that is more than is free."""
+def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
+    """What training will take of memory, and what helps if that is more than is free."""
     give_back_freed_memory()
     args, free, held = job.args, free_memory_mib(job.device), memory_in_use_mib(job.device)
     if free is not None:  # what this process holds, training takes again
@@ -596,6 +596,11 @@ def print_needs(job: Job, model: Qwen2, tuning: Tuning) -> None:
     print(f"memory     {expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)
+
+
+def print_disk(job: Job, model: Qwen2, tuning: Tuning) -> None:
+    """What the run's folder will take, and what helps if that is more than is free."""
+    args = job.args
     most, last = needed_disk(model, tuning, job.method.PEFT_TYPE is None, args.keep,
                              best=args.eval_every > 0)
     room = shutil.disk_usage(job.folder).free / 2**20
@@ -622,21 +627,25 @@ def measure(job: Job, model: Qwen2, label: str, tuning: Tuning | None) -> Report
                     about={"model": model_name, "dtype": job.machine["dtype"]})
 
 
-def run(job: Job, model: Qwen2) -> None:
+def measure_before(job: Job, model: Qwen2, tuning: Tuning) -> Report | None:
+    """The accuracy of what the run starts from: the plain model, or the adapter of --from."""
+    if goes_on_training(vars(job.args)):
+        return measure(job, model, "before", tuning)
+    with without_adapters(model):
+        return measure(job, model, "before", None)
+
+
+def run(job: Job, model: Qwen2, tuning: Tuning) -> None:
     """Measure, train, measure again, save, report, in a folder that may hold a part of this."""
     args = job.args
-
-    def begin_tuning() -> Tuning:
-        return start_tuning(job.method, job.own, vars(args), model, job.tokenizer)
-
-    total = sum(parameter.numel() for parameter in model.parameters())
+    with without_adapters(model):
+        total = sum(parameter.numel() for parameter in model.parameters())
     print_start(job, total)
-    trained_before = begin_tuning() if goes_on_training(vars(args)) else None
-    before = measure(job, model, "before", trained_before)
+    print_disk(job, model, tuning)
+    before = measure_before(job, model, tuning)
     if before:
         print("before training", *report_lines(before.result), sep="\n  ", flush=True)
-    tuning = trained_before or begin_tuning()
-    print_needs(job, model, tuning)
+    print_memory(job, model, tuning)
     if args.grad_checkpoint:
         fast.checkpoint_layers(model)
     totals = run_training(job, model, tuning)
@@ -675,11 +684,10 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
-    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
-    weight_dtype = torch.float32 if find_method(args.method).PEFT_TYPE is None else dtype
     program = memory_in_use_mib(device)
-    model = load_model(source, device, dtype, weight_dtype, args.plain)
-    # Only now, so that a model that cannot be loaded leaves no folder behind.
+    model, tuning = open_model(args, own, tokenizer, device, dtype)
+    check_lengths(model, tuning, examples)
+    # Only now, so that a model that cannot be loaded or trained leaves no folder behind.
     data = describe_examples(examples) | objective.sources(goals)
     if goes_on_training(vars(args)):
         data["from_run"] = result_hash(Path(args.from_run), source)
@@ -689,17 +697,42 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
                  args.model])
     if find_model(args.model) != source:  # an earlier adapter was merged
         tokenizer = Tokenizer(find_model(args.model))
-        model = load_model(tokenizer.folder, device, dtype, weight_dtype, args.plain)
+        model, tuning = open_model(args, own, tokenizer, device, dtype)
     machine = describe_machine(device, dtype) | {"processes": ranks.size}
     job = Job(args, own, objective, goals, Path(folder), device, machine, tokenizer, examples,
               left_out, tests, overlap, sum(map(spells_marker, known)), ranks, program)
-    run_in_folder(job, model, data)
+    run_in_folder(job, model, tuning, data)
 
 
-def run_in_folder(job: Job, model: Qwen2, data: dict) -> None:
+def open_model(args: Flags, own: object, tokenizer: Tokenizer, device: torch.device,
+               dtype: torch.dtype) -> tuple[Qwen2, Tuning]:
+    """The model in the tokenizer's folder, and what trains of it. Raises UserError for flags of the
+    method that this model does not take."""
+    method = find_method(args.method)
+    # What trains is fp32; frozen weights stand in the dtype they are multiplied in.
+    weight_dtype = torch.float32 if method.PEFT_TYPE is None else dtype
+    model = load_model(tokenizer.folder, device, dtype, weight_dtype, args.plain)
+    return model, start_tuning(method, own, vars(args), model, tokenizer)
+
+
+def check_lengths(model: Qwen2, tuning: Tuning, examples: list[Example]) -> None:
+    """Raise UsageError if an example, behind the prefix, is longer than the model's positions.
+
+    Of an example without targets the model writes the rest: that takes a token or more.
+    """
+    longest = max(examples, key=lambda example: len(example.ids))
+    front = tuning.prefix().shape[2] if tuning.prefix else 0
+    room = model.config.max_position_embeddings - front
+    if len(longest.ids) + (not any(longest.is_target)) > room:
+        behind = f" behind a prefix of {front}" if front else ""
+        raise UsageError(f"{longest.name}: has {len(longest.ids)} tokens, and the model has "
+                         f"positions for {room}{behind}; give a lower --max-length")
+
+
+def run_in_folder(job: Job, model: Qwen2, tuning: Tuning, data: dict) -> None:
     """Run, with the folder locked and cleaned by the first process."""
     if not job.ranks.first:
-        run(job, model)
+        run(job, model, tuning)
         return
     folder = job.folder
     try:
@@ -709,7 +742,7 @@ def run_in_folder(job: Job, model: Qwen2, data: dict) -> None:
             changes = {name: getattr(job.args, name) for name in STORED_ON_RESUME}
             with going_on(folder, changes, data, job.steps):
                 write_json(folder / "env.json", job.machine)
-                run(job, model)
+                run(job, model, tuning)
     except KeyboardInterrupt:
         print_way_on(folder)
         raise

@@ -74,7 +74,7 @@ def evaluate(model: Qwen2, tokenizer: Tokenizer, problems: list[Problem], folder
     with _opened(folder, settings, problems) as done:
         if (folder / "result.json").exists() and len(done) == total:
             ranks.agree(lambda: None)
-            return _read_back(folder, done)
+            return _read_back(folder, done, TIMED)
         _begin(folder, settings, done)
         start = clock(model.head_weight.device)
         there = ranks.agree(lambda: list(map(place, done)))
@@ -118,7 +118,7 @@ def evaluate_api(teacher, problems: list[Problem], folder: Path, *, dataset: str
                 **check_problems(problems)}
     with _opened(folder, settings, problems) as done:
         if (folder / "result.json").exists() and len(done) == samples * len(problems):
-            return _read_back(folder, done)
+            return _read_back(folder, done, ASKED)
         _begin(folder, settings, done)
         records, measured = completions(teacher, problems, _turns(shots), folder, samples)
         records = [{"dataset": dataset, **record} for record in records]
@@ -267,16 +267,21 @@ COST = ("requests", "retries", "seconds", "prompt_tokens", "new_tokens")
 OTHERS = ("max_new_tokens", "least_new_tokens")
 
 
-def _read_back(folder: Path, records: list[dict]) -> Report:
-    """The report of a finished evaluation: its figures counted again, its times as they were."""
+def _read_back(folder: Path, records: list[dict], measured: tuple[str, ...]) -> Report:
+    """The report of a finished evaluation: its figures counted again, its times as they were.
+
+    measured: TIMED of our own model, ASKED of a server, which also has a cost.
+    """
     path = folder / "result.json"
     stored = read_json(path)
-    names = (*(ASKED if "cost" in stored else TIMED), *(key for key in OTHERS if key in stored))
+    names = (*measured, *(key for key in OTHERS if key in stored))
     cost = stored.get("cost")
     numbers = {name: stored.get(name) for name in names}
-    if "cost" in stored:
+    if measured is ASKED:
         numbers |= {f"cost {key}": cost.get(key) if isinstance(cost, dict) else None
                     for key in COST}
+    elif "cost" in stored:  # our own model has none
+        numbers["cost"] = None
     _check_measured(path, numbers)
     records, _ = grade_again(records)
     kept = {key: stored[key] for key in (*names, "cost", "machine") if key in stored}

@@ -295,7 +295,8 @@ def refuse_other_data(folder: Path, saved: dict, dataset: str, data: dict) -> No
         raise UserError(f"{folder / 'args.json'}: data is no object; remove it there")
     for name in (name for name in data if began.get(name, data[name]) != data[name]):
         what, how = {
-            "examples": (dataset, f"gives {data[name]} training examples, not {began[name]} as"),
+            "examples": (dataset, f"gives {data[name]} training examples, not "
+                                  f"{str(began[name])[:40]} as"),
             "sha256": (dataset, "gives as many training examples, others as"),
             "aims": (dataset, "gives the same training examples with other final answers or "
                               "weights than"),

@@ -169,6 +169,10 @@ def _tuning(model: Qwen2, prefix: Prefix) -> Tuning:
 
 def start(model: Qwen2, tokenizer, flags: Flags, system: str, seed: int) -> Tuning:
     """A prefix before every document; the model is frozen."""
+    positions = model.config.max_position_embeddings
+    if flags.prefix_length >= positions:
+        raise UsageError(f"--prefix-length {flags.prefix_length}: the model has {positions} "
+                         "positions, and this leaves none for a text; give a smaller one")
     first = start_prefix(model, tokenizer, flags.prefix_init, flags.prefix_length, system, seed)
     return _tuning(model, Prefix(first, flags.prefix_projection, seed))
 

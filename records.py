@@ -16,6 +16,7 @@ import contextlib
 import gzip
 import io
 import itertools
+import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -158,22 +159,68 @@ def _is_whole(path: Path) -> bool:
 
 
 def _whole(path: Path) -> Iterator[tuple[str, object]]:
-    """The records of a list, or of the list under `data`."""
+    """The records of a list, one by one, or of the list under `data`."""
     with _opened(path) as stream:
         data = stream.read(LARGEST_WHOLE + 1)
-    if len(data) > LARGEST_WHOLE:
-        raise UserError(f"{path}: more than {LARGEST_WHOLE:,} bytes in one JSON value; write one "
-                        "object a line (.jsonl)")
-    try:
-        value = parse_json(_text(path, data, first=True), Written)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise UserError(f"{path}:{line}: not valid JSON ({json_fault(error)})") from None
-    records = value.get("data") if isinstance(value, dict) else value
-    if not isinstance(records, list):
-        raise UserError(f"{path}: expected a list of records, {{\"data\": [records]}}, or one "
-                        "record a line")
+    text = _text(path, data, first=True) if len(data) <= LARGEST_WHOLE else ""
+    begin = len(text) - len(text.lstrip())
+    if text.startswith("[", begin):
+        records = _elements(path, text, begin)
+    elif len(data) > min(LONGEST_LINE, LARGEST_WHOLE):  # an object is parsed at once
+        raise UserError(f"{path}: {len(data):,} bytes or more in one JSON value; write one object "
+                        "a line (.jsonl)")
+    else:
+        value = _parsed(path, text, 0, len(text))
+        records = value.get("data") if isinstance(value, dict) else None
+        if not isinstance(records, list):
+            raise UserError(f"{path}: expected a list of records, {{\"data\": [records]}}, or one "
+                            "record a line")
     yield from ((f"{path}, record {n}", record) for n, record in enumerate(records, 1))
+
+
+def _elements(path: Path, text: str, at: int) -> Iterator[object]:
+    """The values of the list that begins at `at`, each read when it is asked for.
+
+    `[1,1,1…` of 500 MB would fill many times its own size: who reads stops before. For the same
+    reason a value is looked for within LONGEST_LINE characters.
+    """
+    find_end, behind = json.JSONDecoder().raw_decode, json.decoder.WHITESPACE.match
+    begin, part = at, ""  # text[begin:] up to a length
+    comma, at = False, behind(text, at + 1).end()
+    while comma or not text.startswith("]", at):
+        try:
+            end = begin + find_end(part, at - begin)[1]
+        except (ValueError, RecursionError):  # it goes on behind the part, or is no JSON
+            begin, part = at, text[at : at + LONGEST_LINE]
+            try:
+                end = begin + find_end(part)[1]
+            except (ValueError, RecursionError) as error:
+                if len(part) == LONGEST_LINE:
+                    error = ValueError(f"{json_fault(error)}, or a record of more than "
+                                       f"{LONGEST_LINE:,} characters")
+                raise _no_json(path, text, at, error) from None
+        yield _parsed(path, text, at, end)
+        at = behind(text, end).end()
+        comma = text.startswith(",", at)
+        at = behind(text, at + comma).end()
+        if not comma and not text.startswith("]", at):
+            raise _no_json(path, text, at, ValueError("neither a comma nor the end of the list"))
+    if behind(text, at + 1).end() < len(text):
+        raise _no_json(path, text, at, ValueError("the file goes on behind the list"))
+
+
+def _parsed(path: Path, text: str, at: int, end: int) -> object:
+    """The JSON value text[at:end]. Raises UserError with file and line."""
+    try:
+        return parse_json(text[at:end], Written)
+    except (ValueError, RecursionError) as error:
+        raise _no_json(path, text, at, error) from None
+
+
+def _no_json(path: Path, text: str, at: int, error: ValueError | RecursionError) -> UserError:
+    """The error of a JSON value that begins at `at`."""
+    line = text.count("\n", 0, at) + getattr(error, "lineno", 1)
+    return UserError(f"{path}:{line}: not valid JSON ({json_fault(error)})")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:

@@ -178,7 +178,8 @@ class Tokenizer:
         return number
 
     def _declared_stops(self) -> set[int]:
-        """Every `eos_token_id` (one or a list) of generation_config.json and config.json."""
+        """Every `eos_token_id` (one or a list) of generation_config.json and config.json. A number
+        that is no token's ends nothing, and is passed over."""
         stops = set()
         for file in (self.folder / "generation_config.json", self.folder / "config.json"):
             settings = read_json(file) if file.exists() else {}
@@ -188,7 +189,8 @@ class Tokenizer:
                                 " get the right one")
             declared = settings.get("eos_token_id")
             declared = declared if isinstance(declared, list) else [declared]
-            stops.update(number for number in declared if isinstance(number, int))
+            stops.update(number for number in declared
+                         if type(number) is int and 0 <= number < self.size)
         return stops
 
     @cached_property
@@ -280,6 +282,9 @@ class Tokenizer:
         except TypeError:  # JSON's escapes can spell half a surrogate pair, which is no character
             raise UserError(f"not valid Unicode, a lone surrogate: {text[:60]!r};"
                             " mend the text") from None
+        except Exception as error:  # tokenizers raises plain Exception, here of a foreign model
+            raise UserError(f"{self.folder / 'tokenizer.json'}: cannot encode a text ({error});"
+                            " is this a Qwen2.5 checkpoint?") from None
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, without special tokens."""
@@ -440,6 +445,7 @@ def _replaced(template: str, old: str, new: str, system: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python tokenizer.py FOLDER QUESTION")
+    sys.stdout.reconfigure(errors="backslashreplace")  # for what the terminal cannot show
     try:
         tokenizer = Tokenizer(Path(sys.argv[1]))
         for number in tokenizer.prompt(sys.argv[2]):

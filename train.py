@@ -288,7 +288,7 @@ def _checked_totals(folder: Path, info: dict) -> TrainTotals:
              "interrupted": bool}
     right = info.keys() == kinds.keys() and all(
         type(info[name]) in (kind, int if kind is float else kind) and 0 <= info[name] < 2**63
-        for name, kind in kinds.items())
+        for name, kind in kinds.items()) and info["seconds"] > 1e-9  # speeds are divided by them
     if not right or info["steps"] != step_of(folder):
         raise UserError(f"{folder / 'state.json'}: not the state after {step_of(folder)} steps; "
                         f"remove {folder}, and the run goes on from what is before it")

@@ -288,6 +288,7 @@ def main(words: list[str]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1].startswith("--"):
         sys.exit("usage: python vote.py ANSWER... [--weights WEIGHT...]")
+    sys.stdout.reconfigure(errors="backslashreplace")  # for what the terminal cannot show
     try:
         main(sys.argv[1:])
     except ValueError as error:

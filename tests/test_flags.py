@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import children
 from flags import Terminated, _main, check_stored, flag, given_flags, parse_flags, run_command
 from runtime import UsageError, UserError
 
@@ -208,6 +209,14 @@ def test_output_never_fails_on_an_encoding(encoding, monkeypatch):
     assert code == 0 and b"ve" in out and error == b""
     code, _, error = said("a", "\u202f…")
     assert code == 2 and error.startswith(b"error: ")
+
+
+@pytest.mark.parametrize("words", [("answers.py", "½", "It is ½"), ("vote.py", "½", "½"),
+                                   ("tokenizer.py", "tiny", "½…")])
+def test_nor_does_that_of_a_command_without_flags(words):
+    strict = "import sys; sys.stdout.reconfigure(encoding='ascii', errors='strict')\n"
+    done = children.run(strict + children.PROGRAM, *words)
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("values, said", [

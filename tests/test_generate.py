@@ -2,10 +2,12 @@
 
 import io
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from attention import KVCache, PackedAttention
 from checkpoint import load_model
@@ -530,6 +532,20 @@ def test_the_command_prints_the_completion(tiny_folder, capsys, monkeypatch):
                        [*words, "--samples", "2", "--temperature", "1", "What is 1 + 2?"]) == 0
     told = capsys.readouterr().out
     assert "--- sample 1 of 2\n" in told and "--- sample 2 of 2\n" in told
+
+
+def test_a_model_whose_numbers_are_nan_says_so(tiny_folder, tmp_path, capsys):
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    words = ["--model", str(folder), "--max-new-tokens", "3", "--dtype", "fp32", "--device", "cpu"]
+    for more in ([], ["--samples", "2", "--temperature", "1", "--top-p", "0.9"]):
+        assert run_command(main, [*words, *more, "why?"]) == 1
+        told = capsys.readouterr()
+        assert told.out == "" and told.err == (
+            "error: the model gives no finite probabilities; are its weights NaN or infinite?\n")
 
 
 @pytest.mark.parametrize("words, code, part", [

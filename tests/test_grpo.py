@@ -372,7 +372,10 @@ def test_a_line_that_is_no_rollout_is_refused():
                            8)
     for change in ({"index": 2}, {"index": True}, {"ids": []}, {"ids": [8]}, {"ids": [1.5]},
                    {"ids": 5}, {"reward": "1"}, {"advantage": [0.1]}, {"put_in": [[0, 4]]},
-                   {"put_in": [3]}, {"put_in": [[2, 1]]}, {"log_probs": [-1.0]}, {"tokens": -1}):
+                   {"put_in": [3]}, {"put_in": [[2, 1]]}, {"log_probs": [-1.0]}, {"tokens": -1},
+                   {"put_in": [[0.5, 1]]}, {"put_in": [[True, 2]]}, {"tokens": None},
+                   {"mean_log_prob": None}, {"reward": 1e308}, {"advantage": -1e308},
+                   {"put_in": [[0.5, 2]], "log_probs": [-1.0]}):
         assert not grpo.is_rollout(whole | change, 2, 8), change
     for name in ("id", "ids", "index", "reward", "advantage", "finish"):
         assert not grpo.is_rollout({k: v for k, v in whole.items() if k != name}, 2, 8)
@@ -396,6 +399,18 @@ def test_a_batch_that_is_gone_is_one_line(tiny_folder, sums, rewarded, tmp_path,
     (folder / "rollouts.jsonl").write_text("")
     assert command("--resume", str(folder), "--steps", "4") == 1
     assert "rollouts.jsonl: lacks the rollouts of step 3" in capsys.readouterr().err
+
+
+def test_a_rollout_without_what_it_was_sampled_by_is_one_line(tiny_folder, sums, rewarded,
+                                                              tmp_path, capsys):
+    folder = tmp_path / "run"
+    more = ["--steps", "1", "--updates", "2", "--keep", "1"]
+    assert command(*flags(tiny_folder, sums, "lora", folder, *more)) == 0
+    found = records(folder)
+    del next(r for r in reversed(found) if r["advantage"] is not None)["log_probs"]
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+    assert command("--resume", str(folder), "--steps", "2") == 1
+    assert "a line of step 1 is no rollout of this run" in capsys.readouterr().err
 
 
 def test_another_seed_or_step_samples_other_rollouts(tiny_folder, sums, rewarded, tmp_path):

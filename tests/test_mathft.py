@@ -717,7 +717,7 @@ ATTACKS = [
     *((changed(STATE, **values), f"{STATE}: not the state after 2 steps") for values in [
         {"steps": 3}, {"steps": "2"}, {"steps": True}, {"steps": -2}, {"seconds": None},
         {"seconds": -1}, {"tokens": 1e9}, {"target_tokens": ...}, {"colour": 1},
-        {"interrupted": 0}]),
+        {"interrupted": 0}, {"seconds": 0}, {"seconds": 1e-320}]),
     (written(STATE, b"{"), "state.json:1: not valid JSON"),
     (changed(STATE, seconds=float("nan")), "state.json:1: not valid JSON (NaN is no JSON)"),
     (each("exp_avg.", lambda t: t.flatten()[:1]), "exp_avg.model.layers.0"),
@@ -732,7 +732,9 @@ ATTACKS = [
       for line in (b"", b"\x00" * 9, b'{"step": "1"}', b"3")),
     *((changed("evals/before/result.json", **values), "evals/before/result.json: ")
       for values in ({"eval_seconds": ...}, {"eval_seconds": "1"}, {"tokens_per_second": None},
-                     {"cost": 3}, {"timed_completions": -1})),
+                     {"cost": 3}, {"timed_completions": -1},
+                     {"cost": dict.fromkeys(measure.COST, 1), "lost": 0, "wanted": 3,
+                      "left_out": 0})),
     (written("evals/before/generations.jsonl", b"x\n"), "generations.jsonl:1: not valid JSON"),
     (changed("evals/before/args.json", seed=5), "evals/before/args.json: was begun with seed 5"),
 ]
@@ -853,13 +855,42 @@ def test_what_makes_no_run_leaves_no_folder(common, tmp_path, capsys, monkeypatc
                         "sums.jsonl: nothing to learn by --objective supervised fits into "
                         "--max-length 20 tokens"),
                        (("--dataset", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
-                       (("--model", "nowhere"), "nowhere: no such folder"), ]:
-        code, _, err = command(["--method", "lora", *common, *more], capsys)
-        assert code == 1 and err.startswith("error: ") and said in err and err.count("\n") == 1
+                       (("--model", "nowhere"), "nowhere: no such folder"),
+                       (("--model", ""), "an empty name: no such folder"),
+                       (("--lora-targets", "q_proj,nose"), "unknown target nose; known are"),
+                       (("--lora-alpha", "0"), "0 is below 1e-06"),
+                       (("--seed", str(2**63)), "beyond 64 bits"),
+                       (("--method", "prefix", "--prefix-init", "nose"), "nose: unknown; use text"),
+                       (("--method", "prefix", "--prefix-init", "text:"), "has no text"),
+                       (("--method", "prefix", "--prefix-length", "256"),
+                        "--prefix-length 256: the model has 256 positions"),
+                       (("--method", "prefix", "--prefix-length", "250"),
+                        "tokens, and the model has positions for 6 behind a prefix of 250")]:
+        code, out, err = command(["--method", "lora", *common, *more], capsys)
+        assert "before training" not in out
+        assert code in (1, 2) and err.startswith("error: ") and said in err and err.count("\n") == 1
     broken.write_text(broken.read_text().replace('"question": "What is 6', '"question" "What is 6'))
     code, _, err = command(["--method", "lora", *common], capsys)
     assert code == 1 and f"{broken}:7: not valid JSON" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_what_the_model_has_no_positions_for_is_refused_first(common, tmp_path, capsys):
+    """Its longest example is named, before anything is measured; a shorter --max-length leaves it
+    out."""
+    with open(tmp_path / "sums.jsonl", "a") as file:
+        file.write(json.dumps({"question": "q", "answer": "so " * 300 + "#### 7"}) + "\n")
+    argv = lora(common, tmp_path / "run", "--steps", "1")
+    code, out, err = command(argv, capsys)
+    assert code == 2 and f"{tmp_path / 'sums.jsonl'}:41: has " in err and "before" not in out
+    assert "and the model has positions for 256; give a lower --max-length" in err
+    assert not (tmp_path / "run").exists()
+    assert command([*argv, "--max-length", "256", "--eval-limit", "0"], capsys)[0] == 0
+
+
+def test_the_disk_is_told_before_the_model_is_measured(common, tmp_path, capsys):
+    code, out, err = command(lora(common, tmp_path / "run", "--steps", "1"), capsys)
+    assert code == 0 and out.index("\ndisk  ") < out.index("\nbefore training"), err
 
 
 def test_long_examples_are_dropped_and_told(common, tmp_path, capsys):

@@ -1,9 +1,11 @@
 """records.py: files of every kind that is read, and files that were made to do harm."""
 
 import gzip
+import itertools
 import json
 import os
 import sys
+import tracemalloc
 import types
 import zipfile
 from pathlib import Path
@@ -92,7 +94,7 @@ def test_rows_lines_and_bytes_are_bounded(tmp_path, monkeypatch, capsys):
              "bomb.jsonl.gz": gzip.compress((b" " * 900 + b"\n") * 10**4, mtime=0)}
     said = {"rows": "10 rows are read at most", "list": "10 rows are read at most",
             "newlines": "20 lines are read at most", "line": "a line of more than 1,000 bytes",
-            "whole": "more than 2,000 bytes in one JSON value",
+            "whole": "2,001 bytes or more in one JSON value",
             "bomb": "more than 5,000 bytes unpacked"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -101,6 +103,46 @@ def test_rows_lines_and_bytes_are_bounded(tmp_path, monkeypatch, capsys):
             values(tmp_path / name)
         assert said[name.partition(".")[0]] in str(error.value)
     assert f"reading {tmp_path / 'newlines.zip'}, 0 MB" in capsys.readouterr().err
+
+
+def test_a_list_is_read_value_by_value(tmp_path, monkeypatch):
+    """The first of them come out whatever follows; places are those of the whole file."""
+    path = tmp_path / "a.json"
+    path.write_text(' \n[{"a": 1},\n {"b": [2, "]"]} , 3.50,\n"x"]\n')
+    assert values(path) == [{"a": 1}, {"b": [2, "]"]}, 3.5, "x"]
+    for content, line, said in [
+            ('[{"a": 1},\n{"a" 2}]', 2, "Expecting ':' delimiter"),
+            ("[1,\n]", 2, "Expecting value"),
+            ("[1\n2]", 2, "neither a comma nor the end"), ("[1,\n2", 2, "neither a comma nor the"),
+            ("[1]\n[2]", 1, "the file goes on"), ("[", 1, "Expecting value"),
+            ('[1,\n"\\ud800"]', 2, "half a surrogate pair"), ("[1,\n\nNaN]", 3, "NaN is no JSON"),
+            ("[1, " + "9" * 5000 + "]", 1, "Exceeds the limit"), ("[1,\n" + "[" * 9999, 2, "")]:
+        path.write_text(content)
+        rows = read_records(path)
+        with pytest.raises(UserError) as error:
+            list(rows)
+        assert str(error.value).startswith(f"{path}:{line}: not valid JSON ({said}"), content
+    path.write_text("[" + "7," * 200 + "]")
+    monkeypatch.setattr(records, "MOST_ROWS", 100)
+    with pytest.raises(UserError, match="record 101: 100 rows are read at most"):
+        list(read_records(path))
+    path.write_text("[1, [" + "7, " * 200 + "7]]")
+    monkeypatch.setattr(records, "LONGEST_LINE", 100)
+    with pytest.raises(UserError, match="a.json:1: .*, or a record of more than 100 characters"):
+        list(read_records(path))
+
+
+def test_a_short_file_of_a_great_many_values_fills_no_memory(tmp_path, monkeypatch):
+    """A little gzip, 21 MB of list, would be 7 million objects."""
+    path = tmp_path / "bomb.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b"{}," * 7_000_000 + b"{}]", 1, mtime=0))
+    monkeypatch.setattr(records, "LARGEST_WHOLE", 2**25)  # as much is set aside at once
+    tracemalloc.start()
+    for _, _ in itertools.islice(read_records(path), 1000):
+        pass
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 150e6  # the text, in bytes and in letters
 
 
 def test_blank_lines_at_the_beginning_are_bounded(tmp_path, monkeypatch):

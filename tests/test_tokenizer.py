@@ -295,6 +295,8 @@ def test_stop_ids_are_every_declared_end_and_both_of_qwens(tokenizer_folder, tmp
     assert Tokenizer(tmp_path).stop_ids == both | {5, 6, 7}
     (tmp_path / "config.json").write_text('{"eos_token_id": null}')
     assert Tokenizer(tmp_path).stop_ids == both | {5, 6}
+    (tmp_path / "config.json").write_text(f'{{"eos_token_id": [-1, true, {10**30}, 1e3]}}')
+    assert Tokenizer(tmp_path).stop_ids == both | {5, 6}
 
 
 def break_file(folder: Path, name: str, text: str | None) -> None:
@@ -349,6 +351,16 @@ def test_a_normaliser_of_sentencepiece_is_refused_before_it_is_read(tmp_path, ca
     with pytest.raises(UserError, match="tokenizer.json: has a precompiled_charsmap"):
         Tokenizer(folder)
     assert capfd.readouterr().err == ""
+
+
+def test_a_tokenizer_of_another_kind_that_cannot_encode_is_named(tmp_path):
+    folder = write_tokenizer(tmp_path)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"] = {"type": "WordPiece", "vocab": {}, "unk_token": "x",
+                      "continuing_subword_prefix": "", "max_input_chars_per_word": 1}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="tokenizer.json: cannot encode a text"):
+        Tokenizer(folder).encode("a")
 
 
 def test_bad_text_and_roles_are_user_errors(tokenizer_folder):
