@@ -46,8 +46,8 @@ from fast import RecordedSteps, log_probs_of
 from flags import flag, parse_flags, run_command
 from methods import Run, load_adapter, load_run, read_settings
 from model import Qwen2
-from runtime import (UsageError, keep_freed_memory, pick_device, pick_dtype, printable, round_up,
-                     rows_in_cache, use_threads)
+from runtime import (UsageError, UserError, keep_freed_memory, pick_device, pick_dtype, printable,
+                     round_up, rows_in_cache, use_threads)
 from tokenizer import Tokenizer
 
 CACHE_BYTES = 1 << 30  # most memory of keys and values, unless the number of rows is given
@@ -70,6 +70,15 @@ class Completion:
     mean_log_prob: float
     stop_id: int | None = None  # the stop token that came
     put_in: list[list[int]] = field(default_factory=list)
+
+
+def check_finite(completion: Completion, problem: str = "") -> None:
+    """Raise UserError, which begins with the problem's name, if the log-probability is no finite
+    number: then the tokens mean nothing.
+    """
+    if not math.isfinite(completion.mean_log_prob):
+        raise UserError(f"{problem and problem + ': '}the model gives no finite probabilities;"
+                        " are its weights NaN or infinite?")
 
 
 def is_sampled(count: int, put_in: list[list[int]]) -> list[bool]:
@@ -381,7 +390,7 @@ class DecodingFlags:
 
     system: str | None = flag(
         None, "system prompt; none: no system turn (default: the run's, else the checkpoint's own; "
-        "to a server none)", group="answering")
+        "to a server none)", empty=True, group="answering")
     samples: int = flag(1, "completions of each problem", least=1)
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
     top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability",
@@ -491,7 +500,7 @@ def load_asked(flags: SamplingFlags) -> Run:
     use_threads(flags.threads)
     device = pick_device(flags.device)
     dtype = pick_dtype(flags.dtype, device)
-    model = flags.model or "tiny"
+    model = "tiny" if flags.model is None else flags.model
     if flags.run:
         run = load_run(Path(flags.run), device, dtype, model=flags.model,
                        checkpoint=flags.checkpoint)
@@ -522,6 +531,7 @@ def main(argv: list[str]) -> None:
                            top_k=flags.top_k, seed=flags.seed, prefix=run.prefix,
                            calculator=open_calculator(run.tokenizer, flags.calculator))
     for completion in sorted(completions, key=lambda completion: completion.sample):
+        check_finite(completion)
         if flags.samples > 1:
             print(f"--- sample {completion.sample + 1} of {flags.samples}")
         print(printable(run.tokenizer.decode(completion.ids)))

@@ -19,6 +19,7 @@ To add a method, write such a module and add it to the table below. No other fil
 """
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -162,6 +163,17 @@ def start_tuning(method: ModuleType, own: object, args: dict, model: Qwen2,
     return method.start(model, tokenizer, own, args["system"], args["seed"])
 
 
+def tried(method: ModuleType, own: object, args: dict, model: Qwen2,
+          tokenizer: Tokenizer) -> tuple[Qwen2, Tuning]:
+    """As `start_tuning`, on a copy of the model that has the same weights in memory: the layers of
+    the model itself stay as they are. So errors come, and sizes are known, before anything is
+    measured.
+    """
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, weights)
+    return model, start_tuning(method, own, args, model, tokenizer)
+
+
 def goes_on_training(args: dict) -> bool:
     """Whether a run with these settings starts from an adapter of its own method."""
     earlier = args.get("from_run")
@@ -204,12 +216,13 @@ def base_of(run: Path, args: dict, model: str | None = None) -> Path:
 
     Raises UserError if it has not the weights that the run was trained on.
     """
-    name = model or base_name(run, args)
+    name = base_name(run, args) if model is None else model
     try:
         base = find_model(name)
     except UserError as error:
-        hint = "" if model else (f"; {run} was trained on it: say where it is with --model, or for "
-                                 f"all commands with: python checkpoint.py base {run} MODEL")
+        hint = "" if model is not None else (
+            f"; {run} was trained on it: say where it is with --model, or for all commands with: "
+            f"python checkpoint.py base {run} MODEL")
         raise UserError(f"{error}{hint}") from None
     if args.get("base", fingerprint(base)) != fingerprint(base):  # an older run does not say
         adapter = Path(run) / "adapter"

@@ -15,7 +15,8 @@ from data import Problem
 from flags import pick
 from generate import generate
 from mathft import OBJECTIVES, Objective
-from methods import (METHODS, find_method, load_adapter, load_run, read_run, refuse_other_data)
+from methods import (METHODS, find_method, load_adapter, load_run, read_run, refuse_other_data,
+                     tried)
 from runtime import UserError
 from train import TrainSettings, train
 from verifier import Candidate
@@ -106,6 +107,21 @@ def test_every_method_learns_by_every_objective(name, objective, tiny_folder, te
     assert any(not torch.equal(p, was) for p, was in zip(tuning.trainable.values(), before))
     now = dict(model.named_parameters())
     assert all(torch.equal(frozen[n], now[n]) for n in frozen)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_is_tried_leaves_the_model_as_it_is(name, tiny_folder):
+    """The copy that it is started on has the same weights in memory."""
+    from tokenizer import Tokenizer
+
+    method, args = METHODS[name], {"from_run": None, "system": "Be exact.", "seed": 0}
+    model = load_model(tiny_folder, "cpu", torch.float32, torch.float32)
+    before = dict(model.named_modules())
+    copy, tuning = tried(method, method.Flags(), args, model, Tokenizer(tiny_folder))
+    assert dict(model.named_modules()) == before and copy is not model
+    assert tuning.trainable and len(dict(copy.named_modules())) == len(before)
+    ours, theirs = ({p.data_ptr() for p in m.parameters()} for m in (model, copy))
+    assert ours <= theirs
 
 
 def texts(run) -> list[list[int]]:
