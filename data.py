@@ -83,6 +83,11 @@ class Example:
     weights: tuple[float, ...] = ()  # of the loss, one for each target; empty: 1 each
 
     @property
+    def longest(self) -> int:
+        """Tokens of its longest document; it has one, unless a subclass has more."""
+        return len(self.ids)
+
+    @property
     def gold(self) -> str | None:
         """The final answer that an objective compares with; None if it compares with none."""
         return None

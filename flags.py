@@ -44,16 +44,17 @@ class Terminated(KeyboardInterrupt):
 
 def flag(default, help: str, *, alias: str | None = None, choices: Sequence | None = None,
          least: float | None = None, most: float | None = None, positional: bool = False,
-         free: bool = False, group: str | None = None):
+         free: bool = False, empty: bool = False, group: str | None = None):
     """A dataclass field that is a flag. `least` and `most` are inclusive bounds of a number.
 
     `default=dataclasses.MISSING` makes the flag required. A positional argument that has a default
     may be left out; one of type list[str] takes one word or more. A method's flag that is `free`
-    may change when its result trains further. A `group` is a heading of --help, over this flag and
-    those after it.
+    may change when its result trains further. A text is not `empty` unless that means something: a
+    shell puts nothing in the place of a variable that is not set. A `group` is a heading of --help,
+    over this flag and those after it.
     """
     about = dict(help=help, alias=alias, choices=choices, least=least, most=most,
-                 positional=positional, free=free, group=group)
+                 positional=positional, free=free, empty=empty, group=group)
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -158,7 +159,7 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
     elif kind == list[str]:
         options["nargs"] = "+"
     else:
-        options["type"] = str if kind is str else _number_reader(kind, about)
+        options["type"] = _text_reader(about) if kind is str else _number_reader(kind, about)
         options["choices"] = about["choices"]
         if not about["choices"]:
             options["metavar"] = {str: "TEXT", int: "N", float: "X"}[kind]
@@ -169,6 +170,17 @@ def _add_flag(group: argparse._ActionsContainer, field: dataclasses.Field, kind)
     else:
         names = [spelled(field.name)] + [about["alias"]] * bool(about["alias"])
         group.add_argument(*names, dest=field.name, required=required, **options)
+
+
+def _text_reader(about: Mapping) -> Callable[[str], str]:
+    """A function that reads a text, and refuses an empty one that means nothing."""
+
+    def read(text: str) -> str:
+        if not text and not about["empty"]:
+            raise argparse.ArgumentTypeError("is empty; give a value, or leave the flag out")
+        return text
+
+    return read
 
 
 def _number_reader(kind: type, about: Mapping) -> Callable[[str], float]:

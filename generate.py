@@ -72,6 +72,15 @@ class Completion:
     put_in: list[list[int]] = field(default_factory=list)
 
 
+def check_finite(completion: Completion, problem: str = "") -> None:
+    """Raise UserError, which begins with the problem's name, if the log-probability is no finite
+    number: then the tokens mean nothing.
+    """
+    if not math.isfinite(completion.mean_log_prob):
+        raise UserError(f"{problem and problem + ': '}the model gives no finite probabilities;"
+                        " are its weights NaN or infinite?")
+
+
 def is_sampled(count: int, put_in: list[list[int]]) -> list[bool]:
     """Of each of `count` new tokens: whether the model chose it."""
     found = [True] * count
@@ -381,7 +390,7 @@ class DecodingFlags:
 
     system: str | None = flag(
         None, "system prompt; none: no system turn (default: the run's, else the checkpoint's own; "
-        "to a server none)", group="answering")
+        "to a server none)", empty=True, group="answering")
     samples: int = flag(1, "completions of each problem", least=1)
     temperature: float = flag(0.0, "sampling temperature; 0 is greedy", least=0)
     top_p: float = flag(1.0, "sample among the likeliest tokens of this summed probability",
@@ -491,7 +500,7 @@ def load_asked(flags: SamplingFlags) -> Run:
     use_threads(flags.threads)
     device = pick_device(flags.device)
     dtype = pick_dtype(flags.dtype, device)
-    model = flags.model or "tiny"
+    model = "tiny" if flags.model is None else flags.model
     if flags.run:
         run = load_run(Path(flags.run), device, dtype, model=flags.model,
                        checkpoint=flags.checkpoint)
@@ -522,9 +531,7 @@ def main(argv: list[str]) -> None:
                            top_k=flags.top_k, seed=flags.seed, prefix=run.prefix,
                            calculator=open_calculator(run.tokenizer, flags.calculator))
     for completion in sorted(completions, key=lambda completion: completion.sample):
-        if not math.isfinite(completion.mean_log_prob):
-            raise UserError("the model gives no finite probabilities; are its weights NaN or "
-                            "infinite?")
+        check_finite(completion)
         if flags.samples > 1:
             print(f"--- sample {completion.sample + 1} of {flags.samples}")
         print(printable(run.tokenizer.decode(completion.ids)))

@@ -46,8 +46,7 @@ class Flags:
     """Flags of --method lora."""
 
     lora_rank: int = flag(16, "rank r of the matrices", least=1, most=2**16)
-    lora_alpha: float = flag(32.0, "scale of the correction: alpha / r", least=1e-6,
-                             most=1e6)
+    lora_alpha: float = flag(32.0, "scale of the correction: alpha / r", least=1e-6, most=1e6)
     lora_targets: str = flag(",".join(TARGETS), "linear maps to adapt, by name, with commas")
     lora_variant: str = flag("plain", "plain, rslora (scale alpha / sqrt(r)) or dora (rows keep a "
                              "trained length)", choices=VARIANTS)

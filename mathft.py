@@ -35,7 +35,7 @@ from adapters import Base, Tuning, without_adapters
 from checkpoint import (TOY, as_saved, drop_old_checkpoints, find_model, last_checkpoint,
                         load_model, size_of, step_of)
 from data import (Example, Problem, count, describe_examples, is_embedded, left_out_line,
-                  read_columns, show, spells_marker, train_and_test, usual_test_set)
+                  prompt_of, read_columns, show, spells_marker, train_and_test, usual_test_set)
 from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, joined, pick,
                    run_command, spelled, unread_output)
 from measure import evaluate
@@ -45,8 +45,9 @@ from methods import (METHODS, base_name, base_of, check_args, continued, find_me
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, free_memory_mib, give_back_freed_memory, keep_freed_memory, locked,
-                     memory_in_use_mib, one_line, peak_memory_mib, pick_device, pick_dtype,
-                     read_json, remove_leftovers, trim_metrics, use_threads, write_json)
+                     memory_in_use_mib, multiplies_bf16_fast, one_line, peak_memory_mib,
+                     pick_device, pick_dtype, read_json, remove_leftovers, trim_metrics,
+                     use_threads, write_json)
 from score import Report, before_and_after, gain_line, report_lines, wrong_lines
 from tokenizer import Tokenizer
 from train import (Objective, TrainSettings, TrainTotals, best_step, cpt, estimate, in_order,
@@ -147,7 +148,7 @@ class Flags:
     calculator: bool = flag(False, "compute what the model writes as <<48/2= and put in the "
                                    "result: when measuring, and in what it writes to learn from")
     system: str | None = flag(None, "system prompt; none: no system turn (default: the one in the "
-                                    "checkpoint's template)")
+                                    "checkpoint's template)", empty=True)
     seed: int = flag(0, "seed of the order, of fresh weights, and of the problems of an embedded "
                         "set", least=0)
     output_dir: str | None = flag(None, "folder of the run (default: runs/METHOD-DATASET-N)",
@@ -376,7 +377,8 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
         if done < steps:  # then a second measurement that is there belongs to a shorter run
             shutil.rmtree(job.folder / "evals" / "after", ignore_errors=True)
 
-    held_out = held_out_examples(job) if args.eval_every else []
+    held_out = held_out_examples(job.tokenizer, job.test_problems, args,
+                                 job.goals) if args.eval_every else []
 
     def held_out_loss() -> float:
         front = tuning.prefix() if tuning.prefix else None
@@ -433,13 +435,14 @@ def log(job: Job, record: dict) -> None:
         sys.stdout.flush()  # a pipe (`| tee`) would otherwise keep the lines back to the end
 
 
-def held_out_examples(job: Job) -> list[Example]:
+def held_out_examples(tokenizer: Tokenizer, tests: list[Problem], args: Flags,
+                      goals: object) -> list[Example]:
     """The test problems as examples, for a loss. Raises UsageError if there are none."""
-    if job.objective.begin is not in_order:
+    objective = objective_of(vars(args))
+    if objective.begin is not in_order:
         raise UsageError(f"--eval-every measures the loss of solutions or texts, which --objective "
-                         f"{job.args.objective} does not learn; leave it out")
-    examples, _ = job.objective.examples(job.tokenizer, job.test_problems[:MOST_HELD_OUT],
-                                         job.args, job.goals)
+                         f"{args.objective} does not learn; leave it out")
+    examples, _ = objective.examples(tokenizer, tests[:MOST_HELD_OUT], args, goals)
     if not examples:
         raise UsageError("--eval-every: no test problem has a solution, so there is no loss; give "
                          "another --eval-dataset")
@@ -489,8 +492,9 @@ def print_report(job: Job, result: dict, after: Report | None, place: Path) -> N
         print(line)
     print(f"\nfiles      {job.folder} ({place.name}/, result.json, metrics.jsonl, data/, evals/)")
     calculator = " --calculator" if job.args.calculator else ""
-    print(f"next       python evaluate.py --run {job.folder} --samples 8 --temperature 0.7"
-          f"{calculator}")
+    dataset = "" if job.test_problems else " --dataset NAME"
+    asked = f"RUN --verifier {job.folder}" if job.objective.read else f"{job.folder}{dataset}"
+    print(f"next       python evaluate.py --run {asked} --samples 8 --temperature 0.7{calculator}")
     print(f"           python report.py {job.folder}    # a page with the figures and all answers")
 
 
@@ -545,12 +549,34 @@ def make_examples(tokenizer: Tokenizer, problems: list, args: Flags, goals: obje
     return examples
 
 
+def check_start(args: Flags, goals: object, model: Qwen2, tuning: Tuning, tokenizer: Tokenizer,
+                examples: list[Example], tests: list[Problem]) -> None:
+    """Raise UserError for what would else end the run after its first measurement: a held-out loss
+    of nothing, and texts that the model has no positions for.
+    """
+    if args.eval_every:
+        held_out_examples(tokenizer, tests, args, goals)
+    front = tuning.prefix().shape[2] if tuning.prefix else 0
+    room = model.config.max_position_embeddings - front
+    behind = f" behind a prefix of {front:,}" if front else ""
+    left = f"the model has {room:,} positions for it{behind}"
+    example = max(examples, key=lambda example: example.longest)
+    if example.longest > room:
+        mend = f"give --max-length {room}" if room > front else "give a shorter prefix"
+        raise UsageError(f"{example.name}: has {example.longest:,} tokens, and {left}; {mend}")
+    for problem in tests if args.eval_limit != 0 else ():
+        if (tokens := len(prompt_of(tokenizer, problem, args.system))) >= room:
+            raise UserError(f"{problem.id}: has {tokens:,} tokens before the answer, and {left}; "
+                            "leave this problem out")
+
+
 def print_start(job: Job, total: int) -> None:
     """Machine, model and data, before anything is computed."""
     args = job.args
+    slow = "" if multiplies_bf16_fast(job.device) else " (this machine has no fast bf16)"
     several = f", {job.ranks.size} processes" if job.ranks.size > 1 else ""
-    print("machine    {machine}, {device}, {dtype}, {threads} threads".format(**job.machine)
-          + several)
+    print("machine    {machine}, {device}, {dtype}{slow}, {threads} threads".format(
+        **job.machine, slow=slow) + several)
     start = f", from {args.from_run}" if args.from_run else ""
     print(one_line(f"model      {args.model}, {total:,} parameters; method {args.method}, "
                    f"objective {args.objective}{start}"))
@@ -572,9 +598,12 @@ def print_plan(job: Job) -> None:
     args, measured = job.args, 0 if job.args.eval_limit == 0 else len(job.test_problems)
     serves = job.objective.serves(job.goals)
     seen = -(-job.steps // serves) * args.batch_size  # a batch that serves a part of its steps too
+    epochs = seen / len(job.examples)
+    tokens = epochs * sum(len(example.ids) for example in job.examples)
     print(f"training   {job.steps} steps of {args.batch_size} examples, "
-          + (f"{serves} with each batch, " if serves > 1 else "")
-          + f"{seen / len(job.examples):.3g} epochs", flush=True)
+          + (f"{serves} with each batch, " if serves > 1 else "") + f"{epochs:.3g} epochs, "
+          + (f"about {tokens:,.0f} tokens" if any(job.examples[0].is_target) else
+             f"about {tokens:,.0f} tokens of prompts, and what the model writes"), flush=True)
     if 0 < measured < FEW:
         print(f"note       {measured} test problems are few: an accuracy is known to about "
               f"±{100 / measured ** 0.5:.0f} points; give an --eval-dataset, or more problems")
@@ -686,15 +715,14 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
         return
     program = memory_in_use_mib(device)
     model, tuning = open_model(args, own, tokenizer, device, dtype)
-    check_lengths(model, tuning, examples)
-    # Only now, so that a model that cannot be loaded or trained leaves no folder behind.
+    check_start(args, goals, model, tuning, tokenizer, examples, tests)
+    # Only now, so that what cannot start leaves no folder behind.
     data = describe_examples(examples) | objective.sources(goals)
     if goes_on_training(vars(args)):
         data["from_run"] = result_hash(Path(args.from_run), source)
     known = [] if objective.read else problems  # others are no problems, but have a key too
-    folder, args.model = ranks.agree(
-        lambda: [args.resume or str(start_folder(args, data, problems, tests, own, goals)),
-                 args.model])
+    folder, args.model = ranks.agree(lambda: [
+        args.resume or str(start_folder(args, data, problems, tests, own, goals)), args.model])
     if find_model(args.model) != source:  # an earlier adapter was merged
         tokenizer = Tokenizer(find_model(args.model))
         model, tuning = open_model(args, own, tokenizer, device, dtype)
@@ -713,20 +741,6 @@ def open_model(args: Flags, own: object, tokenizer: Tokenizer, device: torch.dev
     weight_dtype = torch.float32 if method.PEFT_TYPE is None else dtype
     model = load_model(tokenizer.folder, device, dtype, weight_dtype, args.plain)
     return model, start_tuning(method, own, vars(args), model, tokenizer)
-
-
-def check_lengths(model: Qwen2, tuning: Tuning, examples: list[Example]) -> None:
-    """Raise UsageError if an example, behind the prefix, is longer than the model's positions.
-
-    Of an example without targets the model writes the rest: that takes a token or more.
-    """
-    longest = max(examples, key=lambda example: len(example.ids))
-    front = tuning.prefix().shape[2] if tuning.prefix else 0
-    room = model.config.max_position_embeddings - front
-    if len(longest.ids) + (not any(longest.is_target)) > room:
-        behind = f" behind a prefix of {front}" if front else ""
-        raise UsageError(f"{longest.name}: has {len(longest.ids)} tokens, and the model has "
-                         f"positions for {room}{behind}; give a lower --max-length")
 
 
 def run_in_folder(job: Job, model: Qwen2, tuning: Tuning, data: dict) -> None:

@@ -14,7 +14,6 @@ Its files are those that evaluate.py lists. A training measures by the same func
 import contextlib
 import functools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from data import Problem, prompt_of
 from flags import unread_output
-from generate import MAX_NEW_TOKENS, Completion, generate, open_calculator
+from generate import MAX_NEW_TOKENS, Completion, check_finite, generate, open_calculator
 from model import Qwen2
 from runtime import (ALONE, Alone, UserError, check_regular, clock, describe_machine, locked,
                      read_json, remove_leftovers, text_sha256, write_json, write_text)
@@ -197,9 +196,7 @@ def _graded(completions: Iterable[Completion], tokenizer: Tokenizer, problems: l
 
 def grade(problem: Problem, completion: Completion, text: str) -> dict:
     """The record of one completion. Raises UserError if its log-probability is not finite."""
-    if not math.isfinite(completion.mean_log_prob):
-        raise UserError(f"{problem.id}: the model gives no finite probabilities;"
-                        " are its weights NaN or infinite?")
+    check_finite(completion, problem.id)
     record = record_of(problem, completion.problem, completion.sample, text, len(completion.ids),
                        completion.finish, completion.mean_log_prob)
     return record | {"put_in": completion.put_in} if completion.put_in else record

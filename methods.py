@@ -204,12 +204,13 @@ def base_of(run: Path, args: dict, model: str | None = None) -> Path:
 
     Raises UserError if it has not the weights that the run was trained on.
     """
-    name = model or base_name(run, args)
+    name = base_name(run, args) if model is None else model
     try:
         base = find_model(name)
     except UserError as error:
-        hint = "" if model else (f"; {run} was trained on it: say where it is with --model, or for "
-                                 f"all commands with: python checkpoint.py base {run} MODEL")
+        hint = "" if model is not None else (
+            f"; {run} was trained on it: say where it is with --model, or for all commands with: "
+            f"python checkpoint.py base {run} MODEL")
         raise UserError(f"{error}{hint}") from None
     if args.get("base", fingerprint(base)) != fingerprint(base):  # an older run does not say
         adapter = Path(run) / "adapter"

@@ -433,8 +433,8 @@ def versus_lines(other: str, change: dict) -> list[str]:
 def gain_line(result: dict) -> str:
     """What `before_and_after` has found, in words."""
     gain, points = result["gain"], 100 * (result["accuracy_after"] - result["accuracy_before"])
-    return (f"gain       {points:+.1f} points: {100 * gain['more_answers']:+.1f} by more "
-            f"answers, {100 * gain['more_right_answers']:+.1f} by more right ones; "
+    return (f"gain       {points:+z.1f} points: {100 * gain['more_answers']:+z.1f} by more "
+            f"answers, {100 * gain['more_right_answers']:+z.1f} by more right ones; "
             f"McNemar p = {result['mcnemar_p']:.2g}")
 
 

@@ -99,6 +99,10 @@ class Pair(Example):
     right: Example
     wrong: Example
 
+    @property
+    def longest(self) -> int:
+        return max(self.right.longest, self.wrong.longest)
+
 
 # ----------------------------------------------------------------------------------------- examples
 
@@ -174,8 +178,7 @@ def pair_examples(tokenizer: Tokenizer, candidates: list[Candidate], args,
         both = [*first.ids, *second.ids]
         made.append(Pair(both, [*first.is_target, *second.is_target], right.id, right=first,
                          wrong=second))
-    short = [pair for pair in made
-             if max(len(pair.right.ids), len(pair.wrong.ids)) <= args.max_length]
+    short = [pair for pair in made if pair.longest <= args.max_length]
     return short, len(made) - len(short)
 
 

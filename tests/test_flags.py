@@ -26,6 +26,7 @@ class Flags:
     max_new_tokens: int | None = flag(None, "length in tokens; by default what the model leaves")
     top_p: float = flag(1.0, "share of the mass kept, 100% = all", least=0, most=1)
     save: bool = flag(True, "save the result")
+    system: str | None = flag(None, "system prompt", empty=True)
 
 
 @dataclass
@@ -56,6 +57,7 @@ def test_a_field_is_a_flag():
     (["--max-new-tokens", "9" * 5000], "not a whole number"),
     (["--max-new-tokens", str(2**63)], "is beyond 64 bits"),
     (["--lr", "1e400"], "not a finite number"),
+    ([""], "argument QUESTION: is empty; give a value, or leave the flag out"),
 ])
 def test_what_does_not_fit_is_an_error(words, part):
     with pytest.raises(UsageError, match=part):
@@ -84,6 +86,13 @@ def test_help_names_the_part_of_a_command(capsys, monkeypatch):
         with pytest.raises(SystemExit):
             parse_flags(Required, argv)
         assert capsys.readouterr().out.startswith(f"usage: {shown} [-h]")
+
+
+def test_a_text_is_empty_only_where_that_means_something():
+    """A shell puts nothing in the place of a variable that is not set: --model "$MODEL"."""
+    assert parse_flags(Flags, ["--system", ""]).system == ""
+    with pytest.raises(UsageError, match="argument --model: is empty"):
+        parse_flags(Required, ["--model", ""])
 
 
 def test_required_flag():

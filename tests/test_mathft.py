@@ -575,7 +575,7 @@ def test_own_data_get_epochs_and_few_test_problems_are_told(common, tmp_path, ca
     assert read_flags(["--method", "lora", "--objective", "grpo", "--dataset", "mine.jsonl"]
                       )[0].steps == 24
     code, out, _ = command(lora(common, tmp_path / "run", "--epochs", "0.2"), capsys)
-    assert code == 0 and "training   2 steps of 4 examples, 0.2 epochs\n" in out
+    assert code == 0 and "training   2 steps of 4 examples, 0.2 epochs, about " in out
     assert "\nmemory     about " in out and " MiB of checkpoints while it trains, " in out
     assert "note       8 test problems are few: an accuracy is known to about ±35 points" in out
     assert "is a toy" not in out
@@ -837,7 +837,11 @@ def test_a_run_that_another_process_works_on_is_left_alone(ended, tmp_path, caps
        ], "--epochs and --tokens exclude each other"),
      (["--method", "lora", "--steps", "0"], "0 is below 1"),
      (["--method", "lora", "--lr", "nan"], "nan is not a finite number"),
-     (["--method", "lora", "--dtype", "fp16"], "--dtype fp16 is not supported: fp16 overflows"), ],
+     (["--method", "lora", "--dtype", "fp16"], "--dtype fp16 is not supported: fp16 overflows"),
+     (["--method", "lora", "--lora-alpha", "0"], "0 is below 1e-06"),
+     (["--method", "lora", "--seed", "1" + "0" * 20], "is beyond 64 bits"),
+     (["--method", "lora", "--model", ""], "argument --model: is empty; give a value, or leave"),
+     (["--method", "lora", "--resume", ""], "argument --resume: is empty; give a value"), ],
 )
 def test_wrong_usage_is_code_2_and_one_line(argv, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -875,22 +879,68 @@ def test_what_makes_no_run_leaves_no_folder(common, tmp_path, capsys, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
-def test_what_the_model_has_no_positions_for_is_refused_first(common, tmp_path, capsys):
-    """Its longest example is named, before anything is measured; a shorter --max-length leaves it
-    out."""
-    with open(tmp_path / "sums.jsonl", "a") as file:
-        file.write(json.dumps({"question": "q", "answer": "so " * 300 + "#### 7"}) + "\n")
-    argv = lora(common, tmp_path / "run", "--steps", "1")
-    code, out, err = command(argv, capsys)
-    assert code == 2 and f"{tmp_path / 'sums.jsonl'}:41: has " in err and "before" not in out
-    assert "and the model has positions for 256; give a lower --max-length" in err
-    assert not (tmp_path / "run").exists()
-    assert command([*argv, "--max-length", "256", "--eval-limit", "0"], capsys)[0] == 0
+@pytest.mark.parametrize("words, said", [
+    (["lora", "--lora-targets", "q_prj"], "unknown target q_prj; known are q_proj, k_proj"),
+    (["prefix", "--prefix-init", "nonsense"], "--prefix-init nonsense: unknown; use text"),
+    (["prefix", "--prefix-init", "text:"], "--prefix-init text: has no text; give one"),
+    (["prefix", "--prefix-length", "250"],
+     "tokens, and the model has 6 positions for it behind a prefix of 250; give a shorter prefix"),
+    (["lora", "--eval-every", "1", "--objective", "grpo"], "which --objective grpo does not learn"),
+])
+def test_what_cannot_start_is_told_before_anything_is_measured(words, said, common, tmp_path,
+                                                               capsys):
+    """In one line, and no folder is made."""
+    folder = tmp_path / "run"
+    code, out, err = command(["--method", *words, *common, "--output-dir", str(folder)], capsys)
+    assert code in (1, 2) and out == "" and said in err and err.count("\n") == 1
+    assert not folder.exists()
 
 
-def test_the_disk_is_told_before_the_model_is_measured(common, tmp_path, capsys):
-    code, out, err = command(lora(common, tmp_path / "run", "--steps", "1"), capsys)
-    assert code == 0 and out.index("\ndisk  ") < out.index("\nbefore training"), err
+def test_texts_that_the_model_has_no_positions_for(common, tmp_path, capsys):
+    """Of 256: an example that is longer is told with the flag that leaves it out, a question that
+    leaves no room for an answer by its line.
+    """
+    folder = tmp_path / "run"
+    for name, word in (("sums.jsonl", "so "), ("test.jsonl", "no ")):
+        with open(tmp_path / name, "a") as file:
+            file.write(json.dumps({"question": word * 140 + "?", "answer": "#### 7"}) + "\n")
+    code, _, err = command(lora(common, folder, "--steps", "1"), capsys)
+    assert code == 2 and err.count("\n") == 1 and not folder.exists()
+    assert "sums.jsonl:41: has " in err and "256 positions for it; give --max-length 256" in err
+    argv = lora(common, folder, "--steps", "1", "--max-length", "256", "--eval-limit", "10")
+    code, _, err = command(argv, capsys)
+    assert code == 1 and err.count("\n") == 1 and not folder.exists()
+    assert "test.jsonl:10: has " in err and "tokens before the answer" in err
+    assert command([*argv, "--eval-limit", "9"], capsys)[0] == 0
+
+
+@pytest.mark.parametrize("features, said", [
+    ({"amx_bf16"}, ", cpu, fp32, "),
+    (set(), ", cpu, fp32 (this machine has no fast bf16), ")])
+def test_what_a_run_will_take_is_told_before_it_measures(features, said, common, tmp_path, capsys,
+                                                         monkeypatch):
+    """Steps, epochs, tokens, disk; and why it may be slow. Memory is told behind the measurement,
+    which leaves some that training takes again.
+    """
+    monkeypatch.setattr("runtime._cpu_flags", lambda: features)
+    code, out, _ = command(lora(common, tmp_path / "run", "--steps", "3"), capsys)
+    told, _, rest = out.partition("before training")
+    tokens = read(tmp_path / "run" / "result.json")["train_tokens"]
+    about = int(told.partition("epochs, about ")[2].split()[0].replace(",", ""))
+    assert code == 0 and said in told and about == pytest.approx(tokens, rel=0.05)
+    assert "\ndisk       " in told and "\nmemory     about " in rest
+
+
+def test_the_next_command_is_one_that_can_be_given(common, tmp_path, capsys):
+    """A run on texts keeps no test problems: a set must be named."""
+    texts, folder = tmp_path / "texts.jsonl", tmp_path / "run"
+    texts.write_text('{"text": "One and one are two."}\n' * 4)
+    argv = lora(common, folder, "--objective", "cpt", "--dataset", str(texts), "--steps", "1",
+                "--eval-limit", "0")
+    at = argv.index("--eval-dataset")
+    code, out, err = command([*argv[:at], *argv[at + 2:]], capsys)
+    assert code == 0, err
+    assert f"next       python evaluate.py --run {folder} --dataset NAME --samples 8" in out
 
 
 def test_long_examples_are_dropped_and_told(common, tmp_path, capsys):

@@ -15,7 +15,7 @@ from data import Problem
 from flags import pick
 from generate import generate
 from mathft import OBJECTIVES, Objective
-from methods import (METHODS, find_method, load_adapter, load_run, read_run, refuse_other_data)
+from methods import METHODS, find_method, load_adapter, load_run, read_run, refuse_other_data
 from runtime import UserError
 from train import TrainSettings, train
 from verifier import Candidate
