@@ -860,16 +860,10 @@ def test_what_makes_no_run_leaves_no_folder(common, tmp_path, capsys, monkeypatc
                         "--max-length 20 tokens"),
                        (("--dataset", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
                        (("--model", "nowhere"), "nowhere: no such folder"),
-                       (("--model", ""), "an empty name: no such folder"),
-                       (("--lora-targets", "q_proj,nose"), "unknown target nose; known are"),
                        (("--lora-alpha", "0"), "0 is below 1e-06"),
                        (("--seed", str(2**63)), "beyond 64 bits"),
-                       (("--method", "prefix", "--prefix-init", "nose"), "nose: unknown; use text"),
-                       (("--method", "prefix", "--prefix-init", "text:"), "has no text"),
                        (("--method", "prefix", "--prefix-length", "256"),
-                        "--prefix-length 256: the model has 256 positions"),
-                       (("--method", "prefix", "--prefix-length", "250"),
-                        "tokens, and the model has positions for 6 behind a prefix of 250")]:
+                        "--prefix-length 256: the model has 256 positions")]:
         code, out, err = command(["--method", "lora", *common, *more], capsys)
         assert "before training" not in out
         assert code in (1, 2) and err.startswith("error: ") and said in err and err.count("\n") == 1
