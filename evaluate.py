@@ -163,8 +163,6 @@ def evaluate_asked(flags: Flags, argv: list[str], ranks: Alone) -> tuple[Report 
         shots = worked_examples(flags, problems)
         run, teacher = _open_asked(flags, ranks)
     folder = Path(ranks.agree(lambda: str(_output_folder(flags))))
-    print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
-    print_notes(flags, problems, left_out)
 
     def once(part: Path, sampling: dict) -> Report | None:
         """One evaluation into `part`; without `sampling` it is greedy."""
@@ -179,6 +177,8 @@ def evaluate_asked(flags: Flags, argv: list[str], ranks: Alone) -> tuple[Report 
                         about=about, ranks=ranks, **sampling)
 
     try:
+        print(*_heading(flags, len(problems), len(shots), run, teacher), sep="\n", flush=True)
+        print_notes(flags, problems, left_out)
         report = once(folder, {"samples": flags.samples, "temperature": flags.temperature,
                                "top_p": flags.top_p, "top_k": flags.top_k})
         greedy = once(folder / "greedy", {}) if flags.samples > 1 else None

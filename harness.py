@@ -20,6 +20,7 @@ string (score.py). docs/evaluation.md says what may still differ, and why.
 
 import json
 import sys
+from collections import Counter
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -27,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I leaves thi
 if {"-h", "--help"} & {*sys.argv}:
     import quick_help  # in the place of torch, which takes seconds to import
 
-from data import Problem, load_problems, read_columns, set_names, short_name
+from data import (Problem, left_out_line, load_problems, read_columns, set_names,
+                  short_name)
 from flags import flag, parse_flags, run_command
 from generate import MAX_NEW_TOKENS
 from measure import check_problems
@@ -139,8 +141,9 @@ def write_task(folder: Path, name: str, problems: list[Problem], max_new_tokens:
 def main(argv: list[str]) -> None:
     """`python harness.py FOLDER`: write the task, and print the command that runs it."""
     flags = parse_flags(Flags, argv, __doc__)
+    left_out: Counter[str] = Counter()
     problems = load_problems(flags.dataset, "test", flags.limit,
-                             columns=read_columns(flags.columns))
+                             columns=read_columns(flags.columns), left_out=left_out)
     embedded = all(name in DATASETS for name in set_names(flags.dataset))
     most = flags.max_new_tokens or (256 if embedded else MAX_NEW_TOKENS)
     # The letters and digits of a file's name, or lm_eval would take it for a pattern.
@@ -148,6 +151,8 @@ def main(argv: list[str]) -> None:
     name = f"mathft-{stem}"
     write_task(Path(flags.folder), name, problems, most)
     print(f"written    {flags.folder}: {len(problems)} problems of {flags.dataset} as {name}")
+    if left_out:
+        print(left_out_line(left_out))
     print(f"next       lm_eval --model hf --model_args pretrained=OUT --include_path "
           f"{flags.folder} --tasks {name} --apply_chat_template")
 

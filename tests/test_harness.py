@@ -50,6 +50,16 @@ def test_the_folder_holds_the_problems_and_the_settings(tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err
 
 
+def test_rows_that_are_left_out_are_told(tmp_path, capsys):
+    (tmp_path / "mine.jsonl").write_text(
+        '{"question": "1+1?", "answer": "#### 2"}\n'
+        '{"question": "1+2?", "answer": "#### 4", "correct": false}\n')
+    assert run_command(main, [str(tmp_path / "task"), "--dataset",
+                              str(tmp_path / "mine.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert "1 problems of" in said and "left out   1 rows: 1 marked as wrong by correct" in said
+
+
 def test_its_verdicts_are_ours(tmp_path):
     """Of every pair of the grader's specification, in a box, behind ####, and as bare text."""
     main([str(tmp_path / "task"), "--limit", "1"])
