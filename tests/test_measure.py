@@ -249,6 +249,8 @@ def test_bad_input(tuned, tmp_path):
         evaluate(*tuned, [], tmp_path)
     with pytest.raises(UserError, match="lost: .*no gold answer"):
         evaluate(*tuned, [Problem("lost", "Why?", "", "")], tmp_path)
+    with pytest.raises(UserError, match="page 1: a plain text asks nothing; give a --dataset"):
+        evaluate(*tuned, [Problem("page 1", "", "", "", text="One and one are two.")], tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "generations.jsonl").write_text("somebody's own\n")
     with pytest.raises(
