@@ -331,6 +331,18 @@ def strike(name: str, argv: list[str]) -> subprocess.CompletedProcess:
     return children.run(STRIKE, name, *argv)
 
 
+def test_two_ctrl_c_end_at_once_and_name_what_is_saved(common, tmp_path):
+    """The step is not ended and nothing more is saved: the checkpoint before it is the last."""
+    once = "        os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
+    twice = STRIKE.replace(once, 2 * once)
+    for more, saved in ((), "no step of the training yet"), (("--save-every", "1"), "step-3"):
+        folder = tmp_path / saved
+        done = children.run(twice, "SIGINT", *lora(common, folder, "--steps", "8", *more))
+        assert done.returncode == 130 and "Traceback" not in done.stderr
+        assert done.stdout.splitlines()[-2].endswith(saved)
+        assert done.stdout.endswith(f"to go on:  python mathft.py --resume {folder}\n")
+
+
 def test_after_ctrl_c_a_run_goes_on_to_the_same_result(common, tmp_path, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert command(lora(common, whole, "--steps", "8"), capsys)[0] == 0
