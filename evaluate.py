@@ -48,7 +48,7 @@ from generate import ApiFlags, SamplingFlags, load_asked, with_budget
 from measure import (as_line, beside_greedy, beside_records, check_problems, evaluate, evaluate_api,
                      greedy_part, regrade, with_more)
 from methods import load_run, read_run, read_settings
-from runtime import (Alone, UsageError, UserError, describe_machine, dtype_name, hash_of,
+from runtime import (Alone, UsageError, UserError, dtype_name, hash_of, machine_line,
                      new_directory, one_line, pick_device, pick_dtype, write_text)
 from score import (Report, compare_evaluations, grade_again, read_finished, report_lines, summarise,
                    versus_lines)
@@ -243,9 +243,7 @@ def _heading(flags: Flags, problems: int, shots: int, run, teacher) -> list[str]
     """The first lines of the output: what is measured, and on what."""
     lines = []
     if run:
-        machine = describe_machine(run.model.head_weight.device, run.model.compute_dtype)
-        lines.append(f"machine    {machine['machine']}, {machine['device']}, {machine['dtype']},"
-                     f" {machine['threads']} threads")
+        lines.append(machine_line(run.model.head_weight.device, run.model.compute_dtype))
     lines.append(f"model      {_name(flags)}" + (f" at {teacher.base}" if teacher else ""))
     decoding = f"temperature {flags.temperature:g}" if flags.temperature else "greedy"
     decoding += ", with a calculator" if flags.calculator else ""

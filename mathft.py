@@ -45,9 +45,8 @@ from methods import (METHODS, base_name, base_of, check_args, continued, find_me
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
                      dtype_name, free_memory_mib, give_back_freed_memory, keep_freed_memory, locked,
-                     memory_in_use_mib, multiplies_bf16_fast, one_line, peak_memory_mib,
-                     pick_device, pick_dtype, read_json, remove_leftovers, trim_metrics,
-                     use_threads, write_json)
+                     machine_line, memory_in_use_mib, one_line, peak_memory_mib, pick_device,
+                     pick_dtype, read_json, remove_leftovers, trim_metrics, use_threads, write_json)
 from score import Report, before_and_after, gain_line, report_lines, wrong_lines
 from tokenizer import Tokenizer
 from train import (Objective, TrainSettings, TrainTotals, best_step, cpt, estimate, in_order,
@@ -570,13 +569,10 @@ def check_start(args: Flags, goals: object, model: Qwen2, tuning: Tuning, tokeni
                             "leave this problem out")
 
 
-def print_start(job: Job, total: int) -> None:
+def print_start(job: Job, model: Qwen2, total: int) -> None:
     """Machine, model and data, before anything is computed."""
     args = job.args
-    slow = "" if multiplies_bf16_fast(job.device) else " (this machine has no fast bf16)"
-    several = f", {job.ranks.size} processes" if job.ranks.size > 1 else ""
-    print("machine    {machine}, {device}, {dtype}{slow}, {threads} threads".format(
-        **job.machine, slow=slow) + several)
+    print(machine_line(job.device, model.compute_dtype, job.ranks.size))
     start = f", from {args.from_run}" if args.from_run else ""
     print(one_line(f"model      {args.model}, {total:,} parameters; method {args.method}, "
                    f"objective {args.objective}{start}"))
@@ -669,7 +665,7 @@ def run(job: Job, model: Qwen2, tuning: Tuning) -> None:
     args = job.args
     with without_adapters(model):
         total = sum(parameter.numel() for parameter in model.parameters())
-    print_start(job, total)
+    print_start(job, model, total)
     print_disk(job, model, tuning)
     before = measure_before(job, model, tuning)
     if before:

@@ -179,6 +179,15 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> dict:
     }
 
 
+def machine_line(device: torch.device, dtype: torch.dtype, processes: int = 1) -> str:
+    """A program's first line: where it computes, in what, and why that may be slow."""
+    about = describe_machine(device, dtype)
+    slow = "" if multiplies_bf16_fast(device) else " (this machine has no fast bf16)"
+    several = f", {processes} processes" if processes > 1 else ""
+    return "machine    {machine}, {device}, {dtype}{slow}, {threads} threads{several}".format(
+        slow=slow, several=several, **about)
+
+
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
