@@ -134,7 +134,8 @@ def check_problems(problems: list[Problem]) -> dict:
                         " or a higher --limit")
     for problem in problems:
         if problem.text:
-            raise UserError(f"{problem.id}: a plain text asks nothing; give a --dataset of problems")
+            raise UserError(f"{problem.id}: a plain text asks nothing; give a --dataset of "
+                            "problems")
         if not problem.answer:
             raise UserError(f"{problem.id}: this problem has no gold answer to grade by;"
                             " add one or remove the problem")
