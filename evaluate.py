@@ -24,7 +24,8 @@ what they bring: a vote that does not beat it has gained nothing.
 
 After Ctrl-C or a crash, the same command with --output-dir FOLDER goes on to the same texts; if a
 setting differs, it refuses. --read grades the completions again, prints the report and writes
-nothing. --regrade does the same into a new folder, and leaves the old one as it is.
+nothing. --regrade does the same into a new folder, and leaves the old one as it is; with --verifier
+the new one has that verifier's scores. So several verifiers choose among the same samples.
 """
 
 import contextlib
@@ -82,7 +83,7 @@ class Flags(ApiFlags, SamplingFlags):
         None, "another evaluation's folder, to compare with problem by problem")
     regrade: str | None = flag(
         None, "a finished evaluation's folder or generations.jsonl, to grade and count again"
-        " without a model, into a new folder beside it")
+        " into a new folder beside it; with --verifier, to choose among its samples")
     output_dir: str | None = flag(
         None, "folder of the results; an unfinished evaluation there goes on"
         " (default: evals/DATASET-N in the run, else runs/eval-DATASET-N)")
@@ -138,10 +139,7 @@ def print_notes(flags: Flags, problems: list[Problem], left_out: Counter[str]) -
 def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Counter[str]]:
     """The problems of --dataset or of the run's `own` file, checked before a model is loaded and a
     folder is made; and how many rows are left out, by reason."""
-    if flags.verifier and flags.samples == 1:
-        raise UsageError("--verifier chooses among several samples: give --samples")
-    if flags.verifier:
-        read_run(Path(flags.verifier))  # an error is better before hours of generation
+    check_verifier(flags, flags.samples)  # an error is better before hours of generation
     left_out: Counter[str] = Counter()
     if own:
         problems = load_problems(str(own), limit=flags.limit)
@@ -151,6 +149,14 @@ def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Count
                              columns=read_columns(flags.columns), left_out=left_out)
     check_problems(problems)
     return problems, left_out
+
+
+def check_verifier(flags: Flags, samples: int) -> None:
+    """Raise UserError for a --verifier that is no run, or that has one sample to choose among."""
+    if flags.verifier and samples == 1:
+        raise UsageError("--verifier chooses among several samples: give --samples")
+    if flags.verifier:
+        read_run(Path(flags.verifier))
 
 
 def evaluate_asked(flags: Flags, argv: list[str], ranks: Alone) -> tuple[Report | None, Path]:
@@ -275,13 +281,15 @@ def regrade_asked(flags: Flags) -> tuple[Report, Path]:
     """Grade again the evaluation that --regrade names, and the greedy one in it."""
     source = Path(flags.regrade)
     home = (source if source.is_dir() else source.parent).resolve()
-    read_finished(source)  # before a folder is made
-    beside_records(home)
+    check_verifier(flags, len({record["sample"] for record in read_finished(source)}))
+    beside_records(home)  # before a folder is made
     folder = new_directory(flags.output_dir, f"{home.name}-regraded", str(home.parent))
     report = regrade(source, folder)
     if (home / "greedy" / "result.json").exists():
         report = beside_greedy(report, regrade(home / "greedy", folder / "greedy"), folder)
-    if scored := scores_in(home, report.records):
+    if flags.verifier:
+        report = beside_verifier(report, flags, folder)
+    elif scored := scores_in(home, report.records):
         report = with_scores(report, folder, *scored)
     print(f"graded     {source} again: {len(report.records)} completions"
           f" of {report.result['n']} problems")
@@ -319,7 +327,9 @@ def scores_in(home: Path, records: list[dict]) -> tuple[dict, list[dict]] | None
 
 def refuse_idle(words: dict) -> None:
     """Raise UsageError for flags that do nothing beside --regrade or --read."""
-    for name, useful in (("regrade", {"versus", "output_dir"}), ("read", {"versus"})):
+    scoring = {"verifier", "most_clusters", "device", "dtype", "threads"}
+    scoring = scoring if words.get("verifier") else set()
+    for name, useful in (("regrade", {"versus", "output_dir", *scoring}), ("read", {"versus"})):
         idle = words.keys() - useful - {name, "debug"}
         if words.get(name) and idle:
             raise UsageError(f"--{name} generates nothing: {', '.join(map(spelled, sorted(idle)))} "

@@ -146,8 +146,9 @@ RUNS = {
     "verifier-margin": "mathft.py --objective verifier --method sft {model} --dataset {samples} "
                        "--verifier-loss margin {judged}",
     "verifier-larger": "mathft.py --objective verifier {larger_model} --dataset {samples} {judged}",
-    **{f"{judge}-chooses": f"evaluate.py --run {{generator}} {{on_test}} --samples {{many}} "
-                           f"--temperature 0.9 --most-clusters 2 --verifier {{{judge}}}"
+    "choices": "evaluate.py --run {generator} {on_test} --samples {many} --temperature 0.9",
+    **{f"{judge}-chooses": f"evaluate.py --regrade {{choices}} --verifier {{{judge}}} "
+                           "--most-clusters 2"
        for judge in ("verifier", "verifier-margin", "sequence-judge", "verifier-larger")},
     # generator, verifier, generator; and its control without a verifier
     "sequence-judge": "mathft.py --from {generator} --objective verifier --dataset {samples} "

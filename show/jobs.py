@@ -34,6 +34,7 @@ from show.programs import Program, start_program, stop, wait_for_any
 UNKNOWN = "N"  # a number that another run will give
 DATA = "data.jsonl"  # what the makers of data leave last
 INTERRUPTED = "interrupted"
+REGRADE = "--regrade"  # of evaluate.py: the samples are there, so that it draws none
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Jobs:
         """The command of a run. Raises KeyError for a name that is neither a run nor a setting."""
         needs: dict[str, None] = {}
         folder = self.folder / self.name(run, seed)
-        words = self._fill(self.runs[run], seed, self.folder, needs) + ["--seed", str(seed)]
+        words = self._fill(self.runs[run], seed, self.folder, needs)
+        words += [] if REGRADE in words else ["--seed", str(seed)]
         if words[0] != "synthetic.py":
             words += ["--output-dir", str(folder)]
         return Job(run, seed, folder, tuple(words), tuple(needs))
@@ -275,7 +277,8 @@ def words_now(job: Job) -> list[str]:
     """The words to run now: those that go on with what an interrupted command has left."""
     program, folder = job.words[0], job.folder
     last = "result.json" if program == "mathft.py" else DATA
-    if program != "evaluate.py" and (folder / last).exists():  # it ended, but not its record
+    ended = program != "evaluate.py" and (folder / last).exists()  # it ended, but not its record
+    if ended or REGRADE in job.words and folder.exists():
         shutil.rmtree(folder)
     if program == "mathft.py" and (folder / "args.json").exists():
         return [program, "--resume", str(folder)]

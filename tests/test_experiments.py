@@ -33,8 +33,10 @@ def check_mathft(words: list[str]) -> None:
 
 
 def check_evaluate(words: list[str]) -> None:
-    flags = evaluate.Flags(**given_flags(evaluate.Flags, words))
-    assert not flags.verifier or flags.samples > 1
+    given = given_flags(evaluate.Flags, words)
+    evaluate.refuse_idle(given)
+    flags = evaluate.Flags(**given)
+    assert not flags.verifier or flags.samples > 1 or flags.regrade
 
 
 def check_augment(words: list[str]) -> None:

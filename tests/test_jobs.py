@@ -48,6 +48,7 @@ RUNS = {
     "same": "mathft.py --method sft --dataset {gold}/data.jsonl",
     "two": "mathft.py --method lora --dataset {gold}/data.jsonl {model}",
     "measured": "evaluate.py --run {one}",
+    "again": "evaluate.py --regrade {measured}",
     "broken": "mathft.py --method sft --broken",
     "after": "evaluate.py --run {broken}",
     "slow": "mathft.py --slow",
@@ -257,6 +258,17 @@ def test_a_training_that_ended_without_its_record_is_done_again(study):
     folder.with_name(folder.name + ".json").unlink()
     assert study().do("paced", 0)["error"] == ""
     assert "--resume" not in first.calls()[-1] and first.calls()[-1] == first.calls()[-2]
+
+
+def test_what_grades_again_draws_nothing_and_begins_anew(study):
+    """So it has no seed of its own; a half of its folder does not stay."""
+    first = study()
+    job = first.job("again", 3)
+    assert "--seed" not in job.words and job.needs == ("measured",)
+    job.folder.mkdir(parents=True)
+    (job.folder / "half").touch()
+    first.do("again", 3)
+    assert first.records[job.folder]["error"] == "" and not (job.folder / "half").exists()
 
 
 def test_numbers_come_from_runs_that_have_ended(study):

@@ -292,6 +292,7 @@ def test_from_samples_to_a_verifier_to_a_table(loss, samples, tiny_folder, tmp_p
     assert sum(row["tokens"] for row in scores) == found["tokens"]
     if loss == verifier.LOSSES[0]:
         check_read_and_graded_again(tmp_path / "table", out, capsys)
+        check_chosen_again(tmp_path / "table", tmp_path / "run", capsys)
 
 
 def figures_of(out: str) -> list[str]:
@@ -315,6 +316,20 @@ def check_read_and_graded_again(folder: Path, out: str, capsys) -> None:
     assert (again / "scores.jsonl").read_bytes() == (folder / "scores.jsonl").read_bytes()
     found, stored = (json.loads((place / "result.json").read_text()) for place in (again, folder))
     assert found["verifier"] == stored["verifier"] and found["greedy"] == stored["greedy"]
+
+
+def check_chosen_again(folder: Path, run: Path, capsys) -> None:
+    """--regrade with --verifier scores the samples that are there."""
+    new = folder.parent / "chosen"
+    words = ["--regrade", str(folder), "--verifier", str(run), "--output-dir", str(new)]
+    assert run_command(evaluate.main, [*words, "--samples", "4"]) == 2 and not new.exists()
+    assert "--regrade generates nothing: --samples would have no" in capsys.readouterr().err
+    assert run_command(evaluate.main, [*words, "--dtype", "fp32", "--device", "cpu"]) == 0
+    for name in ("scores.jsonl", "generations.jsonl"):
+        assert (new / name).read_bytes() == (folder / name).read_bytes()
+    once = ["--regrade", str(folder / "greedy"), "--verifier", str(run), "--output-dir", "once"]
+    assert run_command(evaluate.main, once) == 2 and not Path("once").exists()
+    assert "--verifier chooses among several samples" in capsys.readouterr().err
 
 
 @pytest.fixture
