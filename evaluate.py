@@ -154,7 +154,8 @@ def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Count
 def check_verifier(flags: Flags, samples: int) -> None:
     """Raise UserError for a --verifier that is no run, or that has one sample to choose among."""
     if flags.verifier and samples == 1:
-        raise UsageError("--verifier chooses among several samples: give --samples")
+        raise UsageError("--verifier chooses among several samples: give --samples, or --regrade "
+                         "an evaluation that has several")
     if flags.verifier:
         read_run(Path(flags.verifier))
 
