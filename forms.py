@@ -112,7 +112,7 @@ def read_columns(text: str) -> dict[str, str]:
 def refuse_meanings(row: dict, where: str, refused: tuple[str, ...] = REFUSED) -> None:
     """Raise UserError for a column that would change the meaning, and that nothing here honours."""
     for key in refused:
-        if holds(row.get(key)):
+        if key in row and holds(row[key]):
             raise UserError(f"{where}: has {key}, which is not supported; remove that record, or "
                             "the column if it does not matter")
 
