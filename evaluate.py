@@ -50,7 +50,7 @@ from measure import (as_line, beside_greedy, beside_records, check_problems, eva
                      greedy_part, regrade, with_more)
 from methods import load_run, read_run, read_settings
 from runtime import (Alone, UsageError, UserError, dtype_name, hash_of, machine_line,
-                     new_directory, one_line, pick_device, pick_dtype, write_text)
+                     new_directory, one_line, pick_device, pick_dtype, use_threads, write_text)
 from score import (Report, compare_evaluations, grade_again, read_finished, report_lines, summarise,
                    versus_lines)
 
@@ -154,7 +154,8 @@ def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Count
 def check_verifier(flags: Flags, samples: int) -> None:
     """Raise UserError for a --verifier that is no run, or that has one sample to choose among."""
     if flags.verifier and samples == 1:
-        raise UsageError("--verifier chooses among several samples: give --samples")
+        raise UsageError("--verifier chooses among several samples: give --samples, or --regrade "
+                         "an evaluation that has several")
     if flags.verifier:
         read_run(Path(flags.verifier))
 
@@ -218,6 +219,7 @@ def beside_verifier(report: Report, flags: Flags, folder: Path) -> Report:
     """The report of several samples with what a verifier's scores choose; writes scores.jsonl."""
     import verifier  # here: other evaluations need none of it
 
+    use_threads(flags.threads)  # a server or a folder of samples comes here without
     device = pick_device(flags.device)
     run = load_run(Path(flags.verifier), device, pick_dtype(flags.dtype, device))
     figures, scores = verifier.measure(run, report.records, flags.most_clusters)

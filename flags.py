@@ -204,6 +204,8 @@ def _fault(value, kind: type, about: Mapping) -> str | None:
     # `type`, not isinstance: true is an int.
     if type(value) is not kind and not (kind is float and type(value) is int):
         return f"not {NAMES[kind]}"
+    if kind is str and not value and not about["empty"]:
+        return "empty"
     if kind is str or kind is bool:
         choices = about.get("choices")
         return f"none of {', '.join(choices)}" if choices and value not in choices else None

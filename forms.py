@@ -67,7 +67,8 @@ def parse(record, where: str, columns: dict[str, str] | None = None) -> Problem:
     refuse_meanings(row, where)
     read = next((read for keys, read in FORMS if keys <= row.keys()), None)
     wrong = next((key for key in WRONG if row.get(key) is False), None)
-    if wrong and read is not evaluation:  # which has a better line to say
+    # Of an evaluation a better line is said; a text's label can mean anything.
+    if wrong and read not in (evaluation, document):
         raise LeftOut(f"marked as wrong by {wrong}")
     if read:
         return read(row, where)
@@ -111,9 +112,18 @@ def read_columns(text: str) -> dict[str, str]:
 def refuse_meanings(row: dict, where: str, refused: tuple[str, ...] = REFUSED) -> None:
     """Raise UserError for a column that would change the meaning, and that nothing here honours."""
     for key in refused:
-        if row.get(key):
+        if key in row and holds(row[key]):
             raise UserError(f"{where}: has {key}, which is not supported; remove that record, or "
                             "the column if it does not matter")
+
+
+def holds(value) -> bool:
+    """Whether a column says anything: tables fill up what is not there with blanks, empty lists and
+    structures of these."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    parts = value if isinstance(value, list) else [value]
+    return any(part.strip() if isinstance(part, str) else part for part in parts)
 
 
 def extras(row: dict, where: str) -> dict:
@@ -216,10 +226,12 @@ def chat_of(turns: list[dict], row: dict, where: str, gold: str | None = None) -
     """
     column = system_column(row)
     if column:
-        if turns[0]["role"] == "system":
-            raise UserError(f"{where}: has a system prompt in a column and one in its turns; "
+        first = {"role": "system", "content": text_of(row, column, where)}
+        if turns[0]["role"] != "system":
+            turns = [first, *turns]
+        elif turns[0] != first:
+            raise UserError(f"{where}: has a system prompt in a column and another in its turns; "
                             "remove one of them")
-        turns = [{"role": "system", "content": text_of(row, column, where)}, *turns]
     ends = turns[-1]["role"] == "assistant"
     if not ends and gold is None:
         raise UserError(f"{where}: messages must end with a turn of the assistant, which is "
@@ -240,7 +252,7 @@ def chat_of(turns: list[dict], row: dict, where: str, gold: str | None = None) -
 
 def system_column(row: dict) -> str | None:
     """The column that holds a system prompt, if one does."""
-    return next((key for key in SYSTEMS if row.get(key)), None)
+    return next((key for key in SYSTEMS if holds(row.get(key))), None)
 
 
 def turns_of(messages, where: str) -> list[dict]:
@@ -303,7 +315,7 @@ def worked(row: dict, where: str, question: str, solution: str, gold: str | None
     """A problem of one question; with a system prompt beside it, a chat."""
     if not question.strip():
         raise UserError(f"{where}: question is empty; mend or remove that record")
-    beside = next((key for key in BESIDE_QUESTION if row.get(key)), None)
+    beside = next((key for key in BESIDE_QUESTION if holds(row.get(key))), None)
     if beside:
         raise UserError(f"{where}: has {beside} beside its question, which would not be asked; "
                         "write it into the question, or remove the column if it does not matter")
@@ -323,7 +335,10 @@ def gold_beside(row: dict, where: str, solution: str = "") -> str | None:
     if isinstance(model, dict) and model.get("ground_truth") is not None:
         return given_gold(text_of(model, "ground_truth", where))
     key = next((key for key in GOLDS if key in row and key != solution), None)
-    return None if key is None else given_gold(text_of(row, key, where))
+    if key is None:
+        return None
+    one = row[key] if isinstance(row[key], list) and len(row[key]) == 1 else [row[key]]
+    return given_gold(text_of({key: one[0]}, key, where))
 
 
 def evaluation(row: dict, where: str) -> Problem:

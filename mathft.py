@@ -38,7 +38,7 @@ from data import (Example, Problem, count, describe_examples, is_embedded, left_
                   prompt_of, read_columns, show, spells_marker, train_and_test, usual_test_set)
 from flags import (Terminated, check_stored, deferred_interrupts, flag, given_flags, joined, pick,
                    run_command, spelled, unread_output)
-from measure import evaluate
+from measure import check_problems, evaluate
 from methods import (METHODS, base_name, base_of, check_args, continued, find_method,
                      goes_on_training, going_on, print_way_on, result_folder, result_hash,
                      start_folder, start_tuning)
@@ -88,8 +88,8 @@ DEFAULTS = {
 LENGTHS = ("steps", "epochs", "tokens")  # of which one holds
 OWN_EPOCHS = 5.0  # of an embedded model on data that are no embedded set, instead of its steps
 # What may differ if a run goes on, and is then the run's own; and what is not stored.
-STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "eval_dataset", "keep",
-                    "save_every", "save_minutes", "log_every")
+STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "columns", "eval_dataset",
+                    "eval_columns", "keep", "save_every", "save_minutes", "log_every")
 FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "threads", "plain", "debug")
 WRONG_SHOWN = 3
 FEW = 100  # test problems; an accuracy on fewer comes with a warning
@@ -550,23 +550,29 @@ def make_examples(tokenizer: Tokenizer, problems: list, args: Flags, goals: obje
 
 def check_start(args: Flags, goals: object, model: Qwen2, tuning: Tuning, tokenizer: Tokenizer,
                 examples: list[Example], tests: list[Problem]) -> None:
-    """Raise UserError for what would else end the run after its first measurement: a held-out loss
-    of nothing, and texts that the model has no positions for.
+    """Raise UserError for what cannot be measured or learnt, before a folder is made: problems
+    without a gold answer, a held-out loss of nothing, texts that the model has no positions for.
+    Some test problems that are too long are told alone: published sets have a few.
     """
-    if args.eval_every:
-        held_out_examples(tokenizer, tests, args, goals)
+    measured = tests if args.eval_limit != 0 else []
+    if args.eval_limit != 0:
+        check_problems(measured)
+    held_out = held_out_examples(tokenizer, tests, args, goals) if args.eval_every else []
     front = tuning.prefix().shape[2] if tuning.prefix else 0
     room = model.config.max_position_embeddings - front
     behind = f" behind a prefix of {front:,}" if front else ""
     left = f"the model has {room:,} positions for it{behind}"
-    example = max(examples, key=lambda example: example.longest)
+    example = max([*examples, *held_out], key=lambda example: example.longest)
     if example.longest > room:
         mend = f"give --max-length {room}" if room > front else "give a shorter prefix"
         raise UsageError(f"{example.name}: has {example.longest:,} tokens, and {left}; {mend}")
-    for problem in tests if args.eval_limit != 0 else ():
-        if (tokens := len(prompt_of(tokenizer, problem, args.system))) >= room:
-            raise UserError(f"{problem.id}: has {tokens:,} tokens before the answer, and {left}; "
-                            "leave this problem out")
+    long = sum(len(prompt_of(tokenizer, problem, args.system)) >= room for problem in measured)
+    if long and long == len(measured):
+        raise UsageError(f"no test problem is short enough to be answered: the model has {room:,} "
+                         f"positions{behind}; give another --eval-dataset")
+    if long:
+        print(f"note       {long} of {len(measured)} test problems count as wrong: they leave no "
+              f"room for an answer in the model's {room:,} positions{behind}")
 
 
 def print_start(job: Job, model: Qwen2, total: int) -> None:
@@ -663,8 +669,9 @@ def measure_before(job: Job, model: Qwen2, tuning: Tuning) -> Report | None:
 def run(job: Job, model: Qwen2, tuning: Tuning) -> None:
     """Measure, train, measure again, save, report, in a folder that may hold a part of this."""
     args = job.args
-    with without_adapters(model):
-        total = sum(parameter.numel() for parameter in model.parameters())
+    base = model.parameters() if job.method.PEFT_TYPE is None else (
+        parameter for parameter in model.parameters() if not parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in base)
     print_start(job, model, total)
     print_disk(job, model, tuning)
     before = measure_before(job, model, tuning)

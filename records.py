@@ -32,7 +32,9 @@ from tools.download import UNPACKED, zip_lines
 
 LONGEST_LINE = 2**24  # bytes
 LARGEST_WHOLE = 2**29  # bytes of a file that cannot be read line by line
+MOST_COMMAS = 2**22  # in a value that is parsed at once: a number there takes 250 bytes of memory
 MOST_ROWS = 10**6  # a problem takes about a kilobyte of memory
+VALUES = json.JSONDecoder()
 BLANK_LINES = 100  # at the beginning of a file that is one JSON value
 SLOW = 2**26  # bytes; reading more takes more than a few seconds, so a line says it
 READ = ".jsonl and .json (also .gz), .zip of .jsonl, and .parquet with pyarrow"
@@ -166,9 +168,9 @@ def _whole(path: Path) -> Iterator[tuple[str, object]]:
     begin = len(text) - len(text.lstrip())
     if text.startswith("[", begin):
         records = _elements(path, text, begin)
-    elif len(data) > min(LONGEST_LINE, LARGEST_WHOLE):  # an object is parsed at once
-        raise UserError(f"{path}: {len(data):,} bytes or more in one JSON value; write one object "
-                        "a line (.jsonl)")
+    elif len(data) > LARGEST_WHOLE or data.count(b",") > MOST_COMMAS:
+        raise UserError(f"{path}: more than {LARGEST_WHOLE:,} bytes or {MOST_COMMAS:,} commas in "
+                        "one JSON value; write one object a line (.jsonl)")
     else:
         value = _parsed(path, text, 0, len(text))
         records = value.get("data") if isinstance(value, dict) else None
@@ -181,32 +183,36 @@ def _whole(path: Path) -> Iterator[tuple[str, object]]:
 def _elements(path: Path, text: str, at: int) -> Iterator[object]:
     """The values of the list that begins at `at`, each read when it is asked for.
 
-    `[1,1,1…` of 500 MB would fill many times its own size: who reads stops before. For the same
-    reason a value is looked for within LONGEST_LINE characters.
+    `[1,1,1…` of 500 MB would fill many times its own size: who reads stops before.
     """
-    find_end, behind = json.JSONDecoder().raw_decode, json.decoder.WHITESPACE.match
-    begin, part = at, ""  # text[begin:] up to a length
-    comma, at = False, behind(text, at + 1).end()
-    while comma or not text.startswith("]", at):
-        try:
-            end = begin + find_end(part, at - begin)[1]
-        except (ValueError, RecursionError):  # it goes on behind the part, or is no JSON
-            begin, part = at, text[at : at + LONGEST_LINE]
-            try:
-                end = begin + find_end(part)[1]
-            except (ValueError, RecursionError) as error:
-                if len(part) == LONGEST_LINE:
-                    error = ValueError(f"{json_fault(error)}, or a record of more than "
-                                       f"{LONGEST_LINE:,} characters")
-                raise _no_json(path, text, at, error) from None
+    behind_spaces = json.decoder.WHITESPACE.match
+    at = behind_spaces(text, at + 1).end()
+    more = not text.startswith("]", at)
+    while more:
+        end = _end(path, text, at)
         yield _parsed(path, text, at, end)
-        at = behind(text, end).end()
-        comma = text.startswith(",", at)
-        at = behind(text, at + comma).end()
-        if not comma and not text.startswith("]", at):
+        at = behind_spaces(text, end).end()
+        more = text.startswith(",", at)
+        if not more and not text.startswith("]", at):
             raise _no_json(path, text, at, ValueError("neither a comma nor the end of the list"))
-    if behind(text, at + 1).end() < len(text):
+        at = behind_spaces(text, at + more).end()
+    if behind_spaces(text, at + 1).end() < len(text):
         raise _no_json(path, text, at, ValueError("the file goes on behind the list"))
+
+
+def _end(path: Path, text: str, at: int) -> int:
+    """Where the JSON value at `at` ends: within LONGEST_LINE characters, or it could fill the
+    memory by itself. Most end soon, and a part of the text is a copy: so short parts come first.
+    """
+    for part in (text[at : at + LONGEST_LINE // share] for share in (1024, 32, 1)):
+        try:
+            return at + VALUES.raw_decode(part)[1]
+        except (ValueError, RecursionError) as error:  # it goes on behind the part, or is no JSON
+            fault = error
+    if len(part) == LONGEST_LINE:
+        fault = ValueError(f"{json_fault(fault)}, or a record of more than {LONGEST_LINE:,} "
+                           "characters")
+    raise _no_json(path, text, at, fault)
 
 
 def _parsed(path: Path, text: str, at: int, end: int) -> object:

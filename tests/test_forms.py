@@ -76,6 +76,7 @@ CHATS = {
     "a column for the system prompt": ({"messages": [USER, ANSWER], "system": "Be short."},
                                        [SYSTEM, USER, ANSWER], "4"),
     "RLVR": ({"messages": [USER], "ground_truth": "4", "dataset": "gsm8k"}, [USER], "4"),
+    "RLVR of many tasks": ({"messages": [USER], "ground_truth": ["4"]}, [USER], "4"),
     "OpenOrca": ({"system_prompt": "Be short.", "question": "q", "response": "so #### 4"},
                  [SYSTEM, USER, ANSWER], "4"),
     "from and value as messages": ({"messages": [{"from": "human", "value": "q"},
@@ -140,9 +141,18 @@ def test_what_is_not_honoured_is_refused_with_its_place(record, said):
     assert str(error.value).startswith("rows.jsonl:7: ") and said in str(error.value)
 
 
-@pytest.mark.parametrize("empty", [{"tools": []}, {"tool_calls": None}, {"images": ""}])
+@pytest.mark.parametrize("empty", [
+    {"tools": []}, {"tool_calls": None}, {"images": ""}, {"images": [""]},
+    {"function_call": {"name": None, "arguments": None}}, {"choices": {"text": [], "label": []}},
+    {"context": " \n"}, {"options": [""]}, {"system_prompt": " "}])
 def test_empty_columns_change_nothing(empty):
-    assert parse({"messages": [USER, ANSWER], **empty}, "x").answer == "4"
+    for row in ({"messages": [USER, ANSWER]}, {"question": "q", "answer": "so #### 4"}):
+        assert parse(row | empty, "x") == parse(row, "x")
+
+
+def test_the_same_system_prompt_in_a_column_and_in_the_turns_is_one():
+    row = {"messages": [SYSTEM, USER, ANSWER]}
+    assert parse(row | {"system_prompt": SYSTEM["content"]}, "x") == parse(row, "x")
 
 
 @pytest.mark.parametrize("row", [
@@ -154,6 +164,7 @@ def test_a_row_that_is_marked_as_wrong_is_left_out(row):
     with pytest.raises(LeftOut, match=f"marked as wrong by {mark}"):
         parse(row, "x")
     parse(row | {mark: True}, "x")
+    assert parse({"text": "t", mark: False}, "x").text == "t"  # of a text it says something else
 
 
 def test_an_empty_answer_is_not_learnt(tokenizer_folder):

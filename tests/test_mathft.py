@@ -27,7 +27,7 @@ import evaluate
 import mathft
 import measure
 import train
-from checkpoint import step_of
+from checkpoint import load_model, step_of
 from data import Example, load_problems, trained_on
 from flags import run_command
 from mathft import load_data, main, read_flags
@@ -131,7 +131,8 @@ def test_a_run_from_start_to_end(method, common, tmp_path, capsys):
     assert (result["method"], result["n"], result["steps"], result["dtype"]) == (method, 8, 30,
                                                                                  "fp32")
     assert (args["method"], args["system"], args["seed"]) == (method, "Add.", 0)
-    assert result["total_params"] > result["trainable_params"] or method == "sft"
+    assert result["total_params"] == sum(p.numel() for p in load_model(
+        Path(args["model"]), "cpu", torch.float32, torch.float32).parameters())  # no adapter in it
     assert result[
         "accuracy_before"] == 0 and result["ci95_before"][0] == 0 < result["ci95_before"][1] < 0.5
     gain = result["accuracy_after"] - result["accuracy_before"]
@@ -711,7 +712,7 @@ ATTACKS = [
         ("steps", 10**40), ("batch_size", 10**9), ("batch_size", -1), ("epochs", 1e300),
         ("learning_rate", "high"), ("learning_rate", -1), ("clip", 0), ("seed", 2**64),
         ("seed", -1), ("method", ["lora"]), ("objective", {}), ("objective", "chat"),
-        ("dataset", 5), ("system", ["x"]), ("max_length", 1), ("lora_rank", 0),
+        ("dataset", 5), ("dataset", ""), ("system", ["x"]), ("max_length", 1), ("lora_rank", 0),
         ("lora_rank", 10**7), ("lora_rank", None), ("lora_variant", "x"), ("history", 3),
         ("history", [{}]), ("dtype", 16), ("model", None), ("log_every", 0), ("plain", "yes"),
         ("warmup", 2)]),
@@ -892,19 +893,24 @@ def test_what_makes_no_run_leaves_no_folder(common, tmp_path, capsys, monkeypatc
     (["prefix", "--prefix-length", "250"],
      "tokens, and the model has 6 positions for it behind a prefix of 250; give a shorter prefix"),
     (["lora", "--eval-every", "1", "--objective", "grpo"], "which --objective grpo does not learn"),
+    (["lora", "--eval-dataset", "no-gold.jsonl"], "no-gold.jsonl:1: this problem has no gold"),
 ])
 def test_what_cannot_start_is_told_before_anything_is_measured(words, said, common, tmp_path,
-                                                               capsys):
+                                                               capsys, monkeypatch):
     """In one line, and no folder is made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no-gold.jsonl").write_text('{"question": "Why?", "answer": "Because it is."}\n')
     folder = tmp_path / "run"
-    code, out, err = command(["--method", *words, *common, "--output-dir", str(folder)], capsys)
+    code, out, err = command(["--method", words[0], *common, *words[1:], "--output-dir",
+                              str(folder)], capsys)
     assert code in (1, 2) and out == "" and said in err and err.count("\n") == 1
     assert not folder.exists()
 
 
 def test_texts_that_the_model_has_no_positions_for(common, tmp_path, capsys):
-    """Of 256: an example that is longer is told with the flag that leaves it out, a question that
-    leaves no room for an answer by its line.
+    """Of 256: an example that is longer is told with the flag that leaves it out. A test problem
+    that leaves no room for an answer counts as wrong, and is told: of a published set nobody can
+    take it away.
     """
     folder = tmp_path / "run"
     for name, word in (("sums.jsonl", "so "), ("test.jsonl", "no ")):
@@ -914,10 +920,14 @@ def test_texts_that_the_model_has_no_positions_for(common, tmp_path, capsys):
     assert code == 2 and err.count("\n") == 1 and not folder.exists()
     assert "sums.jsonl:41: has " in err and "256 positions for it; give --max-length 256" in err
     argv = lora(common, folder, "--steps", "1", "--max-length", "256", "--eval-limit", "10")
-    code, _, err = command(argv, capsys)
-    assert code == 1 and err.count("\n") == 1 and not folder.exists()
-    assert "test.jsonl:10: has " in err and "tokens before the answer" in err
-    assert command([*argv, "--eval-limit", "9"], capsys)[0] == 0
+    code, out, _ = command(argv, capsys)
+    before, _, _ = out.partition("before training")
+    assert code == 0 and "note       1 of 10 test problems count as wrong: they leave no " in before
+    assert read(folder / "result.json")["n"] == 10
+    (tmp_path / "test.jsonl").write_text((tmp_path / "test.jsonl").read_text().splitlines()[-1])
+    code, _, err = command([*argv, "--output-dir", str(tmp_path / "other")], capsys)
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "other").exists()
+    assert "no test problem is short enough to be answered: the model has 256 positions;" in err
 
 
 @pytest.mark.parametrize("features, said", [
@@ -991,7 +1001,17 @@ def test_columns_and_several_sets_by_the_command(common, tmp_path, capsys):
     more = ("--dataset", sets, "--columns", "question=Q,solution=A", "--steps", "1")
     code, out, err = command(lora(common, tmp_path / "run", *more), capsys)
     assert code == 0 and "8 training examples" in out, err
-    assert command(["--resume", str(tmp_path / "run"), "--steps", "2"], capsys)[0] == 0
+    resume = ["--resume", str(tmp_path / "run")]
+    assert command([*resume, "--steps", "2"], capsys)[0] == 0
+    # The same rows in other tables.
+    whole, tests = tmp_path / "c.jsonl", tmp_path / "d.jsonl"
+    whole.write_text("".join((tmp_path / f"{name}.jsonl").read_text() for name in "ab")
+                     .replace('"Q"', '"F"'))
+    tests.write_text((tmp_path / "test.jsonl").read_text().replace('"question"', '"F"'))
+    argv = [*resume, "--steps", "3", "--dataset", str(whole), "--columns", "question=F,solution=A",
+            "--eval-dataset", str(tests), "--eval-columns", "question=F,solution=answer"]
+    code, _, err = command(argv, capsys)
+    assert code == 0, err
 
 
 def test_held_out_rows_that_are_not_measured_are_counted_too(tmp_path):

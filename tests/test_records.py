@@ -94,7 +94,7 @@ def test_rows_lines_and_bytes_are_bounded(tmp_path, monkeypatch, capsys):
              "bomb.jsonl.gz": gzip.compress((b" " * 900 + b"\n") * 10**4, mtime=0)}
     said = {"rows": "10 rows are read at most", "list": "10 rows are read at most",
             "newlines": "20 lines are read at most", "line": "a line of more than 1,000 bytes",
-            "whole": "2,001 bytes or more in one JSON value",
+            "whole": "more than 2,000 bytes or 4,194,304 commas in one JSON value",
             "bomb": "more than 5,000 bytes unpacked"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -130,6 +130,16 @@ def test_a_list_is_read_value_by_value(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "LONGEST_LINE", 100)
     with pytest.raises(UserError, match="a.json:1: .*, or a record of more than 100 characters"):
         list(read_records(path))
+
+
+def test_a_list_under_data_may_be_long_but_not_of_too_many_values(tmp_path, monkeypatch):
+    path, rows = tmp_path / "a.json", [{"a": "x" * 90}] * 3
+    path.write_text(json.dumps({"data": rows}))
+    monkeypatch.setattr(records, "LONGEST_LINE", 200)  # of a file that is read line by line
+    assert values(path) == rows
+    monkeypatch.setattr(records, "MOST_COMMAS", 1)
+    with pytest.raises(UserError, match="or 1 commas in one JSON value; write one object a line"):
+        values(path)
 
 
 def test_a_short_file_of_a_great_many_values_fills_no_memory(tmp_path, monkeypatch):

@@ -324,7 +324,11 @@ def check_chosen_again(folder: Path, run: Path, capsys) -> None:
     words = ["--regrade", str(folder), "--verifier", str(run), "--output-dir", str(new)]
     assert run_command(evaluate.main, [*words, "--samples", "4"]) == 2 and not new.exists()
     assert "--regrade generates nothing: --samples would have no" in capsys.readouterr().err
-    assert run_command(evaluate.main, [*words, "--dtype", "fp32", "--device", "cpu"]) == 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert run_command(evaluate.main, [*words, "--dtype", "fp32", "--device", "cpu", "--threads",
+                                       str(threads)]) == 0
+    assert torch.get_num_threads() == threads
     for name in ("scores.jsonl", "generations.jsonl"):
         assert (new / name).read_bytes() == (folder / name).read_bytes()
     once = ["--regrade", str(folder / "greedy"), "--verifier", str(run), "--output-dir", "once"]
