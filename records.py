@@ -37,6 +37,7 @@ MOST_ROWS = 10**6  # a problem takes about a kilobyte of memory
 VALUES = json.JSONDecoder()
 BLANK_LINES = 100  # at the beginning of a file that is one JSON value
 SLOW = 2**26  # bytes; reading more takes more than a few seconds, so a line says it
+SLOW_PACKED = 2**20  # what is packed may be up to a thousand times as large
 READ = ".jsonl and .json (also .gz), .zip of .jsonl, and .parquet with pyarrow"
 NOT_READ = {".csv", ".tsv", ".txt", ".md", ".xls", ".xlsx", ".arrow", ".feather", ".yaml", ".yml",
             ".xml", ".tar", ".tgz", ".zst", ".bz2", ".xz", ".7z", ".db", ".sqlite", ".pkl", ".pt",
@@ -54,8 +55,9 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
         table = path.suffix.lower() in (".csv", ".tsv")
         hint = "; docs/data.md has a line that turns a table into JSONL" if table else ""
         raise UserError(f"{path}: a {path.suffix} file is not read; what is: {READ}{hint}")
-    if path.stat().st_size > SLOW:
-        print(f"reading {path}, {path.stat().st_size / 1e6:,.0f} MB", file=sys.stderr)
+    packed = path.suffix.lower() in (".gz", ".zip")
+    if (size := path.stat().st_size) > (SLOW_PACKED if packed else SLOW):
+        print(f"reading {path}, {size / 1e6:,.0f} MB" + packed * ", packed", file=sys.stderr)
     rows = 0
     for where, record in _all_records(path):
         rows += 1

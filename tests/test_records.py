@@ -83,7 +83,7 @@ def test_rows_lines_and_bytes_are_bounded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(records, "LONGEST_LINE", 1000)
     monkeypatch.setattr(records, "LARGEST_WHOLE", 2000)
     monkeypatch.setattr(records, "UNPACKED", 5000)
-    monkeypatch.setattr(records, "SLOW", 100)
+    monkeypatch.setattr(records, "SLOW_PACKED", 100)
     with zipfile.ZipFile(tmp_path / "newlines.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jsonl", "\n" * 10**6)
     with zipfile.ZipFile(tmp_path / "rows.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -102,7 +102,7 @@ def test_rows_lines_and_bytes_are_bounded(tmp_path, monkeypatch, capsys):
         with pytest.raises(UserError) as error:
             values(tmp_path / name)
         assert said[name.partition(".")[0]] in str(error.value)
-    assert f"reading {tmp_path / 'newlines.zip'}, 0 MB" in capsys.readouterr().err
+    assert f"reading {tmp_path / 'newlines.zip'}, 0 MB, packed" in capsys.readouterr().err
 
 
 def test_a_list_is_read_value_by_value(tmp_path, monkeypatch):
