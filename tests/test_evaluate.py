@@ -175,6 +175,15 @@ def test_long_answers_of_published_layouts_go_on(name, tmp_path, capsys, monkeyp
     assert max(record["tokens"] for record in whole) > 100
 
 
+def test_the_way_on_is_printed_as_soon_as_there_is_a_folder(argv, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "print_notes", interrupted)
+    assert run_command(module.main, argv) == 130
+    assert "\nto go on:  python evaluate.py --model " in capsys.readouterr().out
+
+
 def test_a_server_has_no_calculator(monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     assert run_command(module.main, ["--api-model", "m", "--calculator", "--limit", "1"]) == 2

@@ -274,7 +274,9 @@ def test_from_samples_to_a_verifier_to_a_table(loss, samples, tiny_folder, tmp_p
              folder, "--steps", "60", "--batch-size", "6", "--lr", "0.01", "--dtype", "fp32",
              "--verifier-loss", loss, "--output-dir", str(tmp_path / "run"), "--device", "cpu"]
     assert run_command(mathft.main, words) == 0
-    assert "12 training examples, 0 test problems" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "12 training examples, 0 test problems" in out
+    assert f"next       python evaluate.py --run RUN --verifier {tmp_path / 'run'} --samples 8" in out
     again = [*common, "--verifier", str(tmp_path / "run"), "--output-dir", str(tmp_path / "table")]
     assert run_command(evaluate.main, again) == 0
     out = capsys.readouterr().out
