@@ -89,6 +89,7 @@ def test_one_that_is_asked_to_end_saves_first(start, tmp_path, kind):
 @needs_forks
 def test_a_terminal_that_closes_does_not_take_the_server(start, tmp_path):
     """Its SIGHUP reaches the server of forks too, which must tell how they end."""
+    multiprocessing.forkserver._forkserver._stop()  # one that an earlier test has started
     program = start("import pathlib, time; pathlib.Path('ready').touch(); time.sleep(1)")
     until(tmp_path / "ready")
     server = multiprocessing.forkserver._forkserver._forkserver_pid
