@@ -552,7 +552,7 @@ def check_start(args: Flags, goals: object, model: Qwen2, tuning: Tuning, tokeni
                 examples: list[Example], tests: list[Problem]) -> None:
     """Raise UserError for what cannot be measured or learnt, before a folder is made: problems
     without a gold answer, a held-out loss of nothing, texts that the model has no positions for.
-    Some test problems that are too long are told alone: published sets have a few.
+    If only some test problems are too long, a note says so: published sets have a few.
     """
     measured = tests if args.eval_limit != 0 else []
     if args.eval_limit != 0:
