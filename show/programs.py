@@ -8,7 +8,8 @@
    small training. A fork is safe here since the server has no threads, and has not touched a GPU.
    On a machine with a GPU, and on other systems, it is a fresh interpreter.
 3. `wait_for_any` waits for the first that ends, and looks at how much memory each takes.
-4. `stop` asks programs to save their state and to end, and waits until they have.
+4. `stop` asks programs to save their state and to end, and waits until they have. One whose parent
+   has been killed asks itself.
 """
 
 import multiprocessing
@@ -16,6 +17,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -100,9 +102,18 @@ def become(words: list[str], out: Path, log: Path, environment: dict[str, str],
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     if threads:
         torch.set_num_threads(threads)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     sys.argv[:] = words
     sys.path[0] = str(Path(words[0]).parent)
     runpy.run_path(words[0], run_name="__main__")
+
+
+def end_with_parent() -> None:
+    """End as `stop` would have it, once the parent is dead. Else what goes on in this program's
+    folder would be in the way of the next study.
+    """
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop(programs: list[Program]) -> None:

@@ -86,6 +86,29 @@ def test_one_that_is_asked_to_end_saves_first(start, tmp_path, kind):
     assert program.error() == "exit code 1: saved"
 
 
+def die_beside_a_program(folder, with_gpu):
+    """Be a study that is killed while a program of it runs."""
+    torch.cuda.is_available = lambda: with_gpu
+    programs.ROOT, programs.LIBRARIES = folder, []
+    start_program(["stand_in.py"], folder / "out", folder / "log")
+    until(folder / "ready")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_one_whose_parent_is_killed_saves_and_ends(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stand_in.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path('saved').touch()))\n"
+        "pathlib.Path('ready').touch(); time.sleep(60)")
+    context = multiprocessing.get_context("forkserver")
+    parent = context.Process(target=die_beside_a_program, args=(tmp_path, kind == "fresh"))
+    parent.start()
+    parent.join()
+    assert parent.exitcode == -signal.SIGKILL
+    until(tmp_path / "saved")
+
+
 @needs_forks
 def test_a_terminal_that_closes_does_not_take_the_server(start, tmp_path):
     """Its SIGHUP reaches the server of forks too, which must tell how they end."""
