@@ -48,7 +48,7 @@ from flags import flag, given_flags, joined, run_command, spelled
 from generate import ApiFlags, SamplingFlags, load_asked, with_budget
 from measure import (as_line, beside_greedy, beside_records, check_problems, evaluate, evaluate_api,
                      greedy_part, regrade, with_more)
-from methods import load_run, read_run, read_settings
+from methods import base_folder, load_run, read_settings
 from runtime import (Alone, UsageError, UserError, dtype_name, hash_of, machine_line,
                      new_directory, one_line, pick_device, pick_dtype, use_threads, write_text)
 from score import (Report, compare_evaluations, grade_again, read_finished, report_lines, summarise,
@@ -152,12 +152,13 @@ def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Count
 
 
 def check_verifier(flags: Flags, samples: int) -> None:
-    """Raise UserError for a --verifier that is no run, or that has one sample to choose among."""
+    """Raise UserError for a --verifier that is no whole run or has one sample to choose among.
+    """
     if flags.verifier and samples == 1:
         raise UsageError("--verifier chooses among several samples: give --samples, or --regrade "
                          "an evaluation that has several")
     if flags.verifier:
-        read_run(Path(flags.verifier))
+        base_folder(Path(flags.verifier))  # looks for its model too
 
 
 def evaluate_asked(flags: Flags, argv: list[str], ranks: Alone) -> tuple[Report | None, Path]:

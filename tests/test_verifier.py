@@ -4,6 +4,7 @@ way from samples to a table.
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import evaluate
+import lora
 import mathft
 import measure
 import verifier
@@ -382,9 +384,18 @@ def test_files_that_hold_no_figures(scored, name, old, new):
         verifier.count_again(folder, records)
 
 
-def test_a_verifier_needs_several_samples_and_a_run(samples, tmp_path, capsys):
+def test_a_verifier_needs_several_samples_and_a_whole_run(samples, tmp_path, capsys):
     common, _ = samples
     one = [word if word != "4" else "1" for word in common]
     assert run_command(evaluate.main, [*one, "--verifier", "x"]) == 2
     assert run_command(evaluate.main, [*common, "--verifier", str(tmp_path / "none")]) == 1
     assert "no run directory" in capsys.readouterr().err
+    moved = tmp_path / "moved"
+    (moved / "adapter").mkdir(parents=True)
+    (moved / "args.json").write_text(json.dumps(
+        {"method": "lora", "model": str(tmp_path / "gone"), "system": None} | asdict(lora.Flags())))
+    assert run_command(evaluate.main, [*common, "--verifier", str(moved), "--output-dir",
+                                       str(tmp_path / "new")]) == 1
+    told = capsys.readouterr().err
+    assert "gone" in told and "python checkpoint.py base" in told
+    assert not (tmp_path / "new").exists()
