@@ -39,13 +39,14 @@ from checkpoint import size_of
 from data import has_split, usual_test_set
 from flags import flag, parse_flags, run_command
 from runtime import UsageError, UserError, locked, parse_json, read_json, write_json, write_text
-from show.experiments import EXPERIMENTS, FOR_ALL, RUNS, SEEDS, SETTINGS, Claim, Column, Experiment
+from show.experiments import (EXPERIMENTS, FOR_ALL, NEW_SET, NEW_TO_IT, RUNS, SEEDS, SETTINGS, Claim,
+                              Column, Experiment)
 from show.jobs import Jobs
 from show.programs import ROOT, start_program, stop
 from stats import wilson
 
 SECOND_SETS = {"tiny": ("mini-math", "mini-math"), "real": ("math", "math500")}
-WORD_SETS = ("mini-gsm", "mini-gsm-plus")  # of which the study takes a few gold problems
+WORD_SETS = ("mini-gsm", NEW_SET)  # of which the study takes a few gold problems
 MOST_JOBS = 4  # if --jobs does not say how many: each takes up to a GiB
 LARGER = "Qwen/Qwen2.5-Math-1.5B"
 
@@ -83,7 +84,7 @@ def settings_of(flags: Flags) -> dict[str, str | tuple[str, ...]]:
     if not has_split(name, "train") or not has_split(test, "test"):
         raise UsageError(f"--dataset {name}: the study needs a named set with training and test "
                          "problems; python sources.py lists them")
-    settings = FOR_ALL | SETTINGS[kind]
+    settings = FOR_ALL | SETTINGS[kind] | (NEW_TO_IT if (kind, name) == ("full", NEW_SET) else {})
     if kind != "real" and name not in WORD_SETS:
         settings["train"] = "{data}"
     second, second_test = SECOND_SETS[size]

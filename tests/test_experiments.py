@@ -16,6 +16,7 @@ from show.jobs import UNKNOWN, Job, Jobs
 
 FORMS = {"quick": study.Flags(quick=True), "full": study.Flags(),
          "another set": study.Flags(dataset="mini-math"),
+         "a set that is new to it": study.Flags(dataset="mini-gsm-plus"),
          "real": study.Flags(model="Qwen/Qwen2.5-0.5B-Instruct")}
 
 
