@@ -509,8 +509,8 @@ def export(argv: list[str]) -> None:
         print('note       no Modelfile: Ollama\'s cannot hold the """ of the system prompt')
     else:
         write_text(Path(flags.folder) / "Modelfile", modelfile)
-    print(one_line(f"written    {flags.folder}: {args['model']} with {args['method']} of "
-                   f"{flags.run}, {dtype_name(dtype)}"))
+    print(one_line(f"written    {flags.folder}: {flags.model or args['model']} with "
+                   f"{args['method']} of {flags.run}, {dtype_name(dtype)}"))
 
 
 def _stored_dtypes(folder: Path) -> set[str]:

@@ -39,8 +39,8 @@ from checkpoint import size_of
 from data import has_split, usual_test_set
 from flags import flag, parse_flags, run_command
 from runtime import UsageError, UserError, locked, parse_json, read_json, write_json, write_text
-from show.experiments import (EXPERIMENTS, FOR_ALL, NEW_SET, NEW_TO_IT, RUNS, SEEDS, SETTINGS, Claim,
-                              Column, Experiment)
+from show.experiments import (EXPERIMENTS, FOR_ALL, NEW_SET, NEW_TO_IT, RUNS, SEEDS, SETTINGS,
+                              Claim, Column, Experiment)
 from show.jobs import Jobs
 from show.programs import ROOT, start_program, stop
 from stats import wilson

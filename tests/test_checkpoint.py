@@ -561,7 +561,8 @@ def test_a_base_that_moved_is_named_and_checked(tuned, tmp_path, capsys):
         assert run_command(main, words) == 1
         assert f"{tuned} was trained on it: say where it is with --model" in capsys.readouterr().err
         assert run_command(main, [*words, "--model", str(tmp_path / "moved")]) == 0
-        capsys.readouterr()
+        told = capsys.readouterr().out
+        assert main is not checkpoint.main or f": {tmp_path / 'moved'} with lora of" in told
         for other, said in (("tiny-large", "its weights are not those"), ("?", "no such folder")):
             assert run_command(main, [*words, "--model", other]) == 1
             assert said in capsys.readouterr().err
