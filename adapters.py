@@ -12,6 +12,10 @@ A folder in PEFT's form is `adapter_config.json` beside `adapter_model.safetenso
 is unknown here is refused: an adapter half understood gives wrong numbers without a word.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import contextlib
 import functools
 import json
@@ -338,7 +342,3 @@ def load_adapted(model: nn.Module, folder: Path, settings: dict, tensors: dict[s
         for name, parameter in trainable.items():
             parameter.copy_(tensors[key_of(name)])
     return trainable
-
-
-if __name__ == "__main__":
-    print(__doc__)

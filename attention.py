@@ -16,6 +16,10 @@ head size, L layers, P prefix length, n prompt length, F keys and values in fron
 (the prefix, then the shared head).
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import math
 
 import torch
@@ -278,7 +282,3 @@ class KVCache:
         scores = scores.transpose(2, 3).contiguous().add_(self.mask)  # [B, K, H/K, S]
         weights = scores.softmax(-1)
         return (weights @ v).flatten(1, 2)  # [B, K, H/K, h] -> [B, H, h]
-
-
-if __name__ == "__main__":
-    print(__doc__)

@@ -21,6 +21,10 @@ never whole in memory. Both models need the same tokenizer; with another teacher
 solutions (`python augment.py make responses --teacher ...`) and train on them.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -241,7 +245,3 @@ def sources(flags: Flags) -> dict[str, str]:
 
 OBJECTIVE = Objective(examples=examples, begin=begin, flags=Flags, beside=beside,
                       sources=sources)
-
-
-if __name__ == "__main__":
-    print(__doc__)

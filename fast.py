@@ -19,6 +19,10 @@ Sources: chunked cross-entropy with its gradient in the forward pass, after Wijm
 (arXiv 2411.09009); recomputation, Chen et al. 2016 (arXiv 1604.06174).
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import functools
 import math
 from collections.abc import Iterator
@@ -443,7 +447,3 @@ def checkpoint_layers(model: Qwen2) -> None:
 
     for layer in model.model.layers:
         layer.forward = functools.partial(recompute, layer.forward)
-
-
-if __name__ == "__main__":
-    print(__doc__)

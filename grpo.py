@@ -28,6 +28,10 @@ same bits. `rollouts.jsonl` keeps every one, with its reward and advantage.
 Differs from the papers: no reward for the form alone, and no model that is trained as a reward.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -397,7 +401,3 @@ OBJECTIVE = Objective(
 def _flat(rows: list[tuple[float, ...]], like: Tensor) -> Tensor:
     """The numbers of all rollouts, one for each target: [N]."""
     return to_device(torch.tensor([number for row in rows for number in row]), like.device)
-
-
-if __name__ == "__main__":
-    print(__doc__)

@@ -4,6 +4,10 @@ Source: Liu et al. 2022 (arXiv 2205.05638), section 3.3. To see it at work:
     python mathft.py --method ia3
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -53,7 +57,3 @@ def load(folder: Path, model, flags: Flags) -> Tuning:
     on_input = {key for key, vector in tensors.items() if vector.shape[:1] == (1,)}  # shapes say it
     return Tuning(load_adapted(model, folder, settings, tensors, lambda name, base: IA3Linear(
         base, on_input=peft_key(f"{name}.ia3_l") in on_input)))
-
-
-if __name__ == "__main__":
-    print(__doc__)

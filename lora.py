@@ -21,6 +21,10 @@ times --lr. Differs from the paper of LoRA: all seven linear maps of a layer are
 attention's alone, and A is Kaiming-uniform(√5), as in the authors' code. There is no dropout.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -241,7 +245,3 @@ def _is_plain(name: str) -> bool:
 def _alpha_of(name: str, by_name: dict[str, float], alpha: float) -> float:
     """The α of a map: that of the first name that the map's ends with, as in peft."""
     return next((own for end, own in by_name.items() if f".{name}".endswith(f".{end}")), alpha)
-
-
-if __name__ == "__main__":
-    print(__doc__)

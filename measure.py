@@ -11,6 +11,10 @@
 Its files are those that evaluate.py lists. A training measures by the same functions.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import contextlib
 import functools
 import json
@@ -398,7 +402,3 @@ def with_more(report: Report, folder: Path, **more) -> Report:
     result = report.result | more
     write_json(folder / "result.json", result)
     return Report(result, report.records)
-
-
-if __name__ == "__main__":
-    print(__doc__)

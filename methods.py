@@ -18,6 +18,10 @@ A method is a module that says which parameters train and how the result is stor
 To add a method, write such a module and add it to the table below. No other file names a method.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import contextlib
 import hashlib
 from collections.abc import Iterator
@@ -394,7 +398,3 @@ def history_of(folder: Path) -> list[dict]:
     args, _ = read_run(folder)
     told = ("model", "method", "objective", "dataset", "steps", "epochs", "tokens", "seed")
     return [*args.get("history", []), {"run": str(folder), **{key: args.get(key) for key in told}}]
-
-
-if __name__ == "__main__":
-    print(__doc__)

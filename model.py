@@ -22,6 +22,10 @@ Sources: Qwen2.5 Technical Report (arXiv 2412.15115); rotary positions, Su et al
 (arXiv 2002.05202).
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -215,7 +219,3 @@ class Qwen2(nn.Module):
         """
         losses = -self.log_probs(hidden, targets)  # [N]
         return (losses if weights is None else losses * weights).sum()
-
-
-if __name__ == "__main__":
-    print(__doc__)

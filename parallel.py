@@ -23,6 +23,10 @@ Differs from ZeRO (arXiv 1910.02054) and FSDP (arXiv 2304.11277): weights and mo
 divided, so that R devices train faster, but no larger models.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import contextlib
 import json
 import os
@@ -182,7 +186,3 @@ def _silence() -> int:
         stream.flush()
         os.dup2(nowhere, stream.fileno())
     return errors
-
-
-if __name__ == "__main__":
-    print(__doc__)

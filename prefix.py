@@ -23,6 +23,10 @@ default. The prefix is start + MLP(embedding), not the MLP alone, so that both i
 Sources: Li and Liang 2021 (arXiv 2101.00190); P-Tuning v2, Liu et al. 2021 (arXiv 2110.07602).
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,7 +233,3 @@ def read_prefix(folder: Path, config: Config) -> Tensor:
     # [P, L·2·K·h] -> [P, L, 2, K, h] -> [L, 2, P, K, h]
     rows = tensors["prompt_embeddings"].float().view(length, layers, 2, heads, head_dim)
     return rows.permute(1, 2, 0, 3, 4).contiguous()
-
-
-if __name__ == "__main__":
-    print(__doc__)

@@ -13,6 +13,10 @@ If strict is far below flexible, the model does not keep to the form. If exact i
 flexible, much depends on the grader, and its verdicts deserve a look.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import itertools
 import json
 import math
@@ -454,7 +458,3 @@ def _short(answer: str | None, most: int = 40) -> str:
         return "(none)"
     line = one_line(answer)
     return line if len(line) <= most else line[: most - 1] + "…"
-
-
-if __name__ == "__main__":
-    print(__doc__)

@@ -6,6 +6,10 @@ The model's own weights are cast to the dtype of the activations when they multi
 (`model.Linear`). AdamW's two moments are fp32 too: 16 bytes a parameter with the gradient.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +48,3 @@ def save(folder: Path, model, tuning: Tuning, base: Base) -> None:
 def load(folder: Path, model, flags: Flags) -> Tuning:
     """All weights of a model that was read from `folder` already."""
     return start(model, None, flags, "", 0)
-
-
-if __name__ == "__main__":
-    print(__doc__)

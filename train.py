@@ -17,6 +17,10 @@ Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule wit
 Loshchilov & Hutter 2017 (arXiv 1608.03983).
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -551,7 +555,3 @@ def log_line(record: dict, steps: int, figures: str) -> str:
     line = ("step {step:4d}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
             f"grad norm {{grad_norm:.3f}}  {figures}  {{memory_mib:.0f}} MiB{held_out}")
     return line.format(steps=steps, **record)
-
-
-if __name__ == "__main__":
-    print(__doc__)

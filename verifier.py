@@ -36,6 +36,10 @@
 Differs from the paper of Liu et al.: the verifier reads a plain document, not a chat.
 """
 
+if __name__ == "__main__":
+    print(__doc__)
+    raise SystemExit
+
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -408,7 +412,3 @@ def lines(figures: dict) -> list[str]:
 
 def _share(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
-
-
-if __name__ == "__main__":
-    print(__doc__)

@@ -3,6 +3,7 @@ two commands.
 """
 
 import ast
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_nothing_read_is_ever_run(room):
 def test_every_module_says_what_it_is_and_how_to_run_it(room):
     described = ast.get_docstring(tree(path_of(room))) or ""
     assert "\n    python " in described
+
+
+NO_PROGRAMS = [room for room in ROOMS if "." not in room
+               and "    raise SystemExit\n" in path_of(room).read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("room", NO_PROGRAMS)
+def test_a_module_that_is_no_program_says_what_it_is(room, tmp_path):
+    """At once, from any folder, also isolated (-I), where it finds no module beside it."""
+    done = subprocess.run([sys.executable, "-I", path_of(room)], cwd=tmp_path, text=True,
+                          encoding="utf-8", capture_output=True)
+    assert (done.stdout, done.stderr) == (f"{ast.get_docstring(tree(path_of(room)), False)}\n", "")
 
 
 def test_a_run_imports_no_more_than_it_must(tmp_path):
