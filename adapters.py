@@ -12,7 +12,7 @@ A folder in PEFT's form is `adapter_config.json` beside `adapter_model.safetenso
 is unknown here is refused: an adapter half understood gives wrong numbers without a word.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

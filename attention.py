@@ -16,7 +16,7 @@ head size, L layers, P prefix length, n prompt length, F keys and values in fron
 (the prefix, then the shared head).
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

@@ -21,7 +21,7 @@ never whole in memory. Both models need the same tokenizer; with another teacher
 solutions (`python augment.py make responses --teacher ...`) and train on them.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

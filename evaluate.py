@@ -152,8 +152,7 @@ def problems_asked(flags: Flags, own: Path | None) -> tuple[list[Problem], Count
 
 
 def check_verifier(flags: Flags, samples: int) -> None:
-    """Raise UserError for a --verifier that is no whole run or has one sample to choose among.
-    """
+    """Raise UserError for a --verifier that is no whole run or has one sample to choose among."""
     if flags.verifier and samples == 1:
         raise UsageError("--verifier chooses among several samples: give --samples, or --regrade "
                          "an evaluation that has several")

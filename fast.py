@@ -19,7 +19,7 @@ Sources: chunked cross-entropy with its gradient in the forward pass, after Wijm
 (arXiv 2411.09009); recomputation, Chen et al. 2016 (arXiv 1604.06174).
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

@@ -28,7 +28,7 @@ same bits. `rollouts.jsonl` keeps every one, with its reward and advantage.
 Differs from the papers: no reward for the form alone, and no model that is trained as a reward.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

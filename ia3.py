@@ -4,7 +4,7 @@ Source: Liu et al. 2022 (arXiv 2205.05638), section 3.3. To see it at work:
     python mathft.py --method ia3
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

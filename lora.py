@@ -21,7 +21,7 @@ times --lr. Differs from the paper of LoRA: all seven linear maps of a layer are
 attention's alone, and A is Kaiming-uniform(√5), as in the authors' code. There is no dropout.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

@@ -11,7 +11,7 @@
 Its files are those that evaluate.py lists. A training measures by the same functions.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

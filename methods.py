@@ -18,7 +18,7 @@ A method is a module that says which parameters train and how the result is stor
 To add a method, write such a module and add it to the table below. No other file names a method.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

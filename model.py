@@ -22,7 +22,7 @@ Sources: Qwen2.5 Technical Report (arXiv 2412.15115); rotary positions, Su et al
 (arXiv 2002.05202).
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

@@ -23,7 +23,7 @@ Differs from ZeRO (arXiv 1910.02054) and FSDP (arXiv 2304.11277): weights and mo
 divided, so that R devices train faster, but no larger models.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

@@ -23,7 +23,7 @@ default. The prefix is start + MLP(embedding), not the MLP alone, so that both i
 Sources: Li and Liang 2021 (arXiv 2101.00190); P-Tuning v2, Liu et al. 2021 (arXiv 2110.07602).
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

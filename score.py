@@ -13,7 +13,7 @@ If strict is far below flexible, the model does not keep to the form. If exact i
 flexible, much depends on the grader, and its verdicts deserve a look.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

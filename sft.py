@@ -6,7 +6,7 @@ The model's own weights are cast to the dtype of the activations when they multi
 (`model.Linear`). AdamW's two moments are fp32 too: 16 bytes a parameter with the gradient.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

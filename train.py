@@ -17,7 +17,7 @@ Sources: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101); cosine schedule wit
 Loshchilov & Hutter 2017 (arXiv 1608.03983).
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 

@@ -36,7 +36,7 @@
 Differs from the paper of Liu et al.: the verifier reads a plain document, not a chat.
 """
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 
