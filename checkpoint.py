@@ -34,9 +34,9 @@ from torch import Tensor
 from fast import accelerate
 from flags import did_you_mean, flag, parse_flags, run_command
 from model import Config, Qwen2
-from runtime import (UsageError, UserError, check_regular, check_small, dtype_name, locked,
-                     one_line, pick_dtype, read_json, whole_folder, write_json, write_tensors,
-                     write_text)
+from runtime import (ALONE, Alone, UsageError, UserError, check_regular, check_small, dtype_name,
+                     locked, one_line, pick_dtype, read_json, whole_folder, write_json,
+                     write_tensors, write_text)
 from tokenizer import Tokenizer
 
 EMBEDDED = ("tiny", "tiny-large")  # models that come with the project; tools/make_tiny.py made them
@@ -404,16 +404,18 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def as_saved(model: Qwen2, plain: bool = False) -> Qwen2:
+def as_saved(model: Qwen2, plain: bool = False, ranks: Alone = ALONE) -> Qwen2:
     """The model with its weights in the dtype of its products, as it will be saved.
 
-    Wider weights would be cast anew for every token that is generated.
+    Wider weights would be cast anew for every token that is generated. Weights that are divided
+    over processes are gathered, which all of them do together.
     """
-    if model.head_weight.dtype == model.compute_dtype:
+    if model.head_weight.dtype == model.compute_dtype and not ranks.divided:
         return model
     with torch.device("meta"):
         copy = Qwen2(model.config, model.compute_dtype)
-    weights = {name: w.detach().to(model.compute_dtype) for name, w in model.state_dict().items()}
+    weights = {name: ranks.whole(w.detach()).to(model.compute_dtype)
+               for name, w in model.named_parameters()}
     copy.load_state_dict(weights, strict=True, assign=True)
     return copy if plain else accelerate(copy)
 

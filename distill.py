@@ -218,7 +218,7 @@ def begin(model: Qwen2, tokenizer: Tokenizer, tuning, made: list[Example], args,
         asked = in_turn(step)
         prefix = tuning.prefix().detach() if tuning.prefix else None
         completions = generate(
-            as_saved(model, args.plain), [question.ids for question in asked],
+            as_saved(model, args.plain, ranks), [question.ids for question in asked],
             stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.size, temperature=1.0,
             max_new_tokens=args.max_new_tokens, seed=(args.seed << 40) + step, prefix=prefix,
             skip=ranks.left_to_others(len(asked), 1),

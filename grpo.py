@@ -204,7 +204,7 @@ class Rollouts:
     def _sample(self, first: int) -> list[dict]:
         """Sample and keep the records of a batch."""
         order = self._order(first)
-        model = as_saved(self.model, self.args.plain)
+        model = as_saved(self.model, self.args.plain, self.ranks)
         records, drawn, used = [], 0, 0
         for draw in range(self.flags.draws):
             chosen = order[drawn : drawn + self.args.batch_size - used]
@@ -217,7 +217,7 @@ class Rollouts:
         if self.flags.updates > 1:
             used_records = [record for record in records if record["advantage"] is not None]
             made = self._rollouts(used_records)
-            known = self._log_probs(made, self.prefix())
+            known = self._log_probs(model, made, self.prefix())
             for record, rollout in zip(used_records, made):
                 record["log_probs"] = known[id(rollout)]
         for record in records if self.ranks.first else ():
@@ -294,16 +294,16 @@ class Rollouts:
         if not self.flags.kl:
             return made
         with without_adapters(self.model):
-            known = self._log_probs(made, None)
+            known = self._log_probs(self.model, made, None)
         return [replace(rollout, reference=known[id(rollout)]) for rollout in made]
 
     @torch.no_grad()
-    def _log_probs(self, rollouts: list[Rollout],
+    def _log_probs(self, model: Qwen2, rollouts: list[Rollout],
                    prefix: Tensor | None) -> dict[int, tuple[float, ...]]:
-        """What the model says of the tokens of each rollout, by its identity."""
+        """What a model says of the tokens of each rollout, by its identity."""
         numbers, mine = {id(rollout): n for n, rollout in enumerate(rollouts)}, []
         for part in split_by_tokens(self.ranks.share(rollouts), self.args.micro_batch_tokens):
-            values = log_probs_of_targets(self.model, part, prefix)  # [N]
+            values = log_probs_of_targets(model, part, prefix)  # [N]
             lengths = [sum(rollout.is_target) for rollout in part]
             for rollout, own in zip(part, values.split(lengths)):
                 mine.append([numbers[id(rollout)], own.tolist()])

@@ -381,7 +381,7 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
 
     def held_out_loss() -> float:
         front = tuning.prefix() if tuning.prefix else None
-        return mean_loss(model, held_out, front, args.micro_batch_tokens)
+        return mean_loss(whole_model(job, model), held_out, front, args.micro_batch_tokens)
 
     at_work = job.objective.begin(model, job.tokenizer, tuning, job.examples, args, job.goals,
                                   job.folder, job.ranks)
@@ -397,6 +397,11 @@ def run_training(job: Job, model: Qwen2, tuning: Tuning) -> TrainTotals:
         print(f"stopped after step {totals.steps} of {steps}")
         raise Terminated if received and signal.SIGINT not in received else KeyboardInterrupt
     return totals
+
+
+def whole_model(job: Job, model: Qwen2) -> Qwen2:
+    """The model; if its weights are divided over the processes, a copy with all of them."""
+    return as_saved(model, job.args.plain, job.ranks) if job.ranks.divided else model
 
 
 def progress(job: Job, bar: tqdm) -> Callable[[int], None]:
@@ -623,7 +628,8 @@ def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
     expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
                         args.grad_checkpoint, job.program_mib, held,
                         new_tokens=prompts * args.max_new_tokens,
-                        beside=job.objective.beside(model, job.goals))
+                        beside=job.objective.beside(model, job.goals),
+                        parts=job.ranks.size if job.method.PEFT_TYPE is None else 1)
     print(f"memory     {expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)
@@ -680,7 +686,11 @@ def run(job: Job, model: Qwen2, tuning: Tuning) -> None:
     print_memory(job, model, tuning)
     if args.grad_checkpoint:
         fast.checkpoint_layers(model)
+    if job.method.PEFT_TYPE is None:
+        job.ranks.divide(model)
+        tuning.trainable = dict(model.named_parameters())
     totals = run_training(job, model, tuning)
+    model = whole_model(job, model)
     place = result_folder(job.folder, job.method)
     if job.ranks.first:
         shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted behind this point

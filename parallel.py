@@ -11,6 +11,9 @@
    of all, and takes the same step of AdamW.
 3. Rollouts and test problems are shared out in the same way, and what comes of them is gathered.
 4. Rank 0 alone writes files and prints.
+5. Full tuning: each rank holds a part of every weight, of its gradient and of its moments (torch's
+   `fully_shard`, FSDP2). A layer is gathered when it computes, and let go. Whoever samples,
+   measures or saves has the whole model gathered once.
 
 So R processes compute what one computes, except for the order in which numbers are summed. Nothing
 in a run's folder depends on R: a run may go on with more processes or with fewer.
@@ -19,8 +22,11 @@ If a rank ends, the others notice it at the next exchange. Rank 0 then keeps the
 whole step, and says in one line what has happened. Values are exchanged as JSON. (torch's own
 exchange of objects uses pickle.)
 
-Differs from ZeRO (arXiv 1910.02054) and FSDP (arXiv 2304.11277): weights and moments are not
-divided, so that R devices train faster, but no larger models.
+If weights are divided, the dead rank's part is lost, and the run goes on from the last checkpoint.
+
+Source: FSDP, Zhao et al. 2023 (arXiv 2304.11277), after ZeRO, Rajbhandari et al. 2020 (arXiv
+1910.02054). Differs: adapters are not divided, since what trains of them is small and their frozen
+weights take 2 bytes.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
@@ -37,6 +43,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from runtime import Alone, UsageError, UserError
 
@@ -93,7 +102,7 @@ class Ranks(Alone):
 
     def align(self, parameters: list[nn.Parameter]) -> None:
         with self._exchange():
-            for p in parameters:
+            for p in parameters if not self.divided else ():
                 dist.broadcast(p.data, 0)
 
     def add_gradients(self, parameters: list[nn.Parameter], total: Tensor,
@@ -101,6 +110,10 @@ class Ranks(Alone):
         counts = torch.tensor(count)  # added up by the CPUs: no device is waited for
         with self._exchange():
             dist.all_reduce(counts)
+        if self.divided:  # the backward passes have added up the gradients
+            with self._exchange():
+                dist.all_reduce(total)
+            return total, int(counts)
         if not counts:  # of no example at all: as one process leaves it
             for p in parameters:
                 p.grad = None
@@ -117,17 +130,49 @@ class Ranks(Alone):
                 torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(parts, tensors)])
         return total, int(counts)
 
+    # --- weights that are divided
+
+    def divide(self, model: nn.Module) -> None:
+        # Gathered in the dtype of the products; gradients are added up in fp32.
+        policy = MixedPrecisionPolicy(model.compute_dtype, torch.float32, cast_forward_inputs=False)
+        mesh = init_device_mesh(model.head_weight.device.type, (self.size,))
+        for module in (*model.model.layers, model):  # embedding, last norm and head are one group
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+            module.set_gradient_divide_factor(1.0)  # a sum: train.py divides by the targets
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+        self.divided = True
+
+    def whole(self, x: Tensor) -> Tensor:
+        return x.full_tensor() if isinstance(x, DTensor) else x
+
+    def part(self, x: Tensor, like: Tensor) -> Tensor:
+        if not isinstance(like, DTensor):
+            return x
+        # Every rank has read the same: nothing is sent.
+        return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+
+    def passes(self, own: int) -> int:
+        most = torch.tensor(own)
+        if self.divided:
+            with self._exchange():
+                dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
+
+    # --- errors
+
     @contextlib.contextmanager
     def _exchange(self) -> Iterator[None]:
         """Within the block, an error of torch means that another rank cannot be reached."""
         try:
             yield
         except RuntimeError as error:
-            raise Lost(self.failure() or f"another of the {self.size} processes has ended, or "
-                       "cannot be reached; what is done is kept: go on with --resume (evaluate.py: "
-                       "with the same --output-dir)") from error
+            raise self.lost() from error
 
-    # --- errors
+    def lost(self) -> Lost:
+        """What is said of a rank that does not answer."""
+        return Lost(self.failure() or f"another of the {self.size} processes has ended, or cannot "
+                    "be reached; what is done is kept: go on with --resume (evaluate.py: with the "
+                    "same --output-dir)")
 
     def failure(self) -> str | None:
         """What another rank has left about its end."""
@@ -166,7 +211,11 @@ def joined(explain: Callable[[BaseException], tuple[int, str | None]]) -> Iterat
     errors = None if ranks.first else _silence()
     try:
         yield ranks
-    except BaseException as error:
+    except BaseException as caught:
+        # A layer is gathered in the midst of a pass, where no other error of torch is expected.
+        broken = (ranks.divided and isinstance(caught, RuntimeError)
+                  and not isinstance(caught, torch.OutOfMemoryError))
+        error = ranks.lost() if broken else caught
         line = explain(error)[1]
         if not ranks.first and line is None:  # a fault of the program: its traceback is shown
             os.dup2(errors, sys.stderr.fileno())
@@ -174,7 +223,7 @@ def joined(explain: Callable[[BaseException], tuple[int, str | None]]) -> Iterat
             ranks.tell(line.removeprefix("error: "))
         elif isinstance(error, KeyboardInterrupt) and ranks.failure():
             raise UserError(ranks.failure()) from error
-        raise
+        raise error from (caught if broken else None)
     dist.destroy_process_group()
 
 

@@ -245,6 +245,27 @@ class Alone:
         """
         return total, count
 
+    # Weights that are divided: each process holds a part of every one. What follows is then done by
+    # all processes together.
+    divided = False
+
+    def divide(self, model: torch.nn.Module) -> None:
+        """Divide the weights of a model that trains as a whole over the processes."""
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Of a tensor that is divided all of it, in each process."""
+        return x
+
+    def part(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Of a whole tensor, what this process holds of it if it is divided as `like` is."""
+        return x
+
+    def passes(self, own: int) -> int:
+        """How many forward passes a step takes of which this process needs `own`: as many as the
+        others, if layers are gathered in each.
+        """
+        return own
+
 
 ALONE = Alone()
 

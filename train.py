@@ -121,15 +121,21 @@ def predict(model: Qwen2, examples: list[Example],
 
 def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], examples: list[Example],
                         micro_batch_tokens: int, prefix: Callable[[], Tensor] | None = None,
-                        loss: Loss = summed_loss, ranks: Alone = ALONE) -> Tensor:
+                        loss: Loss = summed_loss, ranks: Alone = ALONE,
+                        idle: list[Example] = ()) -> Tensor:
     """Give what trains the gradient of the mean loss a target; returns this loss [].
 
     The mean is over the examples of all processes; `examples` are those of this one. The loss
     stays on its device: who reads it waits until the device has computed all that is above.
+    idle: what this process computes in vain, if others have more micro-batches and gather layers.
     """
     total, count = torch.zeros((), dtype=torch.float64, device=model.head_weight.device), 0
-    for part in split_by_tokens(examples, micro_batch_tokens):
-        part_sum, part_count = loss(model, part, prefix() if prefix else None)
+    parts = list(split_by_tokens(examples, micro_batch_tokens))
+    for number in range(ranks.passes(len(parts))):
+        if number < len(parts):
+            part_sum, part_count = loss(model, parts[number], prefix() if prefix else None)
+        else:
+            part_sum, part_count = 0 * summed_loss(model, idle)[0], 0
         part_sum.backward()
         total, count = total + part_sum.detach(), count + part_count
         del part_sum  # and what it holds of the graph
@@ -259,18 +265,25 @@ def make_optimizer(trainable: dict[str, nn.Parameter], settings: TrainSettings,
 
 
 def save_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
-                    optimizer: torch.optim.AdamW, totals: TrainTotals) -> None:
+                    optimizer: torch.optim.AdamW, totals: TrainTotals,
+                    ranks: Alone = ALONE) -> None:
     """Write all that the rest of the run depends on; the order of the data follows from the step.
+
+    The first process writes. What is divided, the others help to gather, one tensor at a time.
     """
     tensors = {f"param.{name}": p for name, p in trainable.items()}
     for name, p in trainable.items():
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[p].items()}
-    save_state(folder, tensors, vars(totals))
+    for name, x in tensors.items() if ranks.divided else ():
+        x = ranks.whole(x.detach())
+        tensors[name] = x.cpu() if ranks.first else None
+    if ranks.first:
+        save_state(folder, tensors, vars(totals))
 
 
 def load_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
-                    optimizer: torch.optim.AdamW) -> TrainTotals:
-    """Put a saved state back in place.
+                    optimizer: torch.optim.AdamW, ranks: Alone = ALONE) -> TrainTotals:
+    """Put a saved state back in place, or this process's part of it.
 
     Raises UserError, before anything is changed, if it is damaged or belongs to other parameters.
     """
@@ -279,9 +292,11 @@ def load_checkpoint(folder: Path, trainable: dict[str, nn.Parameter],
     _check_state(folder, tensors, trainable)
     with torch.no_grad():
         for name, p in trainable.items():
-            p.copy_(tensors[f"param.{name}"])
             # Moments live where their parameter does; fused AdamW wants its counter there too.
-            optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(p.device) for key in MOMENTS}
+            values = {key: tensors[f"{key}.{name}"].to(p.device) for key in ("param", *MOMENTS)}
+            p.copy_(ranks.part(values.pop("param"), p))
+            optimizer.state[p] = {key: ranks.part(value, p) if value.ndim else value
+                                  for key, value in values.items()}
     return totals
 
 
@@ -366,7 +381,7 @@ class Estimate:
 
 def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: int, most: int,
              checkpointed: bool, program: float, held: float = 0.0,
-             new_tokens: int = 0, beside: Beside = Beside()) -> Estimate:
+             new_tokens: int = 0, beside: Beside = Beside(), parts: int = 1) -> Estimate:
     """The memory of training with at most `most` tokens at once. The layers keep what they need
     (`fast.checkpoint_layers` comes later, if `checkpointed`).
 
@@ -374,6 +389,7 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
     came with it included. (A mapped weight counts there only once it has been read.)
     new_tokens: how many the model may write behind each example, if these are prompts alone.
     beside: what the objective needs besides; its moment is over when the backward pass begins.
+    parts: processes that the weights are divided over, of which each gathers layers.
     """
     lengths = [len(example.ids) + new_tokens for example in examples]
     # Tokens of a step. How many completions of each prompt it has is not known here.
@@ -389,11 +405,24 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
     moment += min(rows, tokens) * config.vocab_size * size
     holes = HOLES if model.head_weight.device.type == "cpu" else 1.0
     standing = {id(p): p for p in (*model.parameters(), *tuning.trainable.values())}
-    weights = sum(p.numel() * p.element_size() for p in standing.values()) / MIB
+    whole = sum(p.numel() * p.element_size() for p in standing.values()) / MIB
+    weights = whole if parts == 1 else whole / parts + gathered(model) / MIB
+    trained = sum(p.numel() for p in tuning.trainable.values())
     return Estimate(
-        weights=weights, optimiser=sum(12 * p.numel() for p in tuning.trainable.values()) / MIB,
+        weights=weights, optimiser=12 * trained / parts / MIB,
         activations=holes * (kept + max(moment, beside.passing(tokens))) / MIB,
-        program=max(program, held - weights), tokens=tokens, teacher=beside.weights / MIB)
+        program=max(program, held - whole), tokens=tokens, teacher=beside.weights / MIB)
+
+
+def gathered(model: Qwen2) -> int:
+    """Bytes of the divided weights that a process has whole at a time, with their gradients: the
+    embedding, the head and two layers, in the dtype of the products.
+    """
+    layers = list(model.model.layers)
+    kept = [p for layer in layers[:2] for p in layer.parameters()]
+    others = {id(p) for layer in layers for p in layer.parameters()}
+    kept += [p for p in model.parameters() if id(p) not in others]
+    return 2 * model.compute_dtype.itemsize * sum(p.numel() for p in kept)
 
 
 def needed_disk(model: Qwen2, tuning: Tuning, whole: bool, keep: int,
@@ -458,18 +487,24 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
     those of the step before, and a checkpoint of them is there.
 
     Of several processes (`ranks`) each calls this with the same arguments; all stop after the same
-    step, and the first alone measures the held-out loss and writes.
+    step, and the first alone writes. It alone measures the held-out loss, unless weights are
+    divided.
     """
     device = model.head_weight.device
     optimizer = make_optimizer(trainable, settings, rate_factors)
-    totals = load_checkpoint(resume_from, trainable, optimizer) if resume_from else TrainTotals()
+    totals = (load_checkpoint(resume_from, trainable, optimizer, ranks) if resume_from
+              else TrainTotals())
     totals.interrupted, since_log, saved_at = False, TrainTotals(), perf_counter()
     ranks.align(list(trainable.values()))
 
-    def save(step: int) -> None:
+    def save(step: int, wanted: bool = True) -> None:
         path = folder / "checkpoints" / f"step-{step}"
-        if ranks.first and step and not path.exists():
-            save_checkpoint(path, trainable, optimizer, totals)
+        wanted = wanted and step > 0 and not path.exists()
+        if ranks.divided:  # each has its own clock
+            wanted = ranks.agree(lambda: wanted)
+        if wanted and (ranks.first or ranks.divided):
+            save_checkpoint(path, trainable, optimizer, totals, ranks)
+        if wanted and ranks.first:
             drop_old_checkpoints(folder, settings.keep, best_step(folder))
 
     while totals.steps < settings.steps and not totals.interrupted:
@@ -479,13 +514,15 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
             examples = batch_at(totals.steps)
             own = ranks.share(sorted(examples, key=lambda example: len(example.ids)))
             both = (accumulate_gradient(model, trainable, own, settings.micro_batch_tokens, prefix,
-                                        loss, ranks),
+                                        loss, ranks, idle=examples[:1]),
                     nn.utils.clip_grad_norm_(list(trainable.values()), settings.clip))
             # Here, and nowhere else in a step, the program waits for the device.
-            mean, grad_norm = torch.stack([x.double().to(device) for x in both]).tolist()
+            mean, grad_norm = torch.stack([ranks.whole(x).double().to(device)
+                                           for x in both]).tolist()
             check_finite(mean, grad_norm, totals.steps + 1, examples)
-        except UserError:  # nothing has been updated: the state is that of the step before
-            save(totals.steps)
+        except UserError as error:  # nothing has been updated: the state is that of the step before
+            if isinstance(error, NotFinite) or not ranks.divided:  # all know of it, or none is
+                save(totals.steps)  # needed to write it
             raise
         update(optimizer, rate)
 
@@ -494,7 +531,8 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
         since_log.add(examples, seconds)
         totals.interrupted = any(ranks.gather([stop()]))
         ended = totals.interrupted or totals.steps == settings.steps
-        measure = ranks.first and is_due(totals.steps, settings.eval_every)
+        measure = ((ranks.first or ranks.divided)
+                   and is_due(totals.steps, settings.eval_every))
         if is_due(totals.steps, settings.log_every) or totals.steps == settings.steps or measure:
             record = log_record(totals.steps, mean, rate, grad_norm, since_log, device)
             on_log(record | {"eval_loss": held_out_loss()} if measure else record)
@@ -502,9 +540,9 @@ def train(model: Qwen2, trainable: dict[str, nn.Parameter],
         on_step(totals.steps)
         late = 0 < settings.save_minutes * 60 <= perf_counter() - saved_at
         best = measure and best_step(folder) == totals.steps
-        if ended or late or best or is_due(totals.steps, settings.save_every):
-            save(totals.steps)
-            saved_at = perf_counter()
+        due = ended or late or best or is_due(totals.steps, settings.save_every)
+        save(totals.steps, due)
+        saved_at = perf_counter() if due else saved_at
     return totals
 
 
@@ -522,12 +560,16 @@ def best_step(folder: Path) -> int | None:
     return min(losses)[1] if losses else None
 
 
+class NotFinite(UserError):
+    """Loss or gradient is no finite number, for every process alike."""
+
+
 def check_finite(loss: float, grad_norm: float, step: int, examples: list[Example]) -> None:
-    """Raise UserError that names the step and its problems if one of the two is not finite."""
+    """Raise NotFinite that names the step and its problems if one of the two is not finite."""
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         names = ", ".join(example.name for example in examples)
         kept = f"; the state after step {step - 1} is kept" if step > 1 else ""
-        raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}{kept}; "
+        raise NotFinite(f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}{kept}; "
                         f"lower --lr, or look at the problems of this batch: {names}")
 
 

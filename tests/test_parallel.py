@@ -27,6 +27,7 @@ from runtime import ALONE, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 10
+WHOLE = next(name for name in METHODS if METHODS[name].PEFT_TYPE is None)  # trains every weight
 # Both processes do all the runs of a list, one after the other. An untrained model earns no reward:
 # an odd number of letters does here. A run that ends by Ctrl-C is followed by the next.
 SCRIPT = """
@@ -44,6 +45,7 @@ def at_step(step, settings):
 def work(runs):
     with flags.joined() as ranks:
         for kind, argv in runs:
+            ranks.divided = False  # a process that a user starts does one run
             try:
                 if kind == "run":
                     mathft.begin_run(argv, ranks)
@@ -118,19 +120,29 @@ def common(tiny_folder, tmp_path_factory) -> list[str]:
 
 
 def runs_of(common: list[str], root: Path, teacher: str = "") -> dict[str, list[str]]:
-    """Every method; rewards that serve two steps, with a reference; a student's own solutions."""
+    """Every method; rewards that serve two steps, with a reference; a student's own solutions.
+
+    The `divided` runs train the whole model, whose weights two processes divide. A micro-batch of
+    theirs is one example: of five, one process has three and the other two.
+    """
     runs = {name: ["--method", name] for name in METHODS}
     adapter = next(name for name in METHODS if METHODS[name].PEFT_TYPE)
+    divided = ["--method", WHOLE, "--micro-batch-tokens", "1"]
+    runs["divided"] = [*divided, "--eval-every", "4", "--grad-checkpoint"]
+    runs["divided rewards"] = [*divided, "--objective", "grpo", "--group", "3", "--updates", "2"]
+    runs["divided own solutions"] = [*divided, "--objective", "distill", "--on-policy",
+                                     "--teacher", teacher]
     runs["rewards"] = ["--objective", "grpo", "--method", adapter, "--group", "3", "--updates", "2",
                        "--kl", "0.1"]
     runs["own solutions"] = ["--objective", "distill", "--method", adapter, "--on-policy",
                              "--teacher", teacher]
-    measured = {"lora": "5"}  # one is enough
+    measured = {"lora": "5", "divided": "5"}
     return {name: [*words, *common, "--eval-limit", measured.get(name, "0"), "--output-dir",
                    str(root / name)] for name, words in runs.items()}
 
 
-ALL_RUNS = (*METHODS, "rewards", "own solutions")
+ALL_RUNS = (*METHODS, "rewards", "own solutions", "divided", "divided rewards",
+            "divided own solutions")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +200,42 @@ def test_two_processes_find_what_one_finds(name, both):
     assert totals[0]["target_tokens"] == totals[1]["target_tokens"] > 0
 
 
+def test_a_divided_model_is_saved_and_measured_whole(both):
+    """The model after training, and the held-out loss on the way."""
+    one, two = (folder / "divided" for folder in both)
+    assert_same_tensors(one / "model/model.safetensors", two / "model/model.safetensors")
+    held_out = [[line["eval_loss"] for line in lines(folder / "metrics.jsonl")
+                 if "eval_loss" in line] for folder in (one, two)]
+    assert len(held_out[0]) == 2 and held_out[1] == pytest.approx(held_out[0], rel=1e-6)
+
+
+def test_each_process_holds_its_part_of_divided_weights_and_moments(common):
+    """A half of every weight, by rows; gathered, they are the weights of the file again."""
+    code = """
+import json, sys, torch, flags
+from checkpoint import as_saved, load_model
+from train import TrainSettings, make_optimizer
+model = load_model(json.loads(sys.argv[2]), "cpu", torch.float32, torch.float32)
+whole = {name: p.detach().clone() for name, p in model.named_parameters()}
+with flags.joined() as ranks:
+    ranks.divide(model)
+    trainable = dict(model.named_parameters())
+    optimizer = make_optimizer(trainable, TrainSettings(1, 1.0))
+    assert trainable.keys() == whole.keys()
+    for name, p in trainable.items():
+        part = whole[name].chunk(2)[ranks.rank]
+        assert torch.equal(p.to_local(), part)
+        assert torch.equal(ranks.part(whole[name], p).to_local(), part)
+        assert torch.equal(ranks.whole(p), whole[name])
+        assert optimizer.state[p]["exp_avg"].to_local().shape == part.shape
+    copy = as_saved(model, ranks=ranks)
+    assert all(torch.equal(p, whole[name]) for name, p in copy.named_parameters())
+    assert ranks.passes(3 + ranks.rank) == 4
+"""
+    ended = end([*start(common[1], script=code)])
+    assert [done[0] for done in ended] == [0, 0], ended
+
+
 def numbers_apart(record: dict) -> dict:
     """A record without what differs by rounding."""
     return {key: value for key, value in record.items()
@@ -216,25 +264,27 @@ def test_an_evaluation_is_shared_out_and_gathered(place, both):
 # -------------------------------------------------------------------------- another number of them
 
 
-def test_a_run_goes_on_with_another_number_of_processes(common, both, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["lora", "divided"])
+def test_a_run_goes_on_with_another_number_of_processes(name, common, both, tmp_path, monkeypatch):
     """Two processes, Ctrl-C in the second; one process, Ctrl-C; two to the end."""
-    argv = runs_of(common, tmp_path)["lora"]
-    going_on = ["--resume", str(tmp_path / "lora")]
+    argv = runs_of(common, tmp_path)[name]
+    going_on = ["--resume", str(tmp_path / name)]
     struck = {"step": 2, "rank": "1", "signal": int(signal.SIGINT)}
     first, second = end(start([("run", argv)], struck))
     assert first[0] == 0 and "stopped after step 3 of 10" in first[1], first
-    assert (tmp_path / "lora/checkpoints/step-3").is_dir() and second[1:] == ("", "")
+    assert (tmp_path / name / "checkpoints/step-3").is_dir() and second[1:] == ("", "")
 
     plan = mathft.train.__globals__["learning_rate_at"]
     monkeypatch.setitem(mathft.train.__globals__, "learning_rate_at", lambda step, settings: (
         step == 5 and os.kill(os.getpid(), signal.SIGINT), plan(step, settings))[1])
     assert run_command(mathft.main, going_on) == 130
-    assert [p.name for p in (tmp_path / "lora/checkpoints").iterdir()] == ["step-6"]
+    left = {p.name for p in (tmp_path / name / "checkpoints").iterdir()}
+    assert left - {"step-4"} == {"step-6"}  # and that of the lowest held-out loss
 
     first, second = end(start([("run", going_on)]))
     assert first[0] == second[0] == 0, (first[2], second[2], second[0])
-    assert files(tmp_path / "lora") == files(both[0] / "lora")
-    assert_same_state(tmp_path / "lora", both[0] / "lora")
+    assert files(tmp_path / name) == files(both[0] / name)
+    assert_same_state(tmp_path / name, both[0] / name)
 
 
 # ---------------------------------------------------------------------------------------- one ends
@@ -250,6 +300,17 @@ def test_a_process_that_dies_ends_the_others_with_one_line(common, tmp_path):
     assert first[2].count("\n") == 1
     # The state of the last whole step is kept.
     assert [p.name for p in (tmp_path / "lora/checkpoints").iterdir()] == ["step-3"]
+
+
+def test_divided_weights_go_on_from_the_last_checkpoint(common, tmp_path):
+    """The part of the process that dies is lost."""
+    killed = {"step": 3, "rank": "1", "signal": int(signal.SIGKILL)}
+    argv = [*runs_of(common, tmp_path)["divided"], "--save-every", "2"]
+    first, second = end(start([("run", argv)], killed))
+    assert second[0] == -signal.SIGKILL and first[0] == 1
+    assert first[2].startswith("error: another of the 2 processes has ended, or cannot be reached")
+    assert first[2].count("\n") == 1
+    assert [p.name for p in (tmp_path / "divided/checkpoints").iterdir()] == ["step-2"]
 
 
 def test_the_error_of_another_process_is_told_by_the_first():
