@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,46 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model import MLP, Linear, Qwen2, RMSNorm, cast_linear
-from runtime import round_up, rows_in_cache
+from model import MLP, Attention, Linear, Qwen2, RMSNorm, cast_linear, rotate
+from runtime import UserError, round_up, rows_in_cache
 
 FEW_ROWS = range(16, 97)  # tokens decoded at a time: the product then waits for its weight
 LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
 LEAST_ROWS = 256  # of them, however large the vocabulary is
 TOKENS_AT_ONCE = 1 << 14  # rows of the head that get their gradient in one product
+
+
+# ------------------------------------------------------------------------- passes over memory
+
+
+class OnePass:
+    """A function that torch compiles into one pass over memory, if `--compile` asks for it.
+
+    Plain: the function, in which each operation is a pass, and on CUDA a launch. (RMSNorm is not
+    among them: on CUDA torch has it in one kernel.)
+    """
+
+    wanted = False  # of all of them
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    @functools.cached_property
+    def compiled(self) -> Callable:
+        return torch.compile(self.function, dynamic=True)  # for lengths of all kinds at once
+
+    def __call__(self, *args):
+        return (self.compiled if OnePass.wanted else self.function)(*args)
+
+
+def compile_passes(device: torch.device) -> None:
+    """`--compile`. Raises UserError if torch finds no compiler."""
+    try:
+        torch.compile(gated)(torch.ones(2, device=device), torch.ones(2, device=device))
+    except Exception as error:  # torch names no common class of what can go wrong
+        raise UserError(f"--compile: torch cannot compile here ({type(error).__name__}: it needs "
+                        "a C++ compiler, and Triton on CUDA); leave it out") from error
+    OnePass.wanted = True
 
 
 # -------------------------------------------------------------------------------------- linear maps
@@ -124,6 +157,14 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def gated_gradients(flow: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients to gate and up, from that to their gated product."""
+    return torch.ops.aten.silu_backward(flow * up, gate), F.silu(gate).mul_(flow)
+
+
+gated_once, gated_gradients_once = OnePass(gated), OnePass(gated_gradients)
+
+
 class GatedProducts(torch.autograd.Function):
     """p = silu(gate) · up, and p Wᵀ for each weight W. Plain: F.silu(gate) * up, then F.linear.
 
@@ -134,7 +175,7 @@ class GatedProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(gate, up, *weights)
-        product = gated(gate, up)
+        product = gated_once(gate, up)
         outputs = [product.new_empty(len(product), len(weight)) for weight in weights]
         return tuple(torch.mm(product, w.to(product.dtype).T, out=y)
                      for w, y in zip(weights, outputs))
@@ -149,12 +190,11 @@ class GatedProducts(torch.autograd.Function):
             flow = grad @ weight if flow is None else flow.addmm_(grad, weight)
         grad_weights: list[Tensor | None] = [None] * len(weights)
         if any(ctx.needs_input_grad[2:]):
-            product = gated(gate, up)
+            product = gated_once(gate, up)
             grad_weights = [grad.T @ product if needed else None
                             for grad, needed in zip(grads, ctx.needs_input_grad[2:])]
             del product
-        grad_gate = torch.ops.aten.silu_backward(flow * up, gate)
-        return grad_gate, F.silu(gate).mul_(flow), *grad_weights
+        return *gated_gradients_once(flow, gate, up), *grad_weights
 
 
 def mlp(self: MLP, x: Tensor) -> Tensor:
@@ -327,13 +367,21 @@ def _loss_then_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None)
     rows = rows_in_cache(logits)
     scales = [None] * len(logits) if weights is None else weights.split(rows)
     for part, wanted, scale in zip(logits.split(rows), targets[:, None].split(rows), scales):
-        log_probs = part.log_softmax(-1, dtype=torch.float32)
-        losses = -log_probs.gather(1, wanted)  # [rows, 1]
-        total += (losses if scale is None else losses * scale).sum()
-        one_hot = torch.ones_like(wanted, dtype=torch.float32)
-        gradient = log_probs.exp_().scatter_add_(1, wanted, -one_hot)
-        part.copy_(gradient if scale is None else gradient.mul_(scale))
+        total += rows_once(part, wanted, scale)
     return total
+
+
+def _rows_then_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """As `_loss_then_gradient`, of rows that fit into the cache; targets [n, 1]."""
+    log_probs = logits.log_softmax(-1, dtype=torch.float32)
+    losses = -log_probs.gather(1, targets)  # [n, 1]
+    one_hot = torch.ones_like(targets, dtype=torch.float32)
+    gradient = log_probs.exp_().scatter_add_(1, targets, -one_hot)
+    logits.copy_(gradient if weights is None else gradient.mul_(weights))
+    return (losses if weights is None else losses * weights).sum()
+
+
+rows_once = OnePass(_rows_then_gradient)
 
 
 def chunked_loss(self: Qwen2, hidden: Tensor, targets: Tensor,
@@ -403,6 +451,20 @@ class FastRMSNorm(RMSNorm):
     forward = rms_norm
 
 
+rotated = OnePass(rotate)
+
+
+def rotate_once(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Plain: model.rotate. Compiled in training alone: a recorded step compiles nothing."""
+    return rotated(x, table) if torch.is_grad_enabled() else rotate(x, table)
+
+
+class FastAttention(Attention):
+    """Attention whose rotation is one pass."""
+
+    rotate = staticmethod(rotate_once)
+
+
 class FastMLP(MLP):
     """SwiGLU by `GatedProducts`."""
 
@@ -424,7 +486,7 @@ class FastQwen2(Qwen2):
 
 
 # By exact class: a class of a reader's own stays as it is.
-REPLACED = {RMSNorm: FastRMSNorm, MLP: FastMLP, Qwen2: FastQwen2}
+REPLACED = {RMSNorm: FastRMSNorm, Attention: FastAttention, MLP: FastMLP, Qwen2: FastQwen2}
 
 
 def accelerate(model: Qwen2) -> Qwen2:

@@ -90,7 +90,7 @@ OWN_EPOCHS = 5.0  # of an embedded model on data that are no embedded set, inste
 # What may differ if a run goes on, and is then the run's own; and what is not stored.
 STORED_ON_RESUME = (*LENGTHS, "learning_rate", "model", "dataset", "columns", "eval_dataset",
                     "eval_columns", "keep", "save_every", "save_minutes", "log_every")
-FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "threads", "plain", "debug")
+FREE_ON_RESUME = (*STORED_ON_RESUME, "resume", "device", "threads", "plain", "compile", "debug")
 WRONG_SHOWN = 3
 FEW = 100  # test problems; an accuracy on fewer comes with a warning
 MOST_HELD_OUT = 200  # test problems of which --eval-every measures the loss
@@ -170,6 +170,8 @@ class Flags:
                                         "memory, a third slower")
     plain: bool = flag(False, "leave out the tricks of fast.py: the same results, slower and with "
                        "more memory")
+    compile: bool = flag(False, "let torch compile rotation, SwiGLU and loss into one pass each, "
+                         "for CUDA: the same results, some seconds at the beginning")
     show_example: bool = flag(False, "print one training example with its targets marked, and exit")
     debug: bool = flag(False, "show the traceback of an error")
 
@@ -726,6 +728,8 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
     if args.show_example:
         print(show(tokenizer, examples[0]))
         return
+    if args.compile:
+        fast.compile_passes(device)
     program = memory_in_use_mib(device)
     model, tuning = open_model(args, own, tokenizer, device, dtype)
     check_start(args, goals, model, tuning, tokenizer, examples, tests)

@@ -103,6 +103,8 @@ class Attention(nn.Module):
     """Grouped-query self-attention: H query heads share K key/value heads. `attend` says which keys
     a query sees."""
 
+    rotate = staticmethod(rotate)
+
     def __init__(self, config: Config, layer: int):
         super().__init__()
         width = config.num_attention_heads * config.head_dim
@@ -118,9 +120,9 @@ class Attention(nn.Module):
                 wanted: Tensor | slice = ALL) -> Tensor:
         tokens = x.shape[0]
         # [T, H·h] -> [T, H, h]
-        queries = rotate(self.q_proj(x).view(tokens, -1, self.head_dim), table)
+        queries = self.rotate(self.q_proj(x).view(tokens, -1, self.head_dim), table)
         # [T, K·h] -> [T, K, h]
-        keys = rotate(self.k_proj(x).view(tokens, -1, self.head_dim), table)
+        keys = self.rotate(self.k_proj(x).view(tokens, -1, self.head_dim), table)
         values = self.v_proj(x).view(tokens, -1, self.head_dim)  # [T, K·h] -> [T, K, h]
         mixed = attend(self.layer, queries, keys, values)  # [T, H, h]
         return self.o_proj(mixed.reshape(tokens, -1)[wanted])  # [T, H, h] -> [N, H·h] -> [N, D]

@@ -47,7 +47,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, as 
 
 SAMPLE = 512  # tokens of a forward pass, made to see what it keeps
 WIDE = 4  # tensors [T, I] that the backward pass of SwiGLU holds at a time
-HOLES = 1.1  # on a CPU: what activations take of the heap, for each MiB of them (measured)
+HOLES = 1.2  # on a CPU: what activations take of the heap, for each MiB of them (measured)
 MIB = 2**20
 
 # loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets,
@@ -396,10 +396,11 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
     whole = most if new_tokens else round(batch_size * sum(lengths) / len(lengths))
     tokens = max(*lengths, min(most, whole)) if lengths[1:] else max(lengths[0], min(most, whole))
     config, size = model.config, model.compute_dtype.itemsize
-    kept = tokens * kept_bytes(model, tuning, examples)
+    of_token, once = kept_bytes(model, tuning, examples)
     if checkpointed:
         layers = config.num_hidden_layers
-        kept = kept / layers + layers * tokens * config.hidden_size * size
+        of_token = of_token / layers + layers * config.hidden_size * size
+    kept = tokens * of_token + once
     rows = max(LEAST_ROWS, LOGITS_AT_ONCE // config.vocab_size)
     moment = WIDE * tokens * config.intermediate_size * size
     moment += min(rows, tokens) * config.vocab_size * size
@@ -443,27 +444,33 @@ def needed_disk(model: Qwen2, tuning: Tuning, whole: bool, keep: int,
             ((keep + best) * checkpoint + result) / MIB)
 
 
-def kept_bytes(model: Qwen2, tuning: Tuning, examples: list[Example]) -> float:
-    """Bytes a token that a forward pass keeps for the backward pass, besides what stands anyway."""
+def kept_bytes(model: Qwen2, tuning: Tuning, examples: list[Example]) -> tuple[float, int]:
+    """Bytes that a forward pass keeps for the backward pass, besides what stands anyway: for each
+    token, and once (a gradient of the head, which the loss makes if the head trains).
+    """
     sample: list[Example] = []
     for example in examples:
         if sample and sum(len(e.ids) for e in sample) + len(example.ids) > SAMPLE:
             break
         sample.append(Example(example.ids, [True] * len(example.ids)))
-    kept: dict[int, int] = {}  # by address: of several views of a tensor, its memory counts once
+    # By address: of several views of a tensor, its memory counts once.
+    kept: dict[int, int] = {}
+    once: dict[int, int] = {}
 
     def note(x: torch.Tensor) -> torch.Tensor:
         memory = x.untyped_storage()
-        kept[memory.data_ptr()] = memory.nbytes()
+        found = once if x.shape == model.head_weight.shape else kept
+        found[memory.data_ptr()] = memory.nbytes()
         return x
 
     prefix = tuning.prefix() if tuning.prefix else None
     with saved_tensors_hooks(note, lambda x: x):
         total, _ = summed_loss(model, sample, prefix)
     for p in (*model.parameters(), *tuning.trainable.values()):
-        kept.pop(p.untyped_storage().data_ptr(), None)
+        for found in (kept, once):
+            found.pop(p.untyped_storage().data_ptr(), None)
     del total
-    return sum(kept.values()) / sum(len(e.ids) for e in sample)
+    return sum(kept.values()) / sum(len(e.ids) for e in sample), sum(once.values())
 
 
 # --------------------------------------------------------------------------------------------- loop

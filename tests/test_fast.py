@@ -2,6 +2,8 @@
 """
 
 import copy
+import dataclasses
+import functools
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from fast import (FEW_ROWS, REPLACED, ChunkedCrossEntropy, GatedProducts, Normal
 from lora import add_lora
 from methods import METHODS
 from model import MLP, Linear, cast_linear
+from runtime import UserError
 from train import (TrainSettings, accumulate_gradient, log_probs_of_targets, make_optimizer,
                    summed_loss, update)
 
@@ -198,7 +201,51 @@ def test_accelerating_changes_no_parameter_and_twice_is_once():
     assert list(model.state_dict()) == names
     assert summed_loss(copy.deepcopy(model), EIGHT)[0].item() == pytest.approx(
         before.item(), rel=1e-6)
-    assert {kind.__name__ for kind in REPLACED} == {"RMSNorm", "MLP", "Qwen2"}
+    assert {kind.__name__ for kind in REPLACED} == {
+        "RMSNorm", "Attention", "MLP", "Qwen2"}
+
+
+@pytest.fixture
+def compiled_passes(monkeypatch):
+    """`--compile`, taken back at the end."""
+    monkeypatch.setattr(fast.OnePass, "wanted", False)
+    torch.compiler.reset()
+    return fast.compile_passes
+
+
+@pytest.mark.parametrize("backend, device", [
+    ("aot_eager", "cpu"),  # what torch records and how it is differentiated, without a compiler
+    pytest.param("inductor", "cpu", marks=pytest.mark.slow),
+    pytest.param("inductor", "cuda", marks=pytest.mark.gpu)])
+def test_compiled_passes_have_the_same_gradients(backend, device, compiled_passes, monkeypatch):
+    """Whatever the number of tokens; weighted targets too."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    for once in (fast.gated_once, fast.gated_gradients_once, fast.rotated, fast.rows_once):
+        vars(once).pop("compiled", None)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            compiled_passes(torch.device(device))
+        model, tuning = tuned("sft", True, False, True, device)
+        for count in (8, 3):
+            examples = [dataclasses.replace(example, weights=(0.5,) * sum(example.is_target))
+                        if count == 3 else example for example in some_examples(count)]
+            total, _ = summed_loss(model, examples)
+            total.backward()
+            found.append({"loss": total.detach(), **gradients(tuning.trainable)})
+    assert vars(fast.rows_once).keys() >= {"compiled"}
+    for plain, once in zip(found[:2], found[2:]):
+        assert_close(plain, once, 1e-5)
+
+
+def test_without_a_compiler_one_line_says_so(compiled_passes, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no g++")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fail)
+    with pytest.raises(UserError, match="--compile: torch cannot compile here .RuntimeError"):
+        compiled_passes(torch.device("cpu"))
+    assert not fast.OnePass.wanted
 
 
 # ------------------------------------------------------------------------------- a reader's changes

@@ -8,6 +8,7 @@ import torch
 from adapters import Tuning
 from conftest import small_model, some_examples
 from data import Example
+from fast import accelerate
 from lora import add_lora
 from model import Qwen2
 from runtime import write_tensors
@@ -83,11 +84,34 @@ def test_prompts_grow_by_what_the_model_writes():
 
 def test_what_is_kept_is_known_for_a_plain_layer_of_each_kind():
     """Twice the layers keep twice as much, apart from the embedding's end and the loss."""
-    kept = [kept_bytes(model, full(model), some_examples(8))
+    kept = [kept_bytes(model, full(model), some_examples(8))[0]
             for model in (small_model(num_hidden_layers=n) for n in (2, 4, 6))]
     assert kept[1] - kept[0] == pytest.approx(kept[2] - kept[1], rel=0.01) and kept[0] > 0
     # At least the two inputs of the norms, gate, up and their product, the three of attention.
     assert kept[1] - kept[0] > 2 * 4 * (2 * 32 + 3 * 48 + 3 * 32)
+
+
+def test_what_the_loss_keeps_of_the_head_counts_once_and_not_for_each_token():
+    """A gradient of the head, if it trains; an adapter has none."""
+    model = accelerate(small_model())
+    for count in (2, 8):
+        _, once = kept_bytes(model, full(model), some_examples(count))
+        assert once == 4 * model.head_weight.numel()
+    model.requires_grad_(False)
+    front = torch.zeros(2, 2, 3, 2, 8, requires_grad=True)
+    adapter = Tuning({"front": front}, prefix=lambda: front)
+    assert kept_bytes(model, adapter, some_examples(8))[1] == 0
+
+
+def test_divided_weights_are_told_for_one_of_the_processes():
+    model = small_model(num_hidden_layers=6)
+    one, two = (estimate(model, full(model), some_examples(8), 8, 1000, False, 0.0, parts=parts)
+                for parts in (1, 2))
+    assert two.optimiser == one.optimiser / 2 and two.activations == one.activations
+    rest = sum(p.numel() for name, p in model.named_parameters() if ".layers." not in name)
+    layers = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    whole = 2 * 4 * (rest + layers / 3)  # embedding, head and two of six layers; with gradients
+    assert two.weights == pytest.approx(one.weights / 2 + whole / 2**20)
 
 
 def test_the_estimate_leaves_no_gradient_and_no_weight_changed():

@@ -97,6 +97,7 @@ class Flags:
     grad_checkpoint: bool = flag(
         False, "in training compute each layer twice instead of keeping it, on both sides")
     plain: bool = flag(False, "leave out the tricks of fast.py on our side")
+    compile: bool = flag(False, "compile passes over memory on our side, in training")
     seed: int = flag(0, "seed of weights, of sampling, and of an embedded set's problems", least=0)
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "auto, bf16 or fp32")
@@ -138,6 +139,8 @@ def training_step(task: Task, device: torch.device,
     """A function that does one turn of train.train's loop; it returns the mean loss before it."""
     keep_freed_memory()
     folder = Path(task.model)
+    if task.flags.compile:
+        fast.compile_passes(device)
     model = load_for(task.case, folder, device, dtype, task.flags.plain)
     tuning = fresh_tuning(task.case, model, Tokenizer(folder), task.flags.seed)
     if task.flags.grad_checkpoint:

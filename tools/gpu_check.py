@@ -54,7 +54,9 @@ FULL = {
     "grpo": "--steps 3 --eval-limit 0",
     "profile": {
         "0.5B": "--shape 0.5B --case lora --steps 4 --batch-size 212 --micro-batch-tokens 32768",
-        "1.5B": "--shape 1.5B --case lora --steps 3 --batch-size 212 --micro-batch-tokens 32768"},
+        "1.5B": "--shape 1.5B --case lora --steps 3 --batch-size 212 --micro-batch-tokens 32768",
+        "0.5B compiled": "--shape 0.5B --case lora --steps 4 --batch-size 212 "
+                         "--micro-batch-tokens 32768 --compile"},
     "bench": {
         "0.5B": "--shape 0.5B --case lora,decode --steps 3 --batch-size 32",
         "1.5B": "--shape 1.5B --case lora --steps 3 --batch-size 32"},
