@@ -20,16 +20,16 @@ if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime import round_up, to_device
+from runtime import mapped_zeros, round_up, to_device
 
 SHORT = 512  # most tokens of a document for which two plain products are the fastest attention
-SLOTS = 64  # tokens by which the cache grows and shrinks
+SLOTS = 64  # tokens by which the cache grows and shrinks; more of them for longer rows
+LONG = 1024  # tokens of a row
 SCORES = 1 << 17  # most scores of a head in a rectangle: they stay within a processor's cache
 PADDING = 4096  # cells of a rectangle that may be empty on CUDA, besides as many as its tokens
 
@@ -217,19 +217,24 @@ class KVCache:
     def fit(self, slots: int) -> None:
         """Make room for `slots` tokens a row, and few more: a step reads all slots that there are.
 
-        On a CPU each change copies the whole cache. On CUDA a step reads a power of two of them, so
-        that there are few shapes to record.
+        On a CPU each change copies the whole cache, into memory of its own if rows are long. (In
+        the heap, each size leaves a hole that is too small for the next one.) On CUDA a step reads
+        a power of two of them, so that there are few shapes to record.
         """
         if self.layers[0].is_cuda:
             self.slots = min(max(SLOTS, 1 << (slots - 1).bit_length()), self.max_slots)
             return
-        if self.slots - 2 * SLOTS < slots <= self.slots:
+        step = SLOTS * max(1, slots // LONG)
+        if self.slots - 2 * step < slots <= self.slots:
             return
-        more = min(math.ceil(slots / SLOTS) * SLOTS, self.max_slots) - self.slots
-        self.slots += more
+        kept, self.slots = self.slots, min(round_up(slots, step), self.max_slots)
+        kept = min(kept, self.slots)
+        make_zeros = mapped_zeros if self.slots > LONG else torch.zeros
         for index, layer in enumerate(self.layers):
-            # Padded with zeros, or cut: 0 · NaN is NaN, and so the mask does not hide a NaN.
-            self.layers[index] = F.pad(layer, (0, 0, 0, more))  # [2, rows, K, S, h]
+            # Zeros behind what is kept: 0 · NaN is NaN, and so the mask does not hide a NaN.
+            shape = (*layer.shape[:3], self.slots, layer.shape[4])  # [2, rows, K, S, h]
+            self.layers[index] = make_zeros(shape, dtype=layer.dtype)
+            self.layers[index][..., :kept, :] = layer[..., :kept, :]
 
     def put(self, row: int, past: list[Tensor]) -> None:
         """Write the first tokens of a row: `past` holds [2, K, P + n, h] per layer."""

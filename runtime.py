@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import math
+import mmap
 import os
 import platform
 import shutil
@@ -128,6 +129,14 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):  # as above
         pass
+
+
+def mapped_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros in memory of their own, which goes back to the kernel as soon as the tensor goes."""
+    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    count = math.prod(shape)
+    memory = mmap.mmap(-1, count * dtype.itemsize, **private)
+    return torch.frombuffer(memory, dtype=dtype, count=count).view(shape)
 
 
 def use_threads(count: int | None) -> None:

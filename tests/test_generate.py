@@ -405,9 +405,23 @@ def test_the_cache_never_takes_more_than_was_told(model, monkeypatch):
 
 def test_a_cache_that_grows_and_shrinks_keeps_its_tokens(model, monkeypatch):
     expected = run(model, PROMPTS)
-    for slots in (1, 3, 16):
+    for slots, long in ((1, 1024), (3, 1024), (16, 1024), (2, 8)):
         monkeypatch.setattr("attention.SLOTS", slots)
+        monkeypatch.setattr("attention.LONG", long)
         assert run(model, PROMPTS) == run(model, PROMPTS, rows=2) == expected
+
+
+def test_a_cache_of_long_rows_changes_its_size_seldom():
+    """And a step reads few slots in vain."""
+    cache = KVCache(make_model().config, 1, 10_000, torch.float32, torch.device("cpu"))
+    sizes = []
+    for tokens in range(1, 8000, 7):
+        cache.fit(tokens)
+        assert tokens <= cache.slots <= tokens + max(64, tokens // 16)
+        sizes.append(cache.slots)
+    assert len(set(sizes)) < 60
+    cache.fit(100)
+    assert cache.slots == 128
 
 
 # ------------------------------------------------------------------------------------- a calculator

@@ -464,3 +464,17 @@ def test_an_old_python_is_told_in_one_line(monkeypatch):
         exec(compile((ROOT / "runtime.py").read_text(), "runtime.py", "exec"), {"__name__": "x"})
     assert str(stop.value) == ("error: Python 3.11 or newer is needed, and this is 3.10; "
                                "see README.md")
+
+
+def test_memory_of_its_own_goes_back_as_soon_as_its_tensor_goes():
+    def held() -> float:
+        return runtime.memory_in_use_mib(torch.device("cpu"))
+
+    zeros = runtime.mapped_zeros((3, 5), torch.bfloat16)
+    assert zeros.shape == (3, 5) and zeros.dtype == torch.bfloat16 and not zeros.any()
+    before = held()
+    wide = runtime.mapped_zeros((64, 1 << 18), torch.float32)
+    wide += 1
+    assert held() - before > 60
+    del wide
+    assert abs(held() - before) < 4
