@@ -632,6 +632,7 @@ def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
                         new_tokens=prompts * args.max_new_tokens,
                         beside=job.objective.beside(model, job.goals),
                         parts=job.ranks.size if job.method.PEFT_TYPE is None else 1)
+    give_back_freed_memory()  # of the pass that has told it
     print(f"memory     {expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)

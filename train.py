@@ -45,9 +45,10 @@ from runtime import ALONE, Alone, UserError, peak_memory_mib, read_log
 BETAS = (0.9, 0.95)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, as torch names it
 
-SAMPLE = 512  # tokens of a forward pass, made to see what it keeps
+SAMPLE = 256  # tokens of a forward pass, made to see what it keeps
 WIDE = 4  # tensors [T, I] that the backward pass of SwiGLU holds at a time
 HOLES = 1.2  # on a CPU: what activations take of the heap, for each MiB of them (measured)
+ROOM = 1.25  # how much longer than the mean a step may be
 MIB = 2**20
 
 # loss(model, examples of a micro-batch, prefix [L, 2, P, K, h] or None) -> (sum over targets,
@@ -351,7 +352,7 @@ class Estimate:
 
     weights: float
     optimiser: float  # gradients and moments
-    activations: float
+    activations: float  # or gradients, if they come in their place
     program: float
     tokens: int  # at once
     teacher: float = 0.0  # weights of another model
@@ -393,26 +394,38 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
     """
     lengths = [len(example.ids) + new_tokens for example in examples]
     # Tokens of a step. How many completions of each prompt it has is not known here.
-    whole = most if new_tokens else round(batch_size * sum(lengths) / len(lengths))
-    tokens = max(*lengths, min(most, whole)) if lengths[1:] else max(lengths[0], min(most, whole))
+    whole_step = 2 * most if new_tokens else round(batch_size * sum(lengths) / len(lengths))
+    tokens = max(*lengths, min(most, whole_step)) if lengths[1:] else max(
+        lengths[0], min(most, whole_step))
+    kept, moment = computed_bytes(model, tuning, examples, tokens, checkpointed)
+    on_cpu, size = model.head_weight.device.type == "cpu", model.compute_dtype.itemsize
+    activations = (HOLES if on_cpu else 1.0) * (kept + max(moment, beside.passing(tokens)))
+    standing = {id(p): p for p in (*model.parameters(), *tuning.trainable.values())}
+    whole = sum(p.numel() * p.element_size() for p in standing.values()) / MIB
+    weights = whole if parts == 1 else whole / parts + gathered(model) / MIB
+    trained = sum(p.numel() for p in tuning.trainable.values()) / parts
+    optimiser = 12 * trained
+    if ROOM * whole_step <= most:  # gradients come as the activations of the only micro-batch go
+        activations, optimiser = max(activations, 4 * trained), 8 * trained
+    if on_cpu and size == 2:  # oneDNN brings the head into blocks, in memory that it keeps
+        program += size * model.head_weight.numel() / MIB
+    return Estimate(weights=weights, optimiser=optimiser / MIB, activations=activations / MIB,
+                    program=max(program, held - whole), tokens=tokens,
+                    teacher=beside.weights / MIB)
+
+
+def computed_bytes(model: Qwen2, tuning: Tuning, examples: list[Example], tokens: int,
+                   checkpointed: bool) -> tuple[float, float]:
+    """Bytes of so many tokens at once: kept for the backward pass, and held for a moment in it."""
     config, size = model.config, model.compute_dtype.itemsize
     of_token, once = kept_bytes(model, tuning, examples)
     if checkpointed:
         layers = config.num_hidden_layers
         of_token = of_token / layers + layers * config.hidden_size * size
-    kept = tokens * of_token + once
     rows = max(LEAST_ROWS, LOGITS_AT_ONCE // config.vocab_size)
     moment = WIDE * tokens * config.intermediate_size * size
     moment += min(rows, tokens) * config.vocab_size * size
-    holes = HOLES if model.head_weight.device.type == "cpu" else 1.0
-    standing = {id(p): p for p in (*model.parameters(), *tuning.trainable.values())}
-    whole = sum(p.numel() * p.element_size() for p in standing.values()) / MIB
-    weights = whole if parts == 1 else whole / parts + gathered(model) / MIB
-    trained = sum(p.numel() for p in tuning.trainable.values())
-    return Estimate(
-        weights=weights, optimiser=12 * trained / parts / MIB,
-        activations=holes * (kept + max(moment, beside.passing(tokens))) / MIB,
-        program=max(program, held - whole), tokens=tokens, teacher=beside.weights / MIB)
+    return tokens * of_token + once, moment
 
 
 def gathered(model: Qwen2) -> int:

@@ -23,20 +23,38 @@ def full(model: Qwen2) -> Tuning:
 def test_weights_and_moments_are_counted_exactly():
     model = small_model()
     numbers = sum(p.numel() for p in model.parameters())
-    found = estimate(model, full(model), some_examples(8), 4, 100, False, 7.0)
+    found = estimate(model, full(model), some_examples(8), 4, 20, False, 7.0)
     assert found.weights == 4 * numbers / 2**20
     assert found.optimiser == 12 * numbers / 2**20  # a gradient and two moments, in fp32
     assert found.total == found.weights + found.optimiser + found.activations + 7
 
     held = found.weights + 20  # by the process: more than the program and the weights
-    assert estimate(model, full(model), some_examples(8), 4, 100, False, 7.0, held).program == 20
-    assert estimate(model, full(model), some_examples(8), 4, 100, False, 7.0, 1.0).program == 7
+    assert estimate(model, full(model), some_examples(8), 4, 20, False, 7.0, held).program == 20
+    assert estimate(model, full(model), some_examples(8), 4, 20, False, 7.0, 1.0).program == 7
 
     tuning = Tuning(add_lora(model, rank=4, alpha=8.0))  # its numbers stand beside the weights
     trained = sum(p.numel() for p in tuning.trainable.values())
-    found = estimate(model, tuning, some_examples(8), 4, 100, False, 7.0)
+    found = estimate(model, tuning, some_examples(8), 4, 20, False, 7.0)
     assert found.weights == pytest.approx(4 * (numbers + trained) / 2**20)
     assert found.optimiser == 12 * trained / 2**20
+
+
+def test_gradients_of_a_single_micro_batch_stand_in_the_place_of_its_activations():
+    """They come as the activations go; of several micro-batches, they stand beside the next one."""
+    model = small_model()
+    numbers = sum(p.numel() for p in model.parameters())
+    several, single = (estimate(model, full(model), some_examples(8), 4, most, False, 0.0)
+                       for most in (20, 1000))
+    assert several.optimiser - single.optimiser == pytest.approx(4 * numbers / 2**20)
+    few = [Example([1, 2], [True, True])]
+    assert estimate(model, full(model), few, 1, 1000, False, 0.0).activations >= (
+        4 * numbers / 2**20)
+
+
+def test_bf16_products_on_a_cpu_bring_the_head_into_blocks():
+    model = small_model(torch.bfloat16)
+    found = estimate(model, full(model), some_examples(8), 4, 100, False, 7.0)
+    assert found.program == 7 + 2 * model.head_weight.numel() / 2**20
 
 
 def test_another_model_and_its_passes_are_counted():
