@@ -145,7 +145,7 @@ def test_the_loss_beside_a_loop_over_tokens(tmp_path):
             p += 0.1 * torch.randn(p.shape, generator=generator)
     at_work = worker(model, tmp_path, Tuning(trainable), kl=0.1, clip_low=0.1, clip_high=0.4)
     with grpo.without_adapters(model):
-        known = at_work._log_probs(rollouts(), None)
+        known = at_work._log_probs(at_work.model, rollouts(), None)
     assert sum(sum(known.values(), ())) == pytest.approx(sum(map(sum, base)), rel=1e-4)
     made = [grpo.replace(r, reference=tuple(b)) for r, b in zip(rollouts(old=True), base)]
     total, wanted, clipped = 0.0, 0.0, 0
@@ -306,7 +306,7 @@ def test_tokens_that_are_put_in_get_no_gradient(tmp_path):
     (made,) = at_work._rollouts([record])
     own = [True, False, False, True, True, False, True, True]
     assert made.is_target == [False] * 3 + own
-    assert len(at_work._log_probs([made], None)[id(made)]) == sum(own)
+    assert len(at_work._log_probs(model, [made], None)[id(made)]) == sum(own)
     # By hand: the log-probability of each sampled token behind all that stands before it.
     ids = torch.tensor([1, 2, 3, *new])
     attention = PackedAttention([len(ids)])
