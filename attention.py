@@ -20,7 +20,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
     print(__doc__)
     raise SystemExit
 
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

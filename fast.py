@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model import MLP, Attention, Linear, Qwen2, RMSNorm, cast_linear, rotate
-from runtime import UserError, round_up, rows_in_cache
+from runtime import UsageError, UserError, round_up, rows_in_cache
 
 FEW_ROWS = range(16, 97)  # tokens decoded at a time: the product then waits for its weight
 LOGITS_AT_ONCE = 1 << 25  # elements of logits in one product: 64 MiB in bf16
@@ -65,8 +65,10 @@ class OnePass:
         return (self.compiled if OnePass.wanted else self.function)(*args)
 
 
-def compile_passes(device: torch.device) -> None:
-    """`--compile`. Raises UserError if torch finds no compiler."""
+def compile_passes(device: torch.device, plain: bool) -> None:
+    """`--compile`. Raises UsageError beside `--plain`, UserError if torch finds no compiler."""
+    if plain:
+        raise UsageError("--plain leaves out what --compile compiles; give one of them")
     try:
         torch.compile(gated)(torch.ones(2, device=device), torch.ones(2, device=device))
     except Exception as error:  # torch names no common class of what can go wrong

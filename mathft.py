@@ -730,7 +730,7 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
         print(show(tokenizer, examples[0]))
         return
     if args.compile:
-        fast.compile_passes(device)
+        fast.compile_passes(device, args.plain)
     program = memory_in_use_mib(device)
     model, tuning = open_model(args, own, tokenizer, device, dtype)
     check_start(args, goals, model, tuning, tokenizer, examples, tests)

@@ -47,10 +47,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from runtime import Alone, UsageError, UserError
+from runtime import Alone, UsageError, UserError, one_line
 
 PATIENCE = timedelta(hours=2)  # longest wait for another rank, as for its part of an evaluation
 BUCKET = 1 << 25  # numbers that are copied together to be added up at once: 128 MiB
+REASON = 200  # characters of an error of torch that are shown
 FAILURE = "mathft failure"  # where a rank leaves its error for rank 0
 
 
@@ -168,11 +169,12 @@ class Ranks(Alone):
         except RuntimeError as error:
             raise self.lost() from error
 
-    def lost(self) -> Lost:
-        """What is said of a rank that does not answer."""
+    def lost(self, reason: str = "") -> Lost:
+        """What is said of a rank that does not answer; `reason`: what torch says."""
+        reason = one_line(f" ({reason[:REASON]})") if reason else ""
         return Lost(self.failure() or f"another of the {self.size} processes has ended, or cannot "
-                    "be reached; what is done is kept: go on with --resume (evaluate.py: with the "
-                    "same --output-dir)")
+                    f"be reached{reason}; what is done is kept: go on with --resume (evaluate.py: "
+                    "with the same --output-dir)")
 
     def failure(self) -> str | None:
         """What another rank has left about its end."""
@@ -215,7 +217,7 @@ def joined(explain: Callable[[BaseException], tuple[int, str | None]]) -> Iterat
         # A layer is gathered in the midst of a pass, where no other error of torch is expected.
         broken = (ranks.divided and isinstance(caught, RuntimeError)
                   and not isinstance(caught, torch.OutOfMemoryError))
-        error = ranks.lost() if broken else caught
+        error = ranks.lost(str(caught)) if broken else caught
         line = explain(error)[1]
         if not ranks.first and line is None:  # a fault of the program: its traceback is shown
             os.dup2(errors, sys.stderr.fileno())
@@ -223,7 +225,9 @@ def joined(explain: Callable[[BaseException], tuple[int, str | None]]) -> Iterat
             ranks.tell(line.removeprefix("error: "))
         elif isinstance(error, KeyboardInterrupt) and ranks.failure():
             raise UserError(ranks.failure()) from error
-        raise error from (caught if broken else None)
+        if broken:
+            raise error from caught
+        raise
     dist.destroy_process_group()
 
 

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
     raise SystemExit
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -123,7 +123,7 @@ def predict(model: Qwen2, examples: list[Example],
 def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], examples: list[Example],
                         micro_batch_tokens: int, prefix: Callable[[], Tensor] | None = None,
                         loss: Loss = summed_loss, ranks: Alone = ALONE,
-                        idle: list[Example] = ()) -> Tensor:
+                        idle: Sequence[Example] = ()) -> Tensor:
     """Give what trains the gradient of the mean loss a target; returns this loss [].
 
     The mean is over the examples of all processes; `examples` are those of this one. The loss
@@ -136,7 +136,7 @@ def accumulate_gradient(model: Qwen2, trainable: dict[str, nn.Parameter], exampl
         if number < len(parts):
             part_sum, part_count = loss(model, parts[number], prefix() if prefix else None)
         else:
-            part_sum, part_count = 0 * summed_loss(model, idle)[0], 0
+            part_sum, part_count = 0 * summed_loss(model, list(idle))[0], 0
         part_sum.backward()
         total, count = total + part_sum.detach(), count + part_count
         del part_sum  # and what it holds of the graph
@@ -432,11 +432,10 @@ def gathered(model: Qwen2) -> int:
     """Bytes of the divided weights that a process has whole at a time, with their gradients: the
     embedding, the head and two layers, in the dtype of the products.
     """
-    layers = list(model.model.layers)
-    kept = [p for layer in layers[:2] for p in layer.parameters()]
-    others = {id(p) for layer in layers for p in layer.parameters()}
-    kept += [p for p in model.parameters() if id(p) not in others]
-    return 2 * model.compute_dtype.itemsize * sum(p.numel() for p in kept)
+    layers = model.model.layers
+    in_layers = sum(p.numel() for p in layers.parameters())
+    others = sum(p.numel() for p in model.parameters()) - in_layers
+    return 2 * model.compute_dtype.itemsize * (others + 2 * in_layers // len(layers))
 
 
 def needed_disk(model: Qwen2, tuning: Tuning, whole: bool, keep: int,

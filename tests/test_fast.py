@@ -18,7 +18,7 @@ from fast import (FEW_ROWS, REPLACED, ChunkedCrossEntropy, GatedProducts, Normal
 from lora import add_lora
 from methods import METHODS
 from model import MLP, Linear, cast_linear
-from runtime import UserError
+from runtime import UsageError, UserError
 from train import (TrainSettings, accumulate_gradient, log_probs_of_targets, make_optimizer,
                    summed_loss, update)
 
@@ -225,7 +225,7 @@ def test_compiled_passes_have_the_same_gradients(backend, device, compiled_passe
     found = []
     for compiled in (False, True):
         if compiled:
-            compiled_passes(torch.device(device))
+            compiled_passes(torch.device(device), False)
         model, tuning = tuned("sft", True, False, True, device)
         for count in (8, 3):
             examples = [dataclasses.replace(example, weights=(0.5,) * sum(example.is_target))
@@ -244,8 +244,13 @@ def test_without_a_compiler_one_line_says_so(compiled_passes, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda function: fail)
     with pytest.raises(UserError, match="--compile: torch cannot compile here .RuntimeError"):
-        compiled_passes(torch.device("cpu"))
+        compiled_passes(torch.device("cpu"), False)
     assert not fast.OnePass.wanted
+
+
+def test_what_is_left_out_cannot_be_compiled():
+    with pytest.raises(UsageError, match="--plain leaves out what --compile compiles; give one"):
+        fast.compile_passes(torch.device("cpu"), True)
 
 
 # ------------------------------------------------------------------------------- a reader's changes

@@ -140,7 +140,7 @@ def training_step(task: Task, device: torch.device,
     keep_freed_memory()
     folder = Path(task.model)
     if task.flags.compile:
-        fast.compile_passes(device)
+        fast.compile_passes(device, task.flags.plain)
     model = load_for(task.case, folder, device, dtype, task.flags.plain)
     tuning = fresh_tuning(task.case, model, Tokenizer(folder), task.flags.seed)
     if task.flags.grad_checkpoint:
