@@ -46,8 +46,8 @@ from fast import RecordedSteps, log_probs_of
 from flags import flag, parse_flags, run_command
 from methods import Run, load_adapter, load_run, read_settings
 from model import Qwen2
-from runtime import (UsageError, UserError, keep_freed_memory, pick_device, pick_dtype, printable,
-                     round_up, rows_in_cache, use_threads)
+from runtime import (UsageError, UserError, pick_device, pick_dtype, printable, round_up,
+                     rows_in_cache, use_little_memory, use_threads)
 from tokenizer import Tokenizer
 
 CACHE_BYTES = 1 << 30  # most memory of keys and values, unless the number of rows is given
@@ -496,7 +496,7 @@ def load_asked(flags: SamplingFlags) -> Run:
     """The run, adapter or model that the flags name, with its system prompt or that of --system."""
     check_named(flags)
     check_samples(flags)
-    keep_freed_memory()
+    use_little_memory()
     use_threads(flags.threads)
     device = pick_device(flags.device)
     dtype = pick_dtype(flags.dtype, device)

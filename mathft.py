@@ -14,6 +14,7 @@ after, the result.
 """
 
 import dataclasses
+import math
 import shutil
 import signal
 import sys
@@ -44,9 +45,10 @@ from methods import (METHODS, base_name, base_of, check_args, continued, find_me
                      start_folder, start_tuning)
 from model import Qwen2
 from runtime import (ALONE, VERSION, Alone, UsageError, UserError, append_metrics, describe_machine,
-                     dtype_name, free_memory_mib, give_back_freed_memory, keep_freed_memory, locked,
-                     machine_line, memory_in_use_mib, one_line, peak_memory_mib, pick_device,
-                     pick_dtype, read_json, remove_leftovers, trim_metrics, use_threads, write_json)
+                     dtype_name, free_memory_mib, give_back_freed_memory, locked, machine_line,
+                     memory_in_use_mib, one_line, peak_memory_mib, pick_device, pick_dtype,
+                     read_json, remove_leftovers, trim_metrics, use_little_memory, use_threads,
+                     write_json)
 from score import Report, before_and_after, gain_line, report_lines, wrong_lines
 from tokenizer import Tokenizer
 from train import (Objective, TrainSettings, TrainTotals, best_step, cpt, estimate, in_order,
@@ -627,13 +629,15 @@ def print_memory(job: Job, model: Qwen2, tuning: Tuning) -> None:
     if free is not None:  # what this process holds, training takes again
         free += held
     prompts = not any(job.examples[0].is_target)  # the model writes the rest
-    expected = estimate(model, tuning, job.examples, args.batch_size, args.micro_batch_tokens,
-                        args.grad_checkpoint, job.program_mib, held,
+    ranks = job.ranks.size
+    expected = estimate(model, tuning, job.examples, math.ceil(args.batch_size / ranks),
+                        args.micro_batch_tokens, args.grad_checkpoint, job.program_mib, held,
                         new_tokens=prompts * args.max_new_tokens,
                         beside=job.objective.beside(model, job.goals),
-                        parts=job.ranks.size if job.method.PEFT_TYPE is None else 1)
+                        parts=ranks if job.method.PEFT_TYPE is None else 1)
     give_back_freed_memory()  # of the pass that has told it
-    print(f"memory     {expected.line(free)}", flush=True)
+    each = f"in each of {ranks} processes, " if ranks > 1 else ""
+    print(f"memory     {each}{expected.line(free)}", flush=True)
     if mend := expected.mend(free, args.grad_checkpoint):
         print(f"note       {mend}", flush=True)
 
@@ -713,7 +717,7 @@ def begin_run(argv: list[str], ranks: Alone) -> None:
     """Read the flags and the data, make the run's folder, and run."""
     with ranks.in_turn():
         args, own, goals = read_flags(argv)
-        keep_freed_memory()
+        use_little_memory()
         use_threads(args.threads)
         device = pick_device(args.device)
         dtype = pick_dtype(args.dtype, device)

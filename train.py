@@ -47,7 +47,9 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, as 
 
 SAMPLE = 256  # tokens of a forward pass, made to see what it keeps
 WIDE = 4  # tensors [T, I] that the backward pass of SwiGLU holds at a time
-HOLES = 1.2  # on a CPU: what activations take of the heap, for each MiB of them (measured)
+# On a CPU: what activations take of the heap, for each MiB of them (measured). True: if layers are
+# computed again, or gathered, for then most of what comes and goes leaves holes.
+HOLES = {False: 1.2, True: 2.5}
 ROOM = 1.25  # how much longer than the mean a step may be
 MIB = 2**20
 
@@ -398,8 +400,8 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
     tokens = max(*lengths, min(most, whole_step)) if lengths[1:] else max(
         lengths[0], min(most, whole_step))
     kept, moment = computed_bytes(model, tuning, examples, tokens, checkpointed)
-    on_cpu, size = model.head_weight.device.type == "cpu", model.compute_dtype.itemsize
-    activations = (HOLES if on_cpu else 1.0) * (kept + max(moment, beside.passing(tokens)))
+    holes = HOLES[checkpointed or parts > 1] if model.head_weight.device.type == "cpu" else 1.0
+    activations = holes * (kept + max(moment, beside.passing(tokens)))
     standing = {id(p): p for p in (*model.parameters(), *tuning.trainable.values())}
     whole = sum(p.numel() * p.element_size() for p in standing.values()) / MIB
     weights = whole if parts == 1 else whole / parts + gathered(model) / MIB
@@ -407,8 +409,6 @@ def estimate(model: Qwen2, tuning: Tuning, examples: list[Example], batch_size: 
     optimiser = 12 * trained
     if ROOM * whole_step <= most:  # gradients come as the activations of the only micro-batch go
         activations, optimiser = max(activations, 4 * trained), 8 * trained
-    if on_cpu and size == 2:  # oneDNN brings the head into blocks, in memory that it keeps
-        program += size * model.head_weight.numel() / MIB
     return Estimate(weights=weights, optimiser=optimiser / MIB, activations=activations / MIB,
                     program=max(program, held - whole), tokens=tokens,
                     teacher=beside.weights / MIB)
@@ -465,15 +465,15 @@ def kept_bytes(model: Qwen2, tuning: Tuning, examples: list[Example]) -> tuple[f
         if sample and sum(len(e.ids) for e in sample) + len(example.ids) > SAMPLE:
             break
         sample.append(Example(example.ids, [True] * len(example.ids)))
-    # By address: of several views of a tensor, its memory counts once.
-    kept: dict[int, int] = {}
-    once: dict[int, int] = {}
+    # By address: of several views of a tensor, its memory counts once. It is held here, so that no
+    # address serves twice, and not in the graph: a tensor in there would hold the graph in turn.
+    kept: dict[int, torch.UntypedStorage] = {}
+    once: dict[int, torch.UntypedStorage] = {}
 
-    def note(x: torch.Tensor) -> torch.Tensor:
+    def note(x: torch.Tensor) -> None:
         memory = x.untyped_storage()
         found = once if x.shape == model.head_weight.shape else kept
-        found[memory.data_ptr()] = memory.nbytes()
-        return x
+        found[memory.data_ptr()] = memory
 
     prefix = tuning.prefix() if tuning.prefix else None
     with saved_tensors_hooks(note, lambda x: x):
@@ -482,7 +482,8 @@ def kept_bytes(model: Qwen2, tuning: Tuning, examples: list[Example]) -> tuple[f
         for found in (kept, once):
             found.pop(p.untyped_storage().data_ptr(), None)
     del total
-    return sum(kept.values()) / sum(len(e.ids) for e in sample), sum(once.values())
+    of_all, of_once = (sum(memory.nbytes() for memory in found.values()) for found in (kept, once))
+    return of_all / sum(len(e.ids) for e in sample), of_once
 
 
 # --------------------------------------------------------------------------------------------- loop

@@ -126,11 +126,39 @@ def test_peak_memory_is_not_the_parents():
     del ballast
 
 
-def test_keeping_freed_memory_is_harmless_anywhere(monkeypatch):
-    runtime.keep_freed_memory()
+PLANNING = '''
+import torch, runtime
+runtime.use_little_memory()
+cpu, weight, rows = torch.device("cpu"), torch.ones(192, 192).bfloat16(), torch.ones(5120, 192)
+for count in range(16, 5121, 16):
+    rows[:count].bfloat16() @ weight
+    before = runtime.memory_in_use_mib(cpu) if count == 1024 else before if count > 1024 else 0
+print(runtime.memory_in_use_mib(cpu) - before)
+'''
+
+
+@pytest.mark.skipif(not runtime.multiplies_bf16_fast(CPU), reason="no plans of products in bf16")
+def test_few_plans_of_products_are_remembered():
+    """Each takes half a MiB; here 256 more of them are made."""
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+
+    def growth(**own):  # in MiB
+        child = subprocess.run([sys.executable, "-c", PLANNING], cwd=ROOT, capture_output=True,
+                               text=True, check=True, env=clean | own)
+        return float(child.stdout)
+
+    assert growth() < 70
+    assert growth(**dict.fromkeys(names, "1024")) > 100  # what a user has set holds
+
+
+def test_use_of_little_memory_is_harmless_anywhere(monkeypatch):
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "1024")  # for this test alone
+    runtime.use_little_memory()
     monkeypatch.setattr(runtime.ctypes, "CDLL",
                         lambda name: object())  # a C library without mallopt
-    runtime.keep_freed_memory()
+    runtime.use_little_memory()
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -410,7 +438,7 @@ def test_no_library_without_a_name(monkeypatch):
         raise TypeError("argument of type 'NoneType' is not iterable")  # as Windows says
 
     monkeypatch.setattr(runtime.ctypes, "CDLL", refuse)
-    runtime.keep_freed_memory()
+    runtime.use_little_memory()
 
 
 def test_a_file_that_is_open_to_read_is_not_synced(tmp_path, monkeypatch):

@@ -45,8 +45,8 @@ from generate import KVCache, generate
 from mathft import DEFAULTS
 from methods import METHODS, find_method
 from model import Config, Linear, Qwen2
-from runtime import (UsageError, UserError, clock, describe_machine, keep_freed_memory,
-                     peak_memory_mib, pick_device, pick_dtype, read_json, write_json)
+from runtime import (UsageError, UserError, clock, describe_machine, peak_memory_mib,
+                     pick_device, pick_dtype, read_json, use_little_memory, write_json)
 from tokenizer import Tokenizer
 from train import TrainSettings, accumulate_gradient, make_optimizer, update
 
@@ -137,7 +137,7 @@ def load_for(case: str, folder: Path, device: torch.device, dtype: torch.dtype,
 def training_step(task: Task, device: torch.device,
                   dtype: torch.dtype) -> Callable[[list[Example]], float]:
     """A function that does one turn of train.train's loop; it returns the mean loss before it."""
-    keep_freed_memory()
+    use_little_memory()
     folder = Path(task.model)
     if task.flags.compile:
         fast.compile_passes(device, task.flags.plain)
@@ -166,7 +166,7 @@ def generator(task: Task, device: torch.device, dtype: torch.dtype) -> Callable:
     `decoded` tokens came after `start`, the clock at the first decoding step: all of them, since
     the first new token comes from a decoding step too, in which the prompt's last token is read.
     """
-    keep_freed_memory()
+    use_little_memory()
     model = load_model(Path(task.model), device, dtype, dtype, task.flags.plain)
     vocab_size = Tokenizer(Path(task.model)).size
     began: list[float] = []

@@ -34,9 +34,9 @@ from checkpoint import checkpoints, save_model, step_of
 from data import Example, Problem, parse_record
 from flags import check_stored, flag, parse_flags, pick, run_command
 from model import Config, Qwen2
-from runtime import (UsageError, append_metrics, describe_machine, keep_freed_memory, locked,
-                     new_directory, pick_device, pick_dtype, read_json, remove_leftovers,
-                     trim_metrics, whole_folder, write_json, write_text)
+from runtime import (UsageError, append_metrics, describe_machine, locked, new_directory,
+                     pick_device, pick_dtype, read_json, remove_leftovers, trim_metrics,
+                     use_little_memory, whole_folder, write_json, write_text)
 from tokenizer import Tokenizer
 from train import TrainSettings, mean_loss, train
 
@@ -250,7 +250,7 @@ def new_model(vocab_size: int, hidden_size: int, layers: int, seed: int,
 def main(argv: list[str]) -> None:
     """Make the tokenizer, train the model, measure it, save it."""
     args = read_args(argv)
-    keep_freed_memory()
+    use_little_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
