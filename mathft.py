@@ -697,6 +697,7 @@ def run(job: Job, model: Qwen2, tuning: Tuning) -> None:
         job.ranks.divide(model)
         tuning.trainable = dict(model.named_parameters())
     totals = run_training(job, model, tuning)
+    give_back_freed_memory()  # of training: it would stand beside what follows
     model = whole_model(job, model)
     place = result_folder(job.folder, job.method)
     if job.ranks.first:

@@ -32,7 +32,7 @@ import torch
 VERSION = "0.1.0"
 LARGEST_JSON = 2**26  # bytes of a file of settings; the index of the largest model is far below
 LONGEST_RECORD = 2**24  # bytes of a line of a log
-PLANS = 64  # of products, to remember
+PLANS = 128  # of products, to remember
 WIDE_AT_ONCE = 1 << 19  # numbers in fp32, 2 MiB: a processor's cache keeps them between two passes
 
 
@@ -115,9 +115,9 @@ def keep_few_plans() -> None:
     """Ask torch and oneDNN to remember so few plans of products in bf16 on a CPU.
 
     Each shape of a product is planned, which takes 0.3 to 2 ms, and a plan takes half a MiB in the
-    midst of the heap. Of the 1,024 that are remembered otherwise, the layers of a model use some
-    forty, for they have equal shapes; the next micro-batch has others. Both read their setting when
-    they plan for the first time.
+    midst of the heap. Of the 1,024 that are remembered otherwise, a layer and its backward pass use
+    less than a hundred; the other layers have the same shapes, and the next micro-batch has others.
+    Both read their setting when they plan for the first time.
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(PLANS))
